@@ -1,0 +1,125 @@
+"""How much retained score the search-based learners win on matrices of uniform numbers.
+
+NVIDIA's benchmark for channel permutations: a 128 × 64 matrix of uniform numbers,
+2:4. Efficacy is the gain in retained score over the original order, as a share of the
+gain of keeping the top half of each row, which no order can exceed::
+
+    python benchmarks/cp_efficacy.py
+    python benchmarks/cp_efficacy.py --seeds 3 --seconds 2
+    python benchmarks/cp_efficacy.py --real     # one 4096 × 11008 matrix: minutes
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from permllm.core.patterns import Pattern, retained_score
+from permllm.core.search import search
+from permllm.core.swaps import swap_search
+
+PATTERN = Pattern(2, 4)
+Method = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def efficacy(scores: Tensor, perm: Tensor) -> float:
+    """The gain of an order in percent of what the top half of each row gains."""
+    none = retained_score(scores, PATTERN)
+    top = scores.topk(scores.shape[1] // 2, 1).values.sum(dtype=torch.float64)
+    return 100 * ((retained_score(scores, PATTERN, perm) - none) / (top - none)).item()
+
+
+def methods(seconds: tuple[float, ...]) -> dict[str, Method]:
+    """What is compared, by its column's heading."""
+    found = {
+        "cp, heuristic": method(search, refine=False),
+        "cp": method(search),
+        "greedy": method(swap_search),
+        "greedy, 100 escapes": method(swap_search, escapes=100),
+    }
+    for limit in seconds:
+        found[f"cp, {limit:g} s"] = method(search, time_limit=limit)
+        found[f"greedy, {limit:g} s"] = method(swap_search, time_limit=limit)
+    return found
+
+
+def method(find: Callable[..., Tensor], **options: Any) -> Method:
+    """A search with its options fixed."""
+    return lambda scores, generator: find(scores, PATTERN, generator=generator, **options)
+
+
+def timed(find: Method, scores: Tensor) -> tuple[float, float]:
+    """Efficacy in percent, and seconds."""
+    began = time.perf_counter()
+    perm = find(scores, torch.Generator().manual_seed(0))
+    seconds = time.perf_counter() - began
+    return efficacy(scores, perm), seconds
+
+
+def uniform(rows: int, columns: int, seed: int) -> Tensor:
+    """``[rows, columns]`` uniform between 0 and 1."""
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def compare(seeds: int, rows: int, columns: int, seconds: tuple[float, ...]) -> Table:
+    """One row per seed, and the mean."""
+    compared = methods(seconds)
+    table = Table("seed", *compared, title=f"efficacy % (seconds), {rows} × {columns}, {PATTERN}")
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in compared}
+    for seed in range(seeds):
+        scores = uniform(rows, columns, seed)
+        for name, find in compared.items():
+            results[name].append(timed(find, scores))
+        table.add_row(str(seed), *(cell(results[name][-1:]) for name in compared))
+    table.add_section()
+    table.add_row("mean", *(cell(results[name]) for name in compared))
+    return table
+
+
+def cell(results: list[tuple[float, float]]) -> str:
+    """The means of efficacy and seconds."""
+    gains, seconds = (sum(values) / len(results) for values in zip(*results, strict=True))
+    return f"{gains:.1f} ({seconds:.2f})"
+
+
+def real_size() -> Table:
+    """One matrix of the size of a 7-billion-parameter model's down projection."""
+    scores = uniform(4096, 11008, seed=0)
+    table = Table("method", "efficacy % (seconds)", title="4096 × 11008, 2:4")
+    for name, find in list(methods(()).items())[:2]:
+        table.add_row(name, cell([timed(find, scores)]))
+    return table
+
+
+@click.command()
+@click.option("--seeds", default=10, show_default=True, help="how many matrices, seeds from 0")
+@click.option("--rows", default=128, show_default=True)
+@click.option("--columns", default=64, show_default=True)
+@click.option(
+    "--seconds",
+    multiple=True,
+    type=float,
+    default=(2.0, 10.0),
+    show_default=True,
+    help="time limit to try; may be given again",
+)
+@click.option("--threads", default=1, show_default=True, help="CPU threads of torch")
+@click.option("--real", is_flag=True, help="time one 4096 × 11008 matrix instead")
+def main(
+    seeds: int, rows: int, columns: int, seconds: tuple[float, ...], threads: int, real: bool
+) -> None:
+    """Print efficacy and seconds of cp and greedy on uniform matrices."""
+    torch.set_num_threads(threads)
+    table = real_size() if real else compare(seeds, rows, columns, seconds)
+    Console(width=None if Console().is_terminal else 160).print(table)
+
+
+if __name__ == "__main__":
+    main()

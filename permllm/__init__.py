@@ -1,0 +1,44 @@
+"""Prune language models to N:M sparsity with learned channel permutations.
+
+>>> import permllm
+>>> results = permllm.run("pipelines/quickstart.yaml")        # doctest: +SKIP
+>>> print(results["lcp"].figures["perplexity/python-docs"])   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from permllm.errors import PermllmError, RunFailed, UserError
+from permllm.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from permllm.api import Pruned, prune, run
+    from permllm.components import option
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PermllmError",
+    "Pruned",
+    "RunFailed",
+    "UserError",
+    "__version__",
+    "hookimpl",
+    "option",
+    "prune",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that ``permllm --help`` does not wait for torch.
+    if name in {"run", "prune", "Pruned"}:
+        from permllm import api
+
+        return getattr(api, name)
+    if name == "option":
+        from permllm.components import option
+
+        return option
+    raise AttributeError(f"module 'permllm' has no attribute '{name}'")

@@ -1,0 +1,116 @@
+"""The Python interface: a whole pipeline file, or its stages on a model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from permllm.components import Observer
+from permllm.models.checks import check_tokenizer, check_weights
+from permllm.models.decoder import Decoder
+from permllm.pipeline.reading import read_mapping, read_pipeline
+from permllm.pipeline.schema import Pipeline
+from permllm.registry import Registry
+from permllm.results import LayerReport, Results
+from permllm.runner.calibration import read_sequences
+from permllm.runner.chain import Chain
+from permllm.runner.devices import pick_device
+from permllm.runner.plan import Run
+from permllm.runner.run import make_plan, run_plan
+
+
+@attrs.frozen(eq=False)
+class Pruned:
+    """What :func:`prune` did to a model.
+
+    Attributes:
+        model: the model that was given, now with pruned weights, each linear's input
+            channels in their original order.
+        permutations: by permutation group, ``LongTensor[C_in]``; for every linear of
+            the group ``weight[:, perm]`` is N:M.
+        layers: the figures of each pruned linear.
+        seconds: wall time.
+    """
+
+    model: Any
+    permutations: dict[str, Tensor]
+    layers: tuple[LayerReport, ...]
+    seconds: float
+
+
+def run(
+    path: str | Path,
+    settings: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+) -> Results:
+    """Run a pipeline file, as ``permllm run`` does.
+
+    Args:
+        path: the pipeline file.
+        settings: ``"key=value"`` with dotted keys, overriding the file.
+        out: the run's folder; a new one under ``runs/`` where it is None.
+        resume: go on after the last finished window in ``out``.
+        observers: further observers, such as
+            :class:`permllm.observers.console.Console`.
+
+    Returns:
+        every run's figures; ``results["lcp"].figures``.
+
+    Raises:
+        UserError: the file, the model or the data is wrong.
+        RunFailed: a component or the model broke.
+    """
+    registry = Registry.load()
+    folder = None if out is None else Path(out)
+    plan = make_plan(Path(path), registry, settings, folder, resume=resume)
+    return run_plan(plan, registry, observers, resume=resume)
+
+
+def prune(
+    model: Any, tokenizer: Any, pipeline: Pipeline | Mapping[str, Any] | str | Path
+) -> Pruned:
+    """Prune a model that is in memory, in place.
+
+    Of the pipeline, ``pattern``, ``layers``, ``calibration``, ``device`` and ``seed``
+    count; nothing is written to disk.
+
+    Args:
+        model: a causal language model of transformers, on the CPU.
+        tokenizer: its tokenizer.
+        pipeline: a :class:`Pipeline`, a mapping such as ``{"pattern": "2:4"}``, or
+            the path of a pipeline file. A ``matrix`` is not allowed.
+
+    Raises:
+        UserError: the pipeline does not fit, or the calibration text is too short.
+        RunFailed: a component or the model broke.
+    """
+    registry = Registry.load()
+    if isinstance(pipeline, str | Path):
+        pipeline = read_pipeline(Path(pipeline), registry)
+    elif not isinstance(pipeline, Pipeline):
+        # A pipeline needs a model; this one is in memory already.
+        in_memory = {"model": {"source": "directory", "path": "."}, "track": {}}
+        pipeline = read_mapping(in_memory | dict(pipeline), registry)
+    check_tokenizer(tokenizer, model)
+    wanted = pipeline.layers.permutation.sequences(pipeline.calibration.sequences)
+    sequences = read_sequences(pipeline.calibration, tokenizer, wanted)
+    model.eval()
+    decoder = Decoder.trace(model, sequences.tokens[:1])
+    check_weights(decoder)
+    job = Run(pipeline.layers.permutation.name, pipeline, {}, Path())
+    chain = Chain(
+        decoder, pipeline, sequences, pick_device(pipeline.device), job, registry.manager.hook
+    )
+    window = chain.prune()
+    with torch.no_grad():
+        for name, weight in window.weights.items():
+            decoder.weight(name).copy_(weight)
+    return Pruned(model, window.perms, window.reports, window.seconds)

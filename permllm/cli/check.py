@@ -1,0 +1,33 @@
+"""``permllm check``: what is wrong with a pipeline file, and what it will cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from permllm.cli.errors import debug_option
+from permllm.cli.registry import load_registry, no_plugin_option
+
+
+@click.command("check")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As for `permllm run`.")
+@click.option("--out", type=click.Path(path_type=Path), help="As for `permllm run`.")
+@no_plugin_option
+@debug_option
+def command(
+    file: Path, settings: tuple[str, ...], out: Path | None, no_plugin: tuple[str, ...]
+) -> None:
+    """Find what is wrong with FILE, and estimate time, memory and disk.
+
+    Everything is looked at that can be known without loading weights or starting a run.
+    """
+    from permllm.runner.check import check_plan
+    from permllm.runner.run import make_plan
+
+    registry = load_registry(no_plugin)
+    plan = make_plan(file, registry, settings, out)
+    for line in check_plan(plan).lines():
+        click.echo(line)
+    click.echo(f"{file} is fine")

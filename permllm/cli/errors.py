@@ -1,0 +1,110 @@
+"""What the command line says, and with which code it ends, when something goes wrong.
+
+====  ==========================================================
+code  meaning
+====  ==========================================================
+0     done
+1     the run failed, although its input was accepted
+2     the user's input is wrong
+130   interrupted; what was finished is kept and can be resumed
+====  ==========================================================
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from permllm.errors import PermllmError, RunFailed, UserError
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+class StoppedError(PermllmError):
+    """A run ended early and can be resumed.
+
+    Attributes:
+        resume: the command that goes on where it ended.
+    """
+
+    def __init__(self, resume: str) -> None:
+        super().__init__(resume)
+        self.resume = resume
+
+
+def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_root().obj["debug"] = True
+
+
+def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--debug`` for a command: errors come with their traceback."""
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_set_debug,
+        help="Show the traceback of an error.",
+    )(command)
+
+
+def call(group: click.Group, arguments: list[str] | None) -> int:
+    """Run the command line and say what went wrong, if something did.
+
+    Returns:
+        the exit code.
+    """
+    state = {"debug": False}
+    try:
+        # Click returns a command's exit code (of --help, say) only as the result.
+        result = group.main(arguments, prog_name="permllm", obj=state, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away: `permllm show … | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (Exception, KeyboardInterrupt) as error:
+        if state["debug"]:
+            traceback.print_exception(error)
+        return report(error, debug=state["debug"])
+    return result if isinstance(result, int) else 0
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Say on standard error what went wrong, in a line or two.
+
+    Returns:
+        the exit code that belongs to the error.
+    """
+    resume = error.resume if isinstance(error, StoppedError) else None
+    cause = (error.__cause__ or error) if isinstance(error, StoppedError) else error
+    if isinstance(cause, KeyboardInterrupt | click.Abort):
+        _say("interrupted", f"state kept; go on with: {resume}" if resume else None)
+        return INTERRUPTED
+    if isinstance(cause, UserError):
+        where = f"{cause.where}: " if cause.where else ""
+        _say(f"error: {where}{cause.message}", cause.hint and f"hint: {cause.hint}")
+        return WRONG_INPUT
+    kept = f"state kept; go on with: {resume}" if resume else None
+    if isinstance(cause, RunFailed):
+        _say(f"error: {cause}", kept)
+        return FAILED
+    first_line = str(cause).strip().partition("\n")[0]
+    again = None if debug else "run again with --debug for the traceback"
+    _say(f"error: {type(cause).__name__}: {first_line}", kept, again)
+    return FAILED
+
+
+def _say(first: str, *more: str | None) -> None:
+    click.echo(first, err=True)
+    for line in more:
+        if line:
+            click.echo(f"  {line}", err=True)

@@ -1,0 +1,150 @@
+"""``permllm eval``: measure a model, pruned or not, without a pipeline file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from permllm.cli.errors import debug_option
+from permllm.cli.registry import load_registry, no_plugin_option
+from permllm.errors import UserError
+
+if TYPE_CHECKING:
+    from permllm.components import Evaluator
+    from permllm.models.loading import LoadedModel
+    from permllm.registry import Registry
+
+
+@click.command("eval")
+@click.argument("model")
+@click.option(
+    "--evaluate",
+    "specs",
+    multiple=True,
+    metavar="SPEC",
+    help="An evaluator as in a pipeline file, such as sparsity or "
+    "'{name: perplexity, length: 512}'; may be repeated.  [default: perplexity]",
+)
+@click.option("--text", type=click.Path(path_type=Path), help="Perplexity on this text file.")
+@click.option("--choices", type=click.Path(path_type=Path), help="Accuracy on these JSON lines.")
+@click.option("--length", type=click.IntRange(2), help="Tokens of a sequence, for perplexity.")
+@click.option("--max-tokens", type=click.IntRange(2), help="At most so many, for perplexity.")
+@click.option("--device", default="auto", show_default=True, help="Where to compute.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@no_plugin_option
+@debug_option
+def command(
+    model: str,
+    specs: tuple[str, ...],
+    text: Path | None,
+    choices: Path | None,
+    length: int | None,
+    max_tokens: int | None,
+    device: str,
+    as_json: bool,
+    no_plugin: tuple[str, ...],
+) -> None:
+    """Measure MODEL: a folder, a GGUF file, package:NAME or hub:ID.
+
+    Without --evaluate, --text or --choices, this is the perplexity on Python's own
+    documentation.
+    """
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        from permllm.models.loading import load
+        from permllm.runner.devices import pick_device, pick_dtype
+
+        registry = load_registry(no_plugin)
+        limits = {"length": length, "max_tokens": max_tokens}
+        evaluators = _evaluators(registry, model_source(model), specs, text, choices, limits)
+        place = pick_device(device)
+        click.echo(f"loading {model}", err=True)
+        loaded = load(evaluators.model, pick_dtype("auto", place))
+        loaded.model.to(place)
+        figures: dict[str, float] = {}
+        for evaluator in evaluators.evaluate:
+            figures |= _measure(evaluator, loaded, str(place))
+    if as_json:
+        click.echo(json.dumps({"model": loaded.description, "figures": figures}))
+    else:
+        _print_table(loaded.description, figures)
+
+
+def model_source(model: str) -> dict[str, str]:
+    """The ``model:`` section of a pipeline file for a model on the command line.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    kind, _, rest = model.partition(":")
+    if kind == "package" and rest:
+        return {"source": "package", "package": rest}
+    if kind == "hub" and rest:
+        return {"source": "hub", "id": rest}
+    path = Path(model).absolute()
+    if path.is_dir():
+        return {"source": "directory", "path": str(path)}
+    if path.is_file():
+        return {"source": "gguf", "path": str(path)}
+    raise UserError(
+        f"there is no folder and no file '{model}'",
+        hint="MODEL is a folder, a GGUF file, package:NAME or hub:ID",
+    )
+
+
+def _evaluators(
+    registry: Registry,
+    source: dict[str, str],
+    specs: tuple[str, ...],
+    text: Path | None,
+    choices: Path | None,
+    limits: dict[str, int | None],
+) -> Any:
+    """The pipeline that holds the model and the evaluators that were asked for."""
+    from permllm.pipeline.document import Origin, parse_yaml
+    from permllm.pipeline.reading import read_mapping
+
+    perplexity = {"name": "perplexity"} | {k: v for k, v in limits.items() if v is not None}
+    wanted = [parse_yaml(spec, Origin(setting=f"evaluate={spec}")).data for spec in specs]
+    if text is not None:
+        dataset = {"name": "text", "path": str(text.absolute())}
+        wanted.append(perplexity | {"dataset": dataset})
+    if choices is not None:
+        wanted.append({"name": "choices", "path": str(choices.absolute())})
+    wanted = wanted or [perplexity]
+    return read_mapping({"model": source, "pattern": "2:4", "evaluate": wanted}, registry)
+
+
+def _measure(evaluator: Evaluator, loaded: LoadedModel, device: str) -> dict[str, float]:
+    """The figures of one evaluator, with its progress on standard error."""
+    from permllm.evaluators.context import EvaluationContext
+
+    with _progress(evaluator.name) as progress:
+        context = EvaluationContext(device=device, progress=progress)
+        return evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+
+
+@contextlib.contextmanager
+def _progress(stage: str) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(stage, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_table(model: str, figures: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", title=model, title_justify="left")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}")
+    Console().print(table)

@@ -1,0 +1,68 @@
+"""The group of all commands, plugins' commands included."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import permllm
+from permllm.cli import errors
+
+if TYPE_CHECKING:
+    from permllm.registry import Registry
+
+COMMANDS = ("run", "check", "show", "eval", "plugins", "schema")
+"""The built-in commands, each in its file of this folder under its own name."""
+
+
+class PermllmGroup(click.Group):
+    """Commands are imported when they are asked for; plugins may add their own."""
+
+    registry: Registry | None = None
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._load_plugins()
+        return [*COMMANDS, *sorted(self.commands)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS:
+            module = importlib.import_module(f"permllm.cli.{cmd_name}")
+            command: click.Command = module.command
+            return command
+        registry = self._load_plugins()
+        if cmd_name not in self.commands:
+            # The command may be that of a plugin that is broken: say so.
+            for warning in registry.warnings:
+                click.echo(f"warning: {warning}", err=True)
+        return self.commands.get(cmd_name)
+
+    def _load_plugins(self) -> Registry:
+        if self.registry is None:
+            from permllm.cli.plugin_commands import add_plugin_commands
+            from permllm.registry import Registry
+
+            self.registry = Registry.load()
+            add_plugin_commands(self, self.registry, reserved=COMMANDS)
+        return self.registry
+
+
+@click.group(
+    cls=PermllmGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 interrupted.",
+)
+@click.version_option(permllm.__version__, prog_name="permllm")
+@errors.debug_option
+def cli() -> None:
+    """Prune language models to N:M sparsity with learned channel permutations.
+
+    Start with `permllm run pipelines/quickstart.yaml`.
+    """
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """The entry point of ``permllm``; ends the process with an exit code."""
+    sys.exit(errors.call(cli, arguments))

@@ -1,0 +1,159 @@
+"""``permllm run``: do what a pipeline file says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from permllm.cli.errors import StoppedError, debug_option
+from permllm.cli.registry import load_registry, no_plugin_option
+from permllm.errors import UserError
+
+if TYPE_CHECKING:
+    from permllm.registry import Registry
+    from permllm.results import Results
+    from permllm.runner.check import Checked
+    from permllm.runner.plan import Plan
+
+
+@click.command("run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of the file, such as calibration.length=128; may be repeated.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the run.  [default: runs/NAME-DATE-TIME]",
+)
+@click.option("--resume", is_flag=True, help="Go on after the last finished window.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@no_plugin_option
+@debug_option
+def command(
+    file: Path,
+    settings: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    as_json: bool,
+    no_plugin: tuple[str, ...],
+) -> None:
+    """Prune a model as FILE says.
+
+    The dense model and every run of the file's matrix end in one table of figures.
+    """
+    # With --json, what libraries print must not get between the reader and the object.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        from permllm.runner.check import check_plan
+        from permllm.runner.run import make_plan
+
+        registry = load_registry(no_plugin)
+        plan = make_plan(file, registry, settings, out, resume=resume)
+        click.echo(f"checking {file}", err=True)
+        checked = check_plan(plan)
+        if dry_run:
+            _print_plan(plan, checked)
+            return
+        for warning in checked.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        click.echo(f"estimate: {checked.estimate.summary()}", err=True)
+        with _resumable(_resume_command(file, settings, plan.out, no_plugin)):
+            results = _run(plan, registry, resume)
+    if as_json:
+        click.echo(json.dumps(results.to_dict(layers=False)))
+    else:
+        _print_results(plan, results)
+
+
+def _run(plan: Plan, registry: Registry, resume: bool) -> Results:
+    from permllm.observers.console import Console
+    from permllm.observers.events import Events
+    from permllm.runner.run import run_plan
+
+    # A file may track these too; nobody wants them twice.
+    always = [watcher for watcher in (Console(), Events()) if watcher not in plan.pipeline.track]
+    return run_plan(plan, registry, always, resume=resume)
+
+
+@contextlib.contextmanager
+def _resumable(command: str) -> Iterator[None]:
+    """Whatever ends the block early comes with the command that goes on."""
+    try:
+        yield
+    except UserError:
+        # Going on would meet the same mistake.
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        raise StoppedError(command) from error
+
+
+def _resume_command(
+    file: Path, settings: tuple[str, ...], out: Path, no_plugin: tuple[str, ...]
+) -> str:
+    """The command line that goes on with a run."""
+    words = [program("permllm"), "run", str(file)]
+    for setting in settings:
+        words += ["--set", setting]
+    for name in no_plugin:
+        words += ["--no-plugin", name]
+    return shlex.join([*words, "--out", str(out), "--resume"])
+
+
+def program(name: str) -> str:
+    """How the user calls a program that is installed beside permllm.
+
+    Within tox, whose environment is not the user's, that takes its path.
+    """
+    environment = os.environ.get("TOX_ENV_DIR")
+    if environment is None:
+        return name
+    path = Path(sys.executable).with_name(name)
+    return os.path.relpath(path) if path.is_relative_to(environment) else name
+
+
+def _print_plan(plan: Plan, checked: Checked) -> None:
+    click.echo(f"{plan.pipeline.name} would do these runs in {plan.out}:")
+    for run in (plan.dense, *plan.runs):
+        click.echo(f"  {run.label}")
+    for line in checked.lines():
+        click.echo(line)
+
+
+def _print_results(plan: Plan, results: Results) -> None:
+    from rich.console import Console
+
+    from permllm.report.table import comparison, sentence
+
+    console = Console(soft_wrap=False)
+    console.print()
+    console.print(comparison(results))
+    console.print(sentence(results), markup=False)
+    console.print()
+    # Paths are for copying: never wrapped, never marked up.
+    for what, where in _places(plan):
+        console.print(f"{what:<12} {where}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _places(plan: Plan) -> list[tuple[str, str]]:
+    """What the run left behind and where."""
+    places = [("run folder", str(plan.out)), ("report", str(plan.out / "report.md"))]
+    for observer in plan.pipeline.track:
+        where = getattr(observer, "where", None)
+        if where is not None:
+            first, _, rest = where(plan.out).partition(" ")
+            places.append((observer.name, f"{program(first)} {rest}" if rest else first))
+    return places

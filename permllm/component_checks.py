@@ -1,0 +1,123 @@
+"""Whether a class that a plugin offers is a component that a pipeline can use."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable
+from typing import Any
+
+from permllm.components import Component
+from permllm.errors import nearest
+
+METHODS = {
+    "metric": "scores",
+    "permutation": "learn",
+    "pruner": "prune",
+    "evaluator": "evaluate",
+    "dataset": "texts",
+    "exporter": "export",
+    "observer": "watch",
+}
+"""The method that each kind of component has to have."""
+
+RESERVED = ("name", "preset", "source")
+"""Keys of a component's mapping in a pipeline file that cannot be options."""
+
+
+def problem(kind: str, base: type[Component], offered: object) -> str | None:
+    """What keeps ``offered`` from being a component of this kind; None if nothing does."""
+    if not inspect.isclass(offered):
+        return f"{offered!r} is no class"
+    shown = f"{offered.__module__}.{offered.__qualname__}"
+    if not issubclass(offered, base):
+        return f"{shown} does not inherit from permllm.components.{base.__name__}"
+    for check in (_not_frozen, _bad_name, _no_summary, _bad_needs, _bad_options, _bad_presets):
+        if found := check(offered):
+            return f"{shown} {found}"
+    found = _bad_method(offered, base, METHODS[kind])
+    return f"{shown} {found}" if found else None
+
+
+def _not_frozen(cls: type[Component]) -> str | None:
+    frozen = getattr(cls.__setattr__, "__name__", "") == "_frozen_setattrs"
+    if "__attrs_attrs__" in vars(cls) and frozen:
+        return None
+    return "is not a frozen attrs class; put @attrs.frozen before it"
+
+
+def _bad_name(cls: type[Component]) -> str | None:
+    name = getattr(cls, "name", None)
+    if isinstance(name, str) and re.fullmatch(r"[A-Za-z][\w.-]*", name):
+        return None
+    return f"needs a class variable 'name' of letters, digits and .-_, not {name!r}"
+
+
+def _no_summary(cls: type[Component]) -> str | None:
+    return None if (cls.__doc__ or "").strip() else "needs a docstring that sums it up"
+
+
+def _bad_needs(cls: type[Component]) -> str | None:
+    needs = getattr(cls, "needs", ())
+    if isinstance(needs, tuple) and all(hasattr(need, "partial") for need in needs):
+        return None
+    return f"needs 'needs' to be a tuple of statistics, not {needs!r}"
+
+
+def _bad_options(cls: type[Component]) -> str | None:
+    # Late: this module is imported where torch must not be, and Pattern brings it in.
+    from permllm.pipeline.options import option_types
+
+    try:
+        taken = sorted(set(option_types(cls)) & set(RESERVED))
+    except TypeError as error:
+        return f"cannot be used: {error}"
+    return f"has an option '{taken[0]}', a name that pipeline files need" if taken else None
+
+
+def _bad_presets(cls: type[Component]) -> str | None:
+    from permllm.pipeline.options import option_types
+
+    presets = getattr(cls, "presets", {})
+    known = set(option_types(cls))
+    for preset, options in presets.items():
+        for unknown in set(options) - known:
+            near = nearest(unknown, known)
+            hint = f"; did you mean '{near}'?" if near else ""
+            return f"has a preset '{preset}' with an unknown option '{unknown}'{hint}"
+    return None
+
+
+def _bad_method(cls: type[Component], base: type[Component], name: str) -> str | None:
+    expected = inspect.signature(getattr(base, name))
+    # Types as they are written, whatever module they come from.
+    wanted = f"{name}({', '.join(expected.parameters)})"
+    method = inspect.getattr_static(cls, name)
+    if method is inspect.getattr_static(base, name):
+        return f"lacks the method {wanted}"
+    arguments = list(expected.parameters)
+    if not isinstance(method, types.FunctionType):
+        arguments = arguments[1:]
+    return _refusal(getattr(cls, name), arguments, wanted)
+
+
+def _refusal(method: Callable[..., Any], arguments: list[str], wanted: str) -> str | None:
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):
+        return f"needs the method {wanted}"
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        name = wanted.partition("(")[0]
+        return f"has {name}{_names(signature)} where {wanted} is expected"
+    return None
+
+
+def _names(signature: inspect.Signature) -> str:
+    parts = []
+    for parameter in signature.parameters.values():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        parts.append(str(parameter).partition(":")[0] if variadic else parameter.name)
+    return f"({', '.join(parts)})"

@@ -1,0 +1,233 @@
+"""What a component is, and the interface of each kind of component.
+
+A component is a frozen attrs class with a ``name``; its fields are its options in
+a pipeline file. Declare them with :func:`option`, so that each has a type, a
+default, a range and a line of help: the schema, the docs and the error messages
+are made from these.
+
+>>> import attrs
+>>> from permllm.components import Metric, option
+>>> @attrs.frozen
+... class Power(Metric):
+...     '''The weight's absolute value to a power.'''
+...     name = "power"
+...     exponent: float = option(2.0, help="exponent of the absolute value", minimum=0)
+...     def scores(self, weight, statistics):
+...         return weight.abs() ** self.exponent
+>>> Power.summary()
+"The weight's absolute value to a power."
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from permllm.core.patterns import Pattern
+    from permllm.core.statistics import Statistic
+    from permllm.evaluators.context import EvaluationContext
+    from permllm.runner.export import ExportContext
+    from permllm.runner.windows import Window
+
+
+def option(
+    default: Any = attrs.NOTHING,
+    *,
+    help: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: Iterable[str] | None = None,
+    factory: Any = None,
+) -> Any:
+    """A field of a component, or of any other part of a pipeline file.
+
+    Args:
+        default: its default; without one (and without ``factory``) it is required.
+        help: one line on what it does, with the unit where it has one.
+        minimum, maximum: the range, both ends included.
+        choices: the only strings that are allowed.
+        factory: makes the default where it must not be shared.
+    """
+    limits: dict[str, Any] = {
+        "minimum": minimum,
+        "maximum": maximum,
+        "choices": choices and tuple(choices),
+    }
+    metadata = {"help": help} | {key: value for key, value in limits.items() if value is not None}
+    validators: list[Any] = []
+    if minimum is not None:
+        validators.append(attrs.validators.ge(minimum))
+    if maximum is not None:
+        validators.append(attrs.validators.le(maximum))
+    if choices is not None:
+        validators.append(attrs.validators.in_(tuple(choices)))
+    validator = attrs.validators.optional(validators) if validators else None
+    if factory is not None:
+        return attrs.field(factory=factory, metadata=metadata, validator=validator)
+    return attrs.field(default=default, metadata=metadata, validator=validator)
+
+
+class Component:
+    """Base of every component: a name, and a docstring whose first line sums it up."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the docstring."""
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+class Metric(Component):
+    """Says how important each weight of a linear is."""
+
+    needs: ClassVar[tuple[Statistic, ...]] = ()
+    """The statistics that :meth:`scores` reads."""
+
+    def scores(self, weight: Tensor, statistics: Mapping[str, Tensor]) -> Tensor:
+        """Importance of every weight.
+
+        Args:
+            weight: ``[C_out, C_in]``.
+            statistics: the sums that ``needs`` names, by name.
+
+        Returns:
+            ``[C_out, C_in]``, non-negative and finite, in float32 or better.
+        """
+        raise NotImplementedError
+
+
+class PermutationLearner(Component):
+    """Finds the order of the input channels of each permutation group of a window."""
+
+    needs: ClassVar[tuple[Statistic, ...]] = ()
+    """Statistics that :meth:`learn` reads beyond those of the metric."""
+
+    def sequences(self, calibration: int) -> int:
+        """How many learning sequences it wants, given that ``calibration`` are asked for."""
+        return calibration
+
+    def learn(self, window: Window) -> dict[str, Tensor]:
+        """One permutation per group.
+
+        Returns:
+            for every name in ``window.groups`` a ``LongTensor[C_in]`` that holds each
+            of ``0 … C_in-1`` once. Position ``i`` of the new order holds channel
+            ``perm[i]``.
+        """
+        raise NotImplementedError
+
+
+class Pruner(Component):
+    """Cuts a weight to N:M, and may update what it keeps."""
+
+    needs: ClassVar[tuple[Statistic, ...]] = ()
+    """The statistics that :meth:`prune` reads beyond those of the metric."""
+
+    sequential: ClassVar[bool] = False
+    """True if weights change, so that each layer wants statistics of pruned inputs."""
+
+    def prune(
+        self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The pruned weight and its mask. Everything is in permuted channel order.
+
+        Args:
+            weight, scores: ``[C_out, C_in]``.
+            pattern: at most N of every M consecutive entries of a row are kept.
+            statistics: the sums that ``needs`` names, by name, permuted alike.
+
+        Returns:
+            the new weight, of ``weight``'s shape and dtype, zero where the mask is
+            False; and the mask, ``BoolTensor[C_out, C_in]``.
+        """
+        raise NotImplementedError
+
+
+class Evaluator(Component):
+    """Measures a model."""
+
+    def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> dict[str, float]:
+        """Figures by name, such as ``{"perplexity/wikitext2": 37.0}``.
+
+        Args:
+            model: a causal language model of transformers, in eval mode.
+            tokenizer: its tokenizer.
+            context: what else there is: the dense model, held-out sequences, a place
+                to report progress to.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise a UserError for what is wrong and can be known before a model is loaded.
+
+        Be quick: look whether files exist, and do not read them through.
+        """
+
+
+class Dataset(Component):
+    """A source of text, for calibration and for evaluation."""
+
+    def texts(self, split: str) -> Iterator[str]:
+        """The documents, always in the same order.
+
+        Args:
+            split: ``"train"`` or ``"test"``; a source without splits gives everything.
+        """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise a UserError for what is wrong and can be known without reading the text.
+
+        Be quick: look whether files exist, and do not read them through.
+        """
+
+    def label(self) -> str:
+        """A short name for tables, such as the file's stem."""
+        return self.name
+
+
+class Exporter(Component):
+    """Writes a pruned model to a folder."""
+
+    def export(self, context: ExportContext, directory: Path) -> None:
+        """Write the model of ``context`` to ``directory``, which exists and is empty.
+
+        The runner renames the folder to its final name once this returns.
+        """
+        raise NotImplementedError
+
+
+class Observer(Component):
+    """Watches runs through the life-cycle hooks of :mod:`permllm.hookspecs`."""
+
+    def watch(self, out: Path, warn: Callable[[str], None]) -> object:
+        """An object whose hook implementations are called until the pipeline ends.
+
+        What it meets must not lose the run: an observer that cannot go on says so once
+        through ``warn`` and is silent from then on.
+
+        Args:
+            out: the folder of the pipeline's run.
+            warn: tells all observers, and so the user, what went wrong.
+        """
+        raise NotImplementedError
+
+
+KINDS: dict[str, type[Component]] = {
+    "metric": Metric,
+    "permutation": PermutationLearner,
+    "pruner": Pruner,
+    "evaluator": Evaluator,
+    "dataset": Dataset,
+    "exporter": Exporter,
+    "observer": Observer,
+}
+"""Every kind of component, by the name that the registry and messages use."""

@@ -1,0 +1,93 @@
+"""Permutations of input channels.
+
+A permutation is a ``LongTensor[C_in]`` that holds each of ``0 … C_in-1`` once:
+place ``i`` of the new order takes channel ``perm[i]``. The permuted weight is
+``W[:, perm]`` and the input that goes with it ``x[..., perm]``; their product is the
+same as before.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def identity(channels: int) -> Tensor:
+    """``LongTensor[channels]``: the order that changes nothing."""
+    return torch.arange(channels)
+
+
+def invert(perm: Tensor) -> Tensor:
+    """The order that undoes ``perm``: ``invert(perm)[perm] == arange``.
+
+    Args:
+        perm: ``LongTensor[C_in]``, or ``[..., C_in]`` for several.
+    """
+    places = torch.arange(perm.shape[-1], device=perm.device).expand_as(perm)
+    return torch.empty_like(perm).scatter_(-1, perm, places)
+
+
+def compose(first: Tensor, second: Tensor) -> Tensor:
+    """The order that comes of ``first`` and then ``second``: ``x[first][second]``.
+
+    Args:
+        first, second: ``LongTensor[C_in]``.
+    """
+    return first.index_select(0, second)
+
+
+def is_permutation(perm: Tensor, channels: int | None = None) -> bool:
+    """Whether ``perm`` is a vector of integers that holds each of ``0 … C_in-1`` once.
+
+    Args:
+        perm: any tensor.
+        channels: how many channels it must have; None for any number.
+    """
+    if perm.dim() != 1 or perm.dtype not in (torch.int64, torch.int32):
+        return False
+    if channels is not None and len(perm) != channels:
+        return False
+    return bool(torch.equal(perm.sort().values.long(), torch.arange(len(perm), device=perm.device)))
+
+
+def apply_to_weight(weight: Tensor, perm: Tensor) -> Tensor:
+    """``weight[..., perm]`` for a weight ``[C_out, C_in]``: its input channels reordered."""
+    return weight.index_select(-1, perm)
+
+
+def apply_to_input(inputs: Tensor, perm: Tensor) -> Tensor:
+    """``inputs[..., perm]`` for inputs ``[..., C_in]``: what a permuted weight expects."""
+    return inputs.index_select(-1, perm)
+
+
+def block_permutation(local: Tensor) -> Tensor:
+    """The permutation of all channels that permutes them within blocks.
+
+    Args:
+        local: ``LongTensor[G, B]``, a permutation of ``0 … B-1`` for each block.
+
+    Returns:
+        ``LongTensor[G * B]``.
+    """
+    blocks, size = local.shape
+    firsts = torch.arange(blocks, device=local.device).unsqueeze(1) * size
+    return (local + firsts).reshape(-1)
+
+
+def block_sizes(channels: int, block: int, m: int) -> list[int]:
+    """The sizes of the blocks that ``channels`` are cut into, in order.
+
+    All blocks have ``block`` channels, rounded down to a multiple of ``m`` (at least
+    ``m``, at most ``channels``); what is left over is a smaller last block.
+
+    >>> block_sizes(160, 64, 4)
+    [64, 64, 32]
+
+    Raises:
+        ValueError: ``m`` does not divide ``channels``.
+    """
+    if channels % m:
+        raise ValueError(f"{channels} channels cannot be cut into groups of {m}")
+    size = max(block // m, 1) * m
+    full, rest = divmod(channels, size)
+    return [size] * full + ([rest] if rest else [])

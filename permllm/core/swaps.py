@@ -1,0 +1,189 @@
+"""Greedy channel swaps between groups of an N:M mask.
+
+Pool and Yu, "Channel permutations for N:M sparsity" (NeurIPS 2021), section 4: swap the
+two channels of different groups whose swap raises the retained score most, until none
+raises it; to get out of such an optimum, disturb the order and go on from there.
+
+The gain of every swap stands in one table, and a swap changes only the rows of the
+two groups that it touches. Swaps between four different groups do not touch each
+other, so a sweep makes the best swap, then the best among the groups that are left,
+and so on, before the table is brought up to date.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import attrs
+import torch
+from torch import Tensor
+
+from permllm.core.patterns import Pattern
+from permllm.core.permutations import identity
+from permllm.core.search import channelwise, nth_highest, pairwise_max_sums, retained_by_rows
+
+ESCAPE_SHARE = 16
+"""An escape exchanges the channels of one place in so many (two at least)."""
+
+_NOISE = 1e-6
+"""Gains below this share of what a place retains are rounding errors of float32."""
+
+
+@attrs.frozen(eq=False)
+class SwapTable:
+    """An order, and what each channel would retain in each place of it.
+
+    Attributes:
+        channels: scores ``[C_in, C_out]``, channel by channel.
+        pattern: N:M.
+        perm: ``LongTensor[C_in]``, the order.
+        hurdle: ``[C_in, C_out]``: for every place the N-th highest score of the other
+            channels of its group, in every row.
+        worth: ``[C_in, C_in]``: ``worth[p, c] = Σ max(hurdle[p], channels[c])``, what
+            channel ``c`` retains in place ``p`` up to a constant of the place.
+    """
+
+    channels: Tensor
+    pattern: Pattern
+    perm: Tensor
+    hurdle: Tensor
+    worth: Tensor
+
+    @classmethod
+    def of(cls, channels: Tensor, pattern: Pattern, perm: Tensor) -> SwapTable:
+        """The table of an order; costs ``C_out · C_in²``."""
+        hurdle = _hurdles(channels, pattern, perm, torch.arange(len(perm), device=perm.device))
+        return cls(channels, pattern, perm, hurdle, pairwise_max_sums(hurdle, channels))
+
+    def reordered(self, perm: Tensor) -> SwapTable:
+        """The table of another order; only groups that differ are computed anew."""
+        changed = (perm != self.perm).view(-1, self.pattern.m).any(1)
+        places = changed.repeat_interleave(self.pattern.m).nonzero().squeeze(1)
+        hurdle, worth = self.hurdle.clone(), self.worth.clone()
+        hurdle[places] = _hurdles(self.channels, self.pattern, perm, places)
+        worth[places] = pairwise_max_sums(hurdle[places], self.channels)
+        return attrs.evolve(self, perm=perm, hurdle=hurdle, worth=worth)
+
+    def best_swaps(self, limit: int) -> Tensor:
+        """The best swaps that touch no group twice, best first.
+
+        Args:
+            limit: how many at most.
+
+        Returns:
+            ``LongTensor[swaps, 2]``: pairs of places. Each raises the retained score.
+        """
+        m, groups = self.pattern.m, len(self.perm) // self.pattern.m
+        placed = self.worth.index_select(1, self.perm)
+        own = placed.diagonal().clone()
+        received = placed - own.unsqueeze(1)
+        # Of all swaps between two groups only the best can be chosen.
+        pairs = (received + received.T).view(groups, m, groups, m).transpose(1, 2)
+        gains, swap = pairs.reshape(groups, groups, m * m).max(2)
+        gains.fill_diagonal_(0)
+        floor = _NOISE * own.abs().max().item()
+        found: list[tuple[int, int]] = []
+        while len(found) < min(limit, groups // 2):
+            best = int(gains.argmax())
+            g, h = divmod(best, groups)
+            if gains[g, h].item() <= floor:
+                break
+            p, q = divmod(int(swap[g, h]), m)
+            found.append((g * m + p, h * m + q))
+            gains[[g, h]] = 0
+            gains[:, [g, h]] = 0
+        swaps = torch.tensor(found, dtype=torch.long, device=self.perm.device).view(-1, 2)
+        return swaps[self.exact_gains(swaps) > 0]
+
+    def exact_gains(self, swaps: Tensor) -> Tensor:
+        """What each swap of ``[swaps, 2]`` places adds to the retained score, in float64."""
+        gains = torch.zeros(len(swaps), dtype=torch.float64, device=swaps.device)
+        for place, other in (swaps.unbind(1), swaps.flip(1).unbind(1)):
+            hurdle = self.hurdle[place]
+            after = torch.maximum(hurdle, self.channels[self.perm[other]])
+            before = torch.maximum(hurdle, self.channels[self.perm[place]])
+            gains += (after - before).sum(1, dtype=torch.float64)
+        return gains
+
+
+def _hurdles(channels: Tensor, pattern: Pattern, perm: Tensor, places: Tensor) -> Tensor:
+    """``[places, C_out]``: the N-th highest score of the others of each place's group."""
+    group = places // pattern.m * pattern.m
+    steps = torch.arange(1, pattern.m, device=places.device)
+    others = group.unsqueeze(1) + (places.unsqueeze(1) + steps) % pattern.m
+    return nth_highest(channels, perm[others], pattern.n)
+
+
+def swap_search(
+    scores: Tensor,
+    pattern: Pattern,
+    *,
+    generator: torch.Generator,
+    swaps: int = 10_000,
+    escapes: int = 0,
+    time_limit: float | None = None,
+    start: Tensor | None = None,
+) -> Tensor:
+    """The order that greedy swaps reach.
+
+    It takes memory for two or three ``C_in × C_in`` tables in the scores' precision.
+
+    Args:
+        scores: ``[C_out, C_in]``, finite and not negative.
+        pattern: N:M with M dividing C_in.
+        generator: on the CPU; what escapes draw from.
+        swaps: the most swaps to make before the first optimum, and after each escape.
+        escapes: how often to exchange random channels of the best order and swap on;
+            the result is kept if it retains more.
+        time_limit: seconds after which no sweep is begun. Escapes go on until then,
+            whatever ``escapes`` says, so the result depends on the machine's speed.
+        start: ``LongTensor[C_in]``; None for the identity.
+
+    Returns:
+        ``LongTensor[C_in]`` on the scores' device. Its retained score is never below
+        that of the start.
+
+    Raises:
+        ValueError: the scores are not finite or negative, or M does not divide C_in.
+    """
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    groups = pattern.groups(scores.shape[1])
+    channels = channelwise(scores).T
+    start = identity(len(channels)) if start is None else start
+    perm = start.to(scores.device)
+    if groups < 2:
+        return perm
+    best = _climbed(SwapTable.of(channels, pattern, perm), swaps, deadline)
+    retained = retained_by_rows(channels, pattern, best.perm)
+    for _ in range(escapes) if deadline is None else itertools.count():
+        if deadline is not None and time.monotonic() >= deadline:
+            break
+        disturbed = best.reordered(_exchanged(best.perm, generator))
+        other = _climbed(disturbed, swaps, deadline)
+        reached = retained_by_rows(channels, pattern, other.perm)
+        if reached > retained:
+            best, retained = other, reached
+    return best.perm
+
+
+def _climbed(table: SwapTable, swaps: int, deadline: float | None) -> SwapTable:
+    """The table after the best swaps, until none helps or a bound is reached."""
+    while swaps > 0 and (deadline is None or time.monotonic() < deadline):
+        found = table.best_swaps(swaps)
+        if not len(found):
+            break
+        swaps -= len(found)
+        perm = table.perm.clone()
+        perm[found] = table.perm[found.flip(1)]
+        table = table.reordered(perm)
+    return table
+
+
+def _exchanged(perm: Tensor, generator: torch.Generator) -> Tensor:
+    """The order with the channels of a few random places exchanged among them."""
+    count = max(2, len(perm) // ESCAPE_SHARE)
+    places = torch.randperm(len(perm), generator=generator)[:count].to(perm.device)
+    exchanged = perm.clone()
+    exchanged[places] = perm[places.roll(1)]
+    return exchanged

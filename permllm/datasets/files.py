@@ -1,0 +1,82 @@
+"""Text files that a user named: finding and decoding them."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from permllm.errors import UserError, nearest
+
+
+def matching_files(path: Path) -> list[Path]:
+    """The files that a path or a glob names, sorted.
+
+    Raises:
+        UserError: there is none, or the path is a folder.
+    """
+    if path.is_dir():
+        raise UserError(
+            f"'{path}' is a folder, not a file", hint=f"name the files in it: {path / '*.txt'}"
+        )
+    if path.is_file():
+        return [path]
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
+    files = [file for file in found if file.is_file()]
+    if not files:
+        kind = "no file matches" if glob.has_magic(str(path)) else "there is no file"
+        raise UserError(f"{kind} '{path}'", hint=_neighbour(path))
+    return files
+
+
+def label_of(path: Path) -> str:
+    """A short name for a path or a glob: the file's stem, or its folder's name."""
+    if not glob.has_magic(path.name):
+        return path.stem
+    plain = [part for part in path.parent.parts if not glob.has_magic(part)]
+    return plain[-1].strip("/\\") or path.name if plain else path.name
+
+
+def decode(data: bytes, path: Path, *, start: int = 0, line: int | None = None) -> str:
+    """UTF-8 as text, without a byte order mark.
+
+    Args:
+        data: the bytes.
+        path: the file that they come from.
+        start: where in the file they stand.
+        line: their line, where they are one.
+
+    Raises:
+        UserError: they are not UTF-8; names the offset of the first wrong byte.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"not UTF-8: byte {data[error.start]:#04x} at offset {start + error.start}",
+            file=str(path),
+            line=line,
+            hint="convert the file to UTF-8, for instance with iconv",
+        ) from error
+    return text.removeprefix("\ufeff") if start == 0 else text
+
+
+def read(path: Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from error
+
+
+def _neighbour(path: Path) -> str | None:
+    """A hint with the file of the same folder that was most likely meant."""
+    if not path.parent.is_dir():
+        return (
+            f"the folder '{path.parent}' does not exist; relative paths start at the pipeline file"
+        )
+    near = nearest(path.name, [file.name for file in path.parent.iterdir()])
+    return f"did you mean '{near}'?" if near else None

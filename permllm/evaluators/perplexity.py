@@ -1,0 +1,132 @@
+"""Perplexity on a text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from permllm.components import Dataset, Evaluator, option
+from permllm.datasets.python_docs import PythonDocs
+from permllm.datasets.sequences import first_tokens, too_short
+from permllm.errors import RunFailed, UserError
+from permllm.evaluators.context import EvaluationContext
+
+
+@attrs.frozen
+class Perplexity(Evaluator):
+    """Perplexity on a text, weighted by tokens.
+
+    What is computed: the documents of the split are tokenised one by one and joined by
+    the end-of-text token, in their order; nothing else is added, no beginning-of-text
+    token either. The result is cut, not shuffled, into windows of ``length`` tokens that
+    start ``stride`` tokens apart; what is left at the end and fills no window is not used.
+    The model sees each window on its own. In the first window all tokens but the first
+    are scored. In the others, with a stride equal to the length, too; with a shorter
+    stride their last ``stride`` tokens, so that no token is scored twice. The figure is
+    ``exp`` of the sum of the scored tokens' negative log-likelihoods over their number.
+    """
+
+    name: ClassVar[str] = "perplexity"
+
+    dataset: Dataset = option(factory=PythonDocs, help="where the text comes from")
+    split: str = option("test", help="the dataset's split", choices=("test", "train"))
+    length: int = option(256, help="tokens that the model sees at once", minimum=2, maximum=10**6)
+    stride: int | None = option(
+        None,
+        help="tokens between the starts of two windows, at most length; null for length",
+        minimum=1,
+    )
+    max_tokens: int | None = option(
+        None, help="use the first tokens of the text only; null for all", minimum=2
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.stride is not None and self.stride > self.length:
+            raise ValueError(
+                f"stride ({self.stride}) must not be more than length ({self.length}): "
+                "the tokens between windows would be left out"
+            )
+        if self.max_tokens is not None and self.max_tokens < self.length:
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) must be at least length ({self.length})"
+            )
+
+    def check(self) -> None:
+        """Whether the text is there."""
+        self.dataset.check()
+
+    def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> dict[str, float]:
+        """``{"perplexity/<dataset>": …}``.
+
+        Raises:
+            UserError: the text is missing, shorter than one window, or longer windows
+                are asked for than the model has positions.
+            RunFailed: the model's logits are not finite.
+        """
+        windows = self._windows(tokenizer)
+        _check_positions(model, self.length)
+        overlap = self.length - (self.stride or self.length)
+        total, scored = 0.0, 0
+        context.progress(0, len(windows))
+        for start in range(0, len(windows), context.batch_size):
+            batch = windows[start : start + context.batch_size].to(context.device)
+            losses = token_losses(model, batch)
+            # Of tokens that an earlier window has scored, only the first's own are new.
+            skip = max(0, overlap - 1)
+            total += float(losses[:, skip:].sum())
+            scored += losses[:, skip:].numel()
+            if start == 0:
+                total += float(losses[0, :skip].sum())
+                scored += skip
+            if not math.isfinite(total):
+                raise RunFailed(
+                    f"perplexity on '{self.dataset.label()}': the model's logits are not finite"
+                )
+            context.progress(min(start + context.batch_size, len(windows)), len(windows))
+        return {f"perplexity/{self.dataset.label()}": _exp(total / scored)}
+
+    def _windows(self, tokenizer: Any) -> Tensor:
+        """``LongTensor[windows, length]``."""
+        tokens = first_tokens(self.dataset.texts(self.split), tokenizer, self.max_tokens)
+        if len(tokens) < self.length:
+            raise too_short(self.dataset, len(tokens), self.length, "one window")
+        return tokens.unfold(0, self.length, self.stride or self.length)
+
+
+@torch.no_grad()
+def token_losses(model: Any, tokens: Tensor) -> Tensor:
+    """The negative log-likelihood of each token but the first, in nats.
+
+    Args:
+        model: a causal language model.
+        tokens: ``LongTensor[b, L]``.
+
+    Returns:
+        ``[b, L-1]`` in float64 on the CPU.
+    """
+    logits = model(input_ids=tokens, use_cache=False).logits
+    # Row by row: a float32 copy of all logits would need as much memory again.
+    losses = [
+        cross_entropy(row[:-1].float(), targets[1:], reduction="none").cpu().double()
+        for row, targets in zip(logits, tokens, strict=True)
+    ]
+    return torch.stack(losses)
+
+
+def _check_positions(model: Any, length: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(limit, int) and length > limit:
+        raise UserError(
+            f"perplexity: length {length} is more than the {limit} positions of the model",
+            hint=f"give it length: {limit} or less",
+        )
+
+
+def _exp(mean: float) -> float:
+    """``exp``, infinite where it is more than a float can hold."""
+    return math.exp(mean) if mean < 700 else math.inf

@@ -1,0 +1,19 @@
+"""Exporters: how a pruned model is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from permllm.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from permllm.components import Exporter
+
+
+@hookimpl
+def permllm_exporters() -> Iterable[type[Exporter]]:
+    """The built-in exporters."""
+    from permllm.exporters.masked import Masked
+
+    return [Masked]

@@ -1,0 +1,384 @@
+"""A causal language model as a chain of decoder layers.
+
+The model's own forward pass does everything around the layers: it is called with
+each layer replaced by a stub, so that embeddings, masks, position codes and the head
+stay the model's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from permllm.core.statistics import Statistic
+from permllm.errors import UserError
+from permllm.models.calls import HIDDEN, LayerCall, LayerCalls
+from permllm.models.linears import Group, Linear, replaced_parameters
+from permllm.models.tracing import (
+    LayerTrace,
+    ProductWatch,
+    check_order,
+    find_layers,
+    find_linears,
+    parameter_names,
+    replaced_forwards,
+)
+
+__all__ = ["Decoder", "LayerCall", "LayerCalls"]
+
+PROBE_LENGTH = 64
+"""Tokens of the forward pass that a model is traced with, at most."""
+
+
+@attrs.define(eq=False)
+class Decoder:
+    """The layers, linears and permutation groups of a model.
+
+    Make one with :meth:`trace`. Linears are named by their module, layers counted
+    from 0; see :class:`permllm.models.linears.Linear` for the orientation of weights.
+
+    Attributes:
+        model: the causal language model.
+        layers: its decoder layers, in order.
+        layer_names: their names in the model.
+        linears: every linear that can be pruned, in order of execution.
+        groups: the linears that read the same tensor, by group name.
+        skipped: what looks like a linear and stays dense, with the reason.
+        tuples: for each layer, how many values its forward returns, or None where it
+            returns the hidden states alone.
+    """
+
+    model: Any
+    layers: list[nn.Module]
+    layer_names: list[str]
+    linears: dict[str, Linear]
+    groups: dict[str, Group]
+    skipped: dict[str, str]
+    tuples: tuple[int | None, ...]
+
+    # --- finding out -------------------------------------------------------------
+
+    @classmethod
+    def trace(cls, model: Any, tokens: Tensor | None = None) -> Decoder:
+        """Find the layers, linears and groups of a model by running it.
+
+        The model is put into eval mode, and mixtures of experts are switched to the
+        implementation that multiplies one expert at a time.
+
+        Args:
+            model: a causal language model of transformers.
+            tokens: ``LongTensor[1, L]`` to run it on; arbitrary ones without.
+
+        Raises:
+            UserError: the model cannot be taken apart; the message names the module.
+        """
+        model.eval()
+        _multiply_experts_one_by_one(model)
+        base, layers = find_layers(model)
+        probe = _probe(model, tokens).to(next(model.parameters()).device)
+        names = [f"{base}.{index}" for index in range(len(layers))]
+        traces = [
+            LayerTrace(*place) for place in zip(names, range(len(names)), layers, strict=True)
+        ]
+        tuples, logits = _run_traced(model, traces, probe)
+        decoder = cls(model, layers, names, {}, {}, {}, tuples)
+        shared = parameter_names(model)
+        for trace in traces:
+            found = find_linears(trace, shared)
+            decoder.linears |= found.linears
+            decoder.groups |= found.groups
+            decoder.skipped |= found.skipped
+        if not decoder.linears:
+            raise UserError(f"the layers of {type(model).__name__} hold no linear to prune")
+        decoder._check_pieces(probe, logits)
+        return decoder
+
+    @torch.no_grad()
+    def _check_pieces(self, probe: Tensor, logits: Tensor) -> None:
+        """Refuse a model that gives other logits when its layers run one at a time."""
+        try:
+            calls = self.embed(probe)
+            hidden = calls.hidden
+            for index in range(len(self.layers)):
+                hidden = self.run_layer(index, hidden, calls)
+            pieced = self.head(hidden, probe)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            raise self._stateful(f": {error}") from error
+        wide = logits.float()
+        tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2
+        limit = tolerance * float(wide.abs().max().clamp_min(1e-6))
+        if pieced.shape != logits.shape or float((pieced.float() - wide).abs().max()) > limit:
+            raise self._stateful("")
+
+    def _stateful(self, detail: str) -> UserError:
+        return UserError(
+            f"{type(self.model).__name__} cannot be run layer by layer, so its architecture "
+            f"hands on more between {self.layer_names[0]} and {self.layer_names[-1]} than "
+            f"hidden states{detail}"
+        )
+
+    # --- weights -----------------------------------------------------------------
+
+    def weight(self, name: str) -> Tensor:
+        """The current weight ``[C_out, C_in]`` of a linear: a view, without gradient."""
+        linear = self.linears[name]
+        parameter = self.layers[linear.layer].get_parameter(linear.parameter)
+        return linear.view(parameter.detach())
+
+    @contextmanager
+    def substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Give the model other weights for the block.
+
+        Args:
+            weights: ``[C_out, C_in]`` by linear. Blocks may be nested.
+        """
+        kept: list[tuple[nn.Parameter, Tensor]] = []
+        try:
+            for index, layer in enumerate(self.layers):
+                parameters = dict(layer.named_parameters())
+                new = replaced_parameters(parameters, self._linears_of(index), weights)
+                for name, tensor in new.items():
+                    kept.append((parameters[name], parameters[name].data))
+                    parameters[name].data = tensor.detach().contiguous()
+            yield
+        finally:
+            for parameter, data in kept:
+                # The block may have moved the model to another device.
+                parameter.data = data.to(parameter.device)
+
+    def place(self, device: torch.device | str, layers: Iterable[int] | None = None) -> None:
+        """Move the model to a device; of the layers only the given ones, the others to the CPU.
+
+        Args:
+            device: where to.
+            layers: indices; all layers where it is None.
+        """
+        device = torch.device(device)
+        wanted = set(range(len(self.layers)) if layers is None else layers)
+        for index, layer in enumerate(self.layers):
+            _move(layer.modules(), device if index in wanted else torch.device("cpu"))
+        inside = {id(module) for layer in self.layers for module in layer.modules()}
+        _move((module for module in self.model.modules() if id(module) not in inside), device)
+
+    # --- running -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor) -> LayerCalls:
+        """Run everything before the layers.
+
+        Args:
+            tokens: ``LongTensor[b, L]``.
+        """
+        met: list[tuple[Tensor, LayerCall]] = []
+
+        def record(index: int) -> Callable[..., Any]:
+            def stub(*args: Any, **kwargs: Any) -> Any:
+                met.append(LayerCall.of(args, kwargs))
+                return self._returned(index, met[-1][0])
+
+            return stub
+
+        self._run_around(self._base(), tokens, record)
+        return LayerCalls(met[0][0].detach(), tuple(call for _, call in met))
+
+    def run_layer(
+        self,
+        index: int,
+        hidden: Tensor,
+        calls: LayerCalls,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """The hidden states ``[b, L, H]`` after a layer.
+
+        Gradients flow to ``hidden`` and ``weights``, and never to the parameters.
+
+        Args:
+            index: the layer.
+            hidden: ``[b, L, H]``, what enters it.
+            calls: from :meth:`embed`, for the same tokens.
+            weights: ``[C_out, C_in]`` by linear, in place of the layer's own; names of
+                other layers are ignored.
+        """
+        return self._run(index, hidden, calls, self._parameters(index, weights))
+
+    @torch.no_grad()
+    def statistics(
+        self,
+        index: int,
+        hidden: Tensor,
+        calls: LayerCalls,
+        wanted: Sequence[Statistic],
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+        """Run a layer and sum statistics of what its groups read.
+
+        Args:
+            index, hidden, calls, weights: as in :meth:`run_layer`.
+            wanted: the statistics.
+
+        Returns:
+            the hidden states after the layer; and by group and statistic the sum over
+            the batch's tokens. An expert that got no token has the sum over none.
+        """
+        groups = [group for group in self.groups.values() if group.layer == index]
+        parameters = self._parameters(index, weights)
+        # One linear of each group stands for all: they read the same tensor.
+        leaders = {self._address(group.linears[0], parameters): group for group in groups}
+        sums: dict[str, dict[str, Tensor]] = {group.name: {} for group in groups}
+
+        def add(inputs: Tensor, weight: Tensor) -> None:
+            group = leaders.get(weight.data_ptr())
+            if group is not None:
+                _add(sums[group.name], inputs.reshape(-1, group.channels), wanted)
+
+        with ProductWatch(add):
+            output = self._run(index, hidden, calls, parameters)
+        for group in groups:
+            if not sums[group.name]:
+                _add(sums[group.name], hidden.new_zeros(0, group.channels), wanted)
+        return output, sums
+
+    def head(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """The logits ``[b, L, V]`` for hidden states after the last layer.
+
+        Args:
+            hidden: ``[b, L, H]``; gradients flow back to it.
+            tokens: ``LongTensor[b, L]``, of the same shape.
+        """
+        logits: Tensor = self._after(self.model, hidden, tokens).logits
+        return logits
+
+    def final_hidden(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """The model's last hidden states ``[b, L, H]``, after its final norm.
+
+        Args:
+            hidden: ``[b, L, H]`` after the last layer; gradients flow back to it.
+            tokens: ``LongTensor[b, L]``, of the same shape.
+        """
+        output: Tensor = self._after(self._base(), hidden, tokens)[0]
+        return output
+
+    # --- inside ------------------------------------------------------------------
+
+    def _linears_of(self, index: int) -> list[Linear]:
+        return [linear for linear in self.linears.values() if linear.layer == index]
+
+    def _parameters(self, index: int, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """A layer's parameters by name, with replaced weights, else without gradient."""
+        own = dict(self.layers[index].named_parameters())
+        frozen = {name: parameter.detach() for name, parameter in own.items()}
+        if weights:
+            frozen |= replaced_parameters(own, self._linears_of(index), weights)
+        return frozen
+
+    def _address(self, name: str, parameters: Mapping[str, Tensor]) -> int:
+        linear = self.linears[name]
+        return linear.view(parameters[linear.parameter]).data_ptr()
+
+    def _run(
+        self, index: int, hidden: Tensor, calls: LayerCalls, parameters: dict[str, Tensor]
+    ) -> Tensor:
+        args, kwargs = calls.layers[index].with_hidden(hidden)
+        output = torch.func.functional_call(self.layers[index], parameters, args, kwargs)
+        return output[0] if self.tuples[index] is not None else output
+
+    def _returned(self, index: int, hidden: Tensor) -> Any:
+        """What a layer returns for these hidden states."""
+        count = self.tuples[index]
+        return hidden if count is None else (hidden, *[None] * (count - 1))
+
+    def _base(self) -> Any:
+        """The model without its head, where that part holds the layers."""
+        base = getattr(self.model, "base_model", self.model)
+        inside = {id(module) for module in base.modules()}
+        return base if all(id(layer) in inside for layer in self.layers) else self.model
+
+    def _after(self, model: Any, hidden: Tensor, tokens: Tensor) -> Any:
+        """The output of a model whose last layer gives ``hidden``."""
+        last = len(self.layers) - 1
+
+        def skip(index: int) -> Callable[..., Any]:
+            def stub(*args: Any, **kwargs: Any) -> Any:
+                given = hidden if index == last else LayerCall.of(args, kwargs)[0]
+                return self._returned(index, given)
+
+            return stub
+
+        return self._run_around(model, tokens, skip)
+
+    def _run_around(
+        self, model: Any, tokens: Tensor, make: Callable[[int], Callable[..., Any]]
+    ) -> Any:
+        """A forward pass with stubs for layers and without gradients for parameters."""
+        inside = {id(parameter) for layer in self.layers for parameter in layer.parameters()}
+        around = [p for p in self.model.parameters() if id(p) not in inside and p.requires_grad]
+        with replaced_forwards(self.layers, lambda index, forward: make(index)):
+            try:
+                for parameter in around:
+                    parameter.requires_grad_(False)
+                return model(input_ids=tokens, use_cache=False)
+            finally:
+                for parameter in around:
+                    parameter.requires_grad_(True)
+
+
+def _run_traced(
+    model: Any, traces: Sequence[LayerTrace], probe: Tensor
+) -> tuple[tuple[int | None, ...], Tensor]:
+    """Run a model and record what its layers do; their tuples, and the logits."""
+    order: list[int] = []
+    tuples: dict[int, int | None] = {}
+
+    def make(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            order.append(index)
+            if not args and HIDDEN not in kwargs:
+                raise UserError(f"{traces[index].name} is called without '{HIDDEN}'")
+            with traces[index].watching():
+                output = forward(*args, **kwargs)
+            tuples[index] = len(output) if isinstance(output, tuple) else None
+            return output
+
+        return watched
+
+    layers = [trace.module for trace in traces]
+    try:
+        with torch.no_grad(), replaced_forwards(layers, make):
+            logits = model(input_ids=probe, use_cache=False).logits
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{type(model).__name__} fails in a forward pass: {error}") from error
+    check_order(order, [trace.name for trace in traces])
+    return tuple(tuples[index] for index in range(len(traces))), logits
+
+
+def _probe(model: Any, tokens: Tensor | None) -> Tensor:
+    if tokens is not None:
+        return tokens[:1, :PROBE_LENGTH]
+    known = model.get_input_embeddings().num_embeddings
+    return (torch.arange(16) % known)[None]
+
+
+def _multiply_experts_one_by_one(model: Any) -> None:
+    experts = any(parameter.dim() == 3 for parameter in model.parameters())
+    if experts and hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")
+
+
+def _move(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Move the tensors that belong to these modules themselves."""
+    for module in modules:
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(device)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def _add(sums: dict[str, Tensor], inputs: Tensor, wanted: Sequence[Statistic]) -> None:
+    for statistic in wanted:
+        share = statistic.partial(inputs)
+        sums[statistic.name] = sums[statistic.name] + share if statistic.name in sums else share

@@ -1,0 +1,207 @@
+"""Loads models and tokenizers from their sources."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from permllm.errors import UserError
+from permllm.models.sources import DirectorySource, GgufSource, HubSource, PackageSource, Source
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_DOUBLES = ["consolidated*", "original/*", "onnx/*"]
+
+# What transformers, safetensors and gguf raise for files that they cannot make sense of.
+_BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError)
+
+
+@attrs.frozen(eq=False)
+class LoadedModel:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        model: in eval mode, on the CPU.
+        tokenizer: as transformers makes it.
+        description: where it came from, for people.
+        fingerprint: the SHA-256 of its parameters.
+    """
+
+    model: Any
+    tokenizer: Any
+    description: str
+    fingerprint: str
+
+
+def load(source: Source, dtype: torch.dtype | None = None) -> LoadedModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        source: where from.
+        dtype: type of its parameters, None for the one they are saved in; a quantised GGUF
+            file is dequantised.
+
+    Raises:
+        UserError: something is missing or damaged, or transformers cannot read it.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    description = source.describe()
+    # Before loading, since transformers makes up weights and sizes that it does not find.
+    source.check()
+    folder, options = _located(source)
+    if isinstance(source, HubSource):
+        DirectorySource(folder).check()
+    with _quiet():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                **options,
+                **_unpacked(options),
+            )
+        except (*_BROKEN, ImportError) as error:
+            raise _unreadable(source, "model", error) from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        except (*_BROKEN, ImportError) as error:
+            raise _unreadable(source, "tokenizer", error) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"{description} has no weights for {_some(missing)}")
+    if "gguf_file" in options and hasattr(model.config, "quantization_config"):
+        # Older versions of transformers leave a note that stops the model from being saved.
+        del model.config.quantization_config
+    model.eval()
+    return LoadedModel(model, tokenizer, description, fingerprint(model))
+
+
+def read_config(source: Source) -> Any:
+    """A model's configuration, as transformers makes it, without its weights.
+
+    Raises:
+        UserError: it is missing or damaged, or transformers does not know the model.
+    """
+    from transformers import AutoConfig
+
+    folder, options = _located(source, config_only=True)
+    with _quiet():
+        try:
+            return AutoConfig.from_pretrained(folder, **options)
+        except (*_BROKEN, ImportError) as error:
+            raise _unreadable(source, "configuration", error) from error
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """The SHA-256 over names, shapes, dtypes and bytes of a model's parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        tensor = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _located(source: Source, config_only: bool = False) -> tuple[Path, dict[str, Any]]:
+    """The local folder of a model, and the options that ``from_pretrained`` needs."""
+    if isinstance(source, PackageSource | GgufSource):
+        path = source.gguf()
+        if not path.is_file():
+            source.check()
+        return path.parent, {"gguf_file": path.name}
+    trust = {"trust_remote_code": source.trust_remote_code}
+    if isinstance(source, HubSource):
+        return _fetched(source, config_only), trust
+    return source.path, trust
+
+
+def _unpacked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Has the weights of a GGUF file unpacked where transformers could keep them packed."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    if config is None or "gguf_file" not in options:
+        return {}
+    return {"quantization_config": config(dequantize=True)}
+
+
+def _fetched(source: HubSource, config_only: bool) -> Path:
+    """The folder in the hub's cache, downloaded where it is not there."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json"] if config_only else _HUB_FILES
+    code = ["*.py"] if source.trust_remote_code else []
+    with _quiet():
+        try:
+            folder = snapshot_download(
+                source.id,
+                revision=source.revision,
+                allow_patterns=wanted + code,
+                ignore_patterns=_HUB_DOUBLES,
+            )
+        except (*_BROKEN, ImportError) as error:
+            raise UserError(
+                f"'{source.id}' at '{source.revision}' cannot be fetched from the hub: "
+                f"{_first_line(error)}",
+                hint="check the id, the revision and the network; a model that is already "
+                "on disk opens with {source: directory, path: …}",
+            ) from error
+    return Path(folder)
+
+
+def _unreadable(source: Source, what: str, error: Exception) -> UserError:
+    """The clearest error for a source that could not be read."""
+    try:
+        source.check()
+    except UserError as clearer:
+        return clearer
+    untrusted = "trust_remote_code" in str(error)
+    return UserError(
+        f"transformers cannot read the {what} of {source.describe()}: {_first_line(error)}",
+        hint="read that code, and add trust_remote_code: true if you trust it"
+        if untrusted
+        else None,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.partition("\n")[0]
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and warnings off the screen for the block."""
+    import transformers.modeling_gguf_pytorch_utils as gguf_utils
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    # Reading GGUF has a bar that no setting turns off.
+    bar = getattr(gguf_utils, "tqdm", None)
+    try:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        if bar is not None:
+            gguf_utils.tqdm = partial(bar, disable=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if bar is not None:
+            gguf_utils.tqdm = bar

@@ -1,0 +1,94 @@
+"""The sizes of a model, from its configuration alone.
+
+The model is built without memory for its weights, on torch's meta device, so that
+its own code says how large everything is.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from permllm.errors import UserError
+from permllm.models.tracing import find_layers
+
+
+@attrs.frozen
+class ModelShape:
+    """The sizes of a model.
+
+    Attributes:
+        parameters: all of them; shared ones count once.
+        pruned: those of matrices in decoder layers.
+        layers: decoder layers.
+        hidden: width of the hidden states.
+        vocabulary: tokens that it knows.
+        positions: the longest sequence that it was made for; None without a limit.
+        channels: ``C_in`` of every linear module in the decoder layers, by full name.
+    """
+
+    parameters: int
+    pruned: int
+    layers: int
+    hidden: int
+    vocabulary: int
+    positions: int | None
+    channels: dict[str, int]
+
+
+def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
+    """The sizes of the causal language model that a configuration of transformers describes.
+
+    Raises:
+        UserError: no model can be built from it.
+    """
+    model = _skeleton(config, trust_remote_code)
+    title, layers = find_layers(model)
+    channels = {}
+    for index, layer in enumerate(layers):
+        for name, module in layer.named_modules():
+            wide = _channels(module)
+            if wide is not None:
+                channels[f"{title}.{index}.{name}"] = wide
+    text = config.get_text_config()
+    return ModelShape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        pruned=sum(p.numel() for layer in layers for p in layer.parameters() if p.dim() > 1),
+        layers=len(layers),
+        hidden=int(text.hidden_size),
+        vocabulary=int(text.vocab_size),
+        positions=getattr(text, "max_position_embeddings", None),
+        channels=channels,
+    )
+
+
+def _skeleton(config: Any, trust_remote_code: bool) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            # Initial values are of no interest here, nor is what is said about them.
+            warnings.simplefilter("ignore")
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=trust_remote_code
+            )
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"no causal language model can be built from the configuration: {first}",
+            hint="permllm prunes models that AutoModelForCausalLM of transformers opens",
+        ) from error
+    return model
+
+
+def _channels(module: nn.Module) -> int | None:
+    """``C_in`` of a linear module, None for any other."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    return module.weight.shape[0] if isinstance(module, Conv1D) else None

@@ -1,0 +1,65 @@
+"""Greedy channel swaps (Pool and Yu, NeurIPS 2021, section 4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+import torch
+
+from permllm.components import PermutationLearner, option
+from permllm.core.swaps import swap_search
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from permllm.runner.windows import Window
+
+
+@attrs.frozen
+class Greedy(PermutationLearner):
+    """Swaps pairs of channels, the best first, until no swap helps (Pool and Yu).
+
+    Every swap between two groups of M is weighed, so a permutation group takes memory
+    for three tables of ``C_in × C_in`` while it is searched. The retained score is
+    never below that of the original order. The result depends on nothing but the
+    scores and the seed, unless ``time_limit`` is set.
+    """
+
+    name: ClassVar[str] = "greedy"
+    seconds_per_group: ClassVar[float] = 20.0
+    """What a group takes without a limit, about: for estimates."""
+
+    swaps: int = option(
+        10_000, help="the most swaps before an optimum is reached", minimum=0, maximum=10_000_000
+    )
+    escapes: int = option(
+        0,
+        help="how often to exchange random channels of the best order and swap on",
+        minimum=0,
+        maximum=10_000_000,
+    )
+    time_limit: float | None = option(
+        None,
+        help="seconds per permutation group, with escapes until then; "
+        "the result then depends on the machine's speed",
+        minimum=0,
+        maximum=1e6,
+    )
+    seed: int = option(0, help="added to the pipeline's seed", minimum=0, maximum=2**31)
+
+    def learn(self, window: Window) -> dict[str, Tensor]:
+        """The order that swaps reach for each group, from its linears' stacked scores."""
+        perms: dict[str, Tensor] = {}
+        for done, name in enumerate(window.groups):
+            window.progress("greedy", done, len(window.groups))
+            perms[name] = swap_search(
+                window.group_scores(name),
+                window.pattern(name),
+                generator=torch.Generator().manual_seed(window.seed + self.seed),
+                swaps=self.swaps,
+                escapes=self.escapes,
+                time_limit=self.time_limit,
+            ).cpu()
+        window.progress("greedy", len(perms), len(perms))
+        return perms

@@ -1,0 +1,379 @@
+"""Learnable channel permutation (PermLLM, arXiv 2510.10136, section 3).
+
+Each permutation group has learnable logits in blocks. A step goes
+
+    logits → Sinkhorn → soft permutation → assignment → hard permutation
+           → N:M mask in permuted order → pruned weights → window → loss,
+
+forward with the hard permutation and mask, backward with the soft ones. Only the
+logits learn. What differs from the published code is said in the options; the
+preset ``paper`` gives its settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from permllm.components import PermutationLearner, option
+from permllm.core.assignment import assign_blocks
+from permllm.core.block_product import block_masked_weight, block_order
+from permllm.core.patterns import Pattern
+from permllm.core.permutations import block_sizes
+from permllm.core.precision import has_bfloat16
+from permllm.core.sinkhorn import sinkhorn
+from permllm.errors import RunFailed
+from permllm.permutations.cp import Cp
+from permllm.permutations.losses import LOSSES
+
+if TYPE_CHECKING:
+    from permllm.runner.windows import Window
+
+
+@attrs.frozen
+class Lcp(PermutationLearner):
+    """Learns the order through the pruned model (PermLLM's LCP).
+
+    A block that does not divide the channels: all blocks have ``block`` channels
+    (rounded down to a multiple of M), and the last has what is left.
+    """
+
+    name: ClassVar[str] = "lcp"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "paper": {
+            "block": 64,
+            "sinkhorn_rounds": 5,
+            "temperature_start": 1.0,
+            "temperature_end": 0.1,
+            "identity": 0.0,
+            "noise": 1.0,
+            "scaled": True,
+            "normalise_scores": False,
+            "optimiser": "adamw",
+            "learning_rate": 1e-3,
+            "weight_decay": 0.1,
+            "schedule": "cosine",
+            "passes": 50,
+            "batch": 16,
+            "precision": "model",
+            "start": "none",
+            "loss": "cosine",
+            "fresh": False,
+            "select": "last",
+        }
+    }
+
+    block: int = option(64, help="channels per block B of the permutation", minimum=2)
+    sinkhorn_rounds: int = option(
+        5, help="rounds of row and column normalisation", minimum=1, maximum=100
+    )
+    temperature_start: float = option(
+        1.0, help="Sinkhorn's temperature at the first step", minimum=1e-3
+    )
+    temperature_end: float = option(
+        0.1, help="Sinkhorn's temperature at the last step; linear between", minimum=1e-3
+    )
+    identity: float = option(0.2, help="first logit of a channel's own place, over the others")
+    noise: float = option(
+        0.01, help="half width of the uniform noise on the first logits", minimum=0
+    )
+    scaled: bool = option(
+        False,
+        help="train the logits as blocks times one scale per group (√B at first), "
+        "and clamp them to [-1, 1], as the published code does",
+    )
+    normalise_scores: bool = option(
+        True, help="divide each linear's scores by their mean before the soft mask"
+    )
+    optimiser: str = option("adam", help="optimiser of the logits", choices=("adam", "adamw"))
+    learning_rate: float = option(0.02, help="learning rate at the first step", minimum=0)
+    weight_decay: float = option(0.0, help="decoupled weight decay, for adamw", minimum=0)
+    schedule: str = option(
+        "cosine", help="course of the learning rate", choices=("cosine", "constant")
+    )
+    passes: int = option(
+        10, help="passes over as many sequences as calibration asks for", minimum=1, maximum=10_000
+    )
+    steps: int | None = option(
+        None, help="training steps in all, in place of passes", minimum=1, maximum=1_000_000
+    )
+    batch: int = option(4, help="sequences per training step", minimum=1, maximum=4096)
+    precision: str = option(
+        "auto",
+        help="matrix products of a step: in the model's dtype (model), in bfloat16 (autocast), "
+        "or in bfloat16 where the processor multiplies it natively (auto)",
+        choices=("auto", "model", "bfloat16"),
+    )
+    start: PermutationLearner = option(
+        factory=Cp, help="learner whose order the blocks are cut from"
+    )
+    loss: str = option(
+        "kl",
+        help="distance to the dense model: kl of the logits (windows that do not reach the "
+        "last layer take cosine), or cosine of the hidden states",
+        choices=tuple(LOSSES),
+    )
+    fresh: bool = option(
+        True, help="draw new sequences in every pass instead of repeating the first ones"
+    )
+    select: str = option(
+        "best",
+        help="which order to keep: the best on held-out sequences, the start included; or the last",
+        choices=("best", "last"),
+    )
+
+    def training_steps(self, calibration: int) -> int:
+        """Steps in all, where a pass has ``calibration`` sequences."""
+        return self.steps or self.passes * math.ceil(calibration / self.batch)
+
+    def sequences(self, calibration: int) -> int:
+        """Every step's own sequences if they are fresh, else one pass's."""
+        if not self.fresh:
+            return calibration
+        return max(calibration, self.training_steps(calibration) * self.batch)
+
+    def learn(self, window: Window) -> dict[str, Tensor]:
+        """One permutation per group, trained through the window.
+
+        Raises:
+            RunFailed: the loss is not finite.
+        """
+        starts = self.start.learn(window)
+        training = Training(self, window, starts)
+        window.progress("learning", 0, training.total)
+        select = self.select == "best" and len(window.held_out) > 0
+        best, best_loss = training.snapshot(step=1) if select else (starts, math.inf)
+        every = max(1, math.ceil(window.calibration / self.batch))
+        for step, rows in enumerate(batches(self, window, training.total), start=1):
+            figures = training.step(rows, step)
+            if select and (step % every == 0 or step == training.total):
+                perms, figures["held_out_loss"] = training.snapshot(step)
+                if figures["held_out_loss"] < best_loss:
+                    best, best_loss = perms, figures["held_out_loss"]
+            window.training_step(step, training.total, figures)
+        return best if select else training.snapshot(training.total)[0]
+
+
+@attrs.frozen(eq=False)
+class BlockedGroup:
+    """A permutation group, cut into blocks in its start order.
+
+    Attributes:
+        name: the group's name.
+        pattern: its N:M.
+        start: ``LongTensor[C_in]``.
+        runs: ``(B, G)`` of each run of G equally large blocks: one run, or two where
+            the block does not divide the channels.
+        weights: per linear, ``[C_in, C_out]`` in original order.
+        scores: per linear, ``[C_in, C_out]`` in start order.
+    """
+
+    name: str
+    pattern: Pattern
+    start: Tensor
+    runs: tuple[tuple[int, int], ...]
+    weights: dict[str, Tensor]
+    scores: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, window: Window, name: str, start: Tensor, options: Lcp) -> BlockedGroup:
+        """The group ``name`` of a window, on the window's device."""
+        group, pattern = window.groups[name], window.pattern(name)
+        start = start.to(window.device)
+        weights, scores = {}, {}
+        for linear in group.linears:
+            weights[linear] = window.weight(linear).T.contiguous()
+            score = window.scores(linear)
+            score = score / score.mean().clamp_min(1e-30) if options.normalise_scores else score
+            score = score.to(weights[linear].dtype)
+            scores[linear] = score.T.index_select(0, start).contiguous()
+        sizes = Counter(block_sizes(group.channels, options.block, pattern.m))
+        return cls(name, pattern, start, tuple(sizes.items()), weights, scores)
+
+    def masked_weights(self, soft: list[Tensor], local: list[Tensor]) -> dict[str, Tensor]:
+        """The pruned weights ``[C_out, C_in]`` under each run's soft and hard permutation."""
+        return {
+            linear: block_masked_weight(
+                weight, self.scores[linear], soft, local, self.start, self.pattern
+            ).T
+            for linear, weight in self.weights.items()
+        }
+
+
+class Training:
+    """The state of one window's training: the logits and their optimiser.
+
+    Args:
+        options: the learner.
+        window: what is trained through.
+        starts: for each group the order that its blocks are cut from.
+    """
+
+    def __init__(self, options: Lcp, window: Window, starts: Mapping[str, Tensor]) -> None:
+        self.options, self.window = options, window
+        self.groups = groups = [
+            BlockedGroup.of(window, name, perm, options) for name, perm in starts.items()
+        ]
+        self.total = options.training_steps(window.calibration)
+        self.logits = first_logits(options, groups, window.seed, window.device)
+        self.scales = first_scales(groups, window.device) if options.scaled else {}
+        if options.scaled:
+            with torch.no_grad():
+                for size, x in self.logits.items():
+                    x /= math.sqrt(size)
+        trained = [*self.logits.values(), *self.scales.values()]
+        self.optimiser: torch.optim.Optimizer
+        if options.optimiser == "adamw":
+            self.optimiser = torch.optim.AdamW(
+                trained, lr=options.learning_rate, weight_decay=options.weight_decay
+            )
+        else:
+            self.optimiser = torch.optim.Adam(trained, lr=options.learning_rate)
+        self.bfloat16 = options.precision == "bfloat16" or (
+            options.precision == "auto" and has_bfloat16(window.device)
+        )
+        # A window that stops short of the last layer has no logits to compare.
+        name = options.loss if window.reaches_head else "cosine"
+        self.distance = LOSSES[name]
+
+    def temperature(self, step: int) -> float:
+        """Linear from start to end; ``step`` counts from 1."""
+        first, last = self.options.temperature_start, self.options.temperature_end
+        return first + (last - first) * (step - 1) / max(1, self.total - 1)
+
+    def learning_rate(self, step: int) -> float:
+        """Constant, or half a cosine down to zero; ``step`` counts from 1."""
+        rate = self.options.learning_rate
+        if self.options.schedule == "constant":
+            return rate
+        return rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.total))
+
+    def step(self, rows: Tensor, step: int) -> dict[str, float]:
+        """One training step on the learning sequences ``rows``; returns its figures."""
+        for settings in self.optimiser.param_groups:
+            settings["lr"] = self.learning_rate(step)
+        soft = self.soft(step)
+        weights = self.masked_weights(soft, harden(soft))
+        loss = self.loss(weights, rows)
+        if not torch.isfinite(loss):
+            raise RunFailed(
+                f"lcp: the loss of {self.window.name} is {loss.item()} at step {step}; "
+                "a smaller learning_rate or float32 may help"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        return {
+            "loss": loss.item(),
+            "temperature": self.temperature(step),
+            "learning_rate": self.learning_rate(step),
+        }
+
+    def loss(self, weights: dict[str, Tensor], rows: Tensor) -> Tensor:
+        """The distance to the dense model on the sequences ``rows``, a scalar."""
+        with torch.autocast(self.window.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.distance(self.window, self.window.outputs(weights, rows), rows)
+
+    def soft(self, step: int) -> dict[int, Tensor]:
+        """Soft permutations ``[ΣG, B, B]`` per block size, stacked over the groups."""
+        temperature, rounds = self.temperature(step), self.options.sinkhorn_rounds
+        return {size: sinkhorn(self.scaled(size), temperature, rounds) for size in self.logits}
+
+    def scaled(self, size: int) -> Tensor:
+        """The logits of blocks of one size, times their groups' scales where those train."""
+        if size not in self.scales:
+            return self.logits[size]
+        counts = [dict(group.runs)[size] for group in self.groups if size in dict(group.runs)]
+        repeats = torch.tensor(counts, device=self.scales[size].device)
+        logits = self.logits[size] * self.scales[size].repeat_interleave(repeats).view(-1, 1, 1)
+        # The published code clamps the value and leaves the gradient alone.
+        return logits + (logits.clamp(-1, 1) - logits).detach()
+
+    def masked_weights(
+        self, soft: dict[int, Tensor], local: dict[int, Tensor]
+    ) -> dict[str, Tensor]:
+        """The pruned weights of all groups."""
+        pieces, places = unstacked(self.groups, soft), unstacked(self.groups, local)
+        weights: dict[str, Tensor] = {}
+        for group, piece, place in zip(self.groups, pieces, places, strict=True):
+            weights |= group.masked_weights(piece, place)
+        return weights
+
+    @torch.no_grad()
+    def snapshot(self, step: int) -> tuple[dict[str, Tensor], float]:
+        """The hard permutations as they are at ``step``, and their held-out loss.
+
+        The loss is NaN where there are no held-out sequences.
+        """
+        soft = self.soft(step)
+        local = harden(soft)
+        places = unstacked(self.groups, local)
+        perms = {
+            group.name: group.start.index_select(0, block_order(place)).cpu()
+            for group, place in zip(self.groups, places, strict=True)
+        }
+        weights = self.masked_weights(soft, local)
+        losses = [
+            self.loss(weights, rows) * len(rows)
+            for rows in self.window.held_out.split(self.options.batch)
+        ]
+        count = len(self.window.held_out)
+        return perms, float(sum(losses)) / count if count else math.nan
+
+
+def first_logits(
+    options: Lcp, groups: list[BlockedGroup], seed: int, device: torch.device
+) -> dict[int, Tensor]:
+    """Trainable logits ``[ΣG, B, B]`` per block size B: a lean towards identity, and noise."""
+    counts: Counter[int] = Counter()
+    for group in groups:
+        counts.update(dict(group.runs))
+    generator = torch.Generator().manual_seed(seed)
+    logits = {}
+    for size, count in counts.items():
+        noise = 2 * torch.rand(count, size, size, generator=generator) - 1
+        first = options.identity * torch.eye(size) + options.noise * noise
+        logits[size] = first.to(device).requires_grad_()
+    return logits
+
+
+def first_scales(groups: list[BlockedGroup], device: torch.device) -> dict[int, Tensor]:
+    """One trainable scale per group and block size B, ``√B`` at first: ``[groups]`` per B."""
+    counts = Counter(size for group in groups for size, _ in group.runs)
+    return {
+        size: torch.full((count,), math.sqrt(size), device=device, requires_grad=True)
+        for size, count in counts.items()
+    }
+
+
+def harden(soft: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The assignment of each block, as ``LongTensor[ΣG, B]``: which channel each place takes."""
+    return {size: assign_blocks(x.detach()).argsort(-1) for size, x in soft.items()}
+
+
+def unstacked(groups: list[BlockedGroup], stacked: dict[int, Tensor]) -> list[list[Tensor]]:
+    """The runs of each group, cut from what is stacked over the groups per block size."""
+    counts: dict[int, list[int]] = {size: [] for size in stacked}
+    for group in groups:
+        for size, count in group.runs:
+            counts[size].append(count)
+    runs = {size: iter(x.split(counts[size])) for size, x in stacked.items()}
+    return [[next(runs[size]) for size, _ in group.runs] for group in groups]
+
+
+def batches(options: Lcp, window: Window, total: int) -> Iterator[Tensor]:
+    """Rows of the learning sequences for each step, drawn without replacement in a pass."""
+    pool = len(window.learning) if options.fresh else window.calibration
+    generator = torch.Generator().manual_seed(window.seed + 1)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(total):
+        while len(order) < options.batch:
+            order = torch.cat([order, torch.randperm(pool, generator=generator)])
+        yield window.learning[order[: options.batch]]
+        order = order[options.batch :]

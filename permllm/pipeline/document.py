@@ -1,0 +1,309 @@
+"""YAML as plain data that remembers where every key and value stands."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from permllm.errors import UserError
+
+MAX_NODES = 20_000
+"""The most values a file may hold once its aliases are written out."""
+
+MAX_DEPTH = 50
+"""The deepest nesting of lists and mappings."""
+
+Keys = tuple[str | int, ...]
+"""Where a value stands: keys of mappings and indices of lists, from the root."""
+
+_TAG = "tag:yaml.org,2002:"
+
+
+@attrs.frozen
+class Origin:
+    """Where a piece of a pipeline came from: a place in a file, or a ``--set``."""
+
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    setting: str | None = None
+
+    def error(self, message: str, hint: str | None = None) -> UserError:
+        """An error at this place."""
+        if self.setting is not None:
+            return UserError(f"--set {self.setting}: {message}", hint=hint)
+        return UserError(message, file=self.file, line=self.line, column=self.column, hint=hint)
+
+    @property
+    def order(self) -> tuple[bool, int, int]:
+        """Sorts places as they are read: the file top to bottom, then settings."""
+        return (self.setting is not None, self.line or 0, self.column or 0)
+
+
+@attrs.frozen
+class Document:
+    """Plain data (mappings with string keys, lists, scalars) and the origins of its parts.
+
+    Attributes:
+        data: the data.
+        values: the origin of each value, by where it stands; ``()`` is the root.
+        keys: the origin of each mapping's key, by where its value stands.
+    """
+
+    data: Any
+    values: Mapping[Keys, Origin]
+    keys: Mapping[Keys, Origin] = attrs.field(factory=dict)
+
+    def origin(self, place: Keys, *, key: bool = False) -> Origin:
+        """The origin of a value (or its key), or of the nearest thing that surrounds it."""
+        if key and place in self.keys:
+            return self.keys[place]
+        while place not in self.values:
+            place = place[:-1]
+        return self.values[place]
+
+    def part(self, place: Keys) -> Document:
+        """The document below a place."""
+        data = self.data
+        for key in place:
+            data = data[key]
+        size = len(place)
+        values = {at[size:]: origin for at, origin in self.values.items() if at[:size] == place}
+        keys = {at[size:]: origin for at, origin in self.keys.items() if at[:size] == place}
+        keys.pop((), None)
+        return Document(data, values or {(): self.origin(place)}, keys)
+
+    def holds(self, place: Keys) -> bool:
+        """Whether there is anything at a place."""
+        data = self.data
+        for key in place:
+            inside = isinstance(data, dict) and key in data
+            if not inside and not (isinstance(data, list) and key in range(len(data))):
+                return False
+            data = data[key]
+        return True
+
+    def without(self, key: str) -> Document:
+        """A copy that lacks one key of the root."""
+        data = {other: value for other, value in self.data.items() if other != key}
+        values = {at: origin for at, origin in self.values.items() if at[:1] != (key,)}
+        keys = {at: origin for at, origin in self.keys.items() if at[:1] != (key,)}
+        return Document(data, values, keys)
+
+    def with_part(self, place: Keys, part: Document, key: Origin) -> Document:
+        """A copy with another part at a place, whose surroundings have to exist.
+
+        Args:
+            place: where it goes.
+            part: what goes there.
+            key: the origin of the key that it gets.
+        """
+        if not place:
+            return part
+        data = copy.copy(self.data)
+        inner = data
+        for step in place[:-1]:
+            inner[step] = copy.copy(inner[step])
+            inner = inner[step]
+        inner[place[-1]] = part.data
+        size = len(place)
+        values = {at: origin for at, origin in self.values.items() if at[:size] != place}
+        keys = {at: origin for at, origin in self.keys.items() if at[:size] != place}
+        values |= {(*place, *at): origin for at, origin in part.values.items()}
+        keys |= {(*place, *at): origin for at, origin in part.keys.items()}
+        keys[place] = key
+        return Document(data, values, keys)
+
+
+def plain_document(data: Any, origin: Origin) -> Document:
+    """Plain data that all has one origin."""
+    return Document(data, {(): origin})
+
+
+def parse_yaml(text: str, origin: Origin) -> Document:
+    """Read one YAML document.
+
+    Args:
+        text: the YAML.
+        origin: the file, or the setting, that it is from.
+
+    Raises:
+        UserError: broken YAML, duplicate keys, keys that are no text, aliases that
+            contain themselves or blow up, more than one document, tags.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        with warnings.catch_warnings():
+            # An anchor that is defined twice is allowed by YAML.
+            warnings.simplefilter("ignore")
+            node = yaml.compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = origin if mark is None else _at(origin, mark.line, mark.column)
+        hint = _yaml_hint(text, mark)
+        raise place.error(f"this is not valid YAML: {_reason(error)}", hint) from error
+    except YAMLError as error:
+        raise origin.error(f"this is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise origin.error(f"lists and mappings are nested deeper than {MAX_DEPTH}") from None
+    if node is None:
+        return plain_document(None, _at(origin, 0, 0))
+    return _Reader(yaml, origin).read(node)
+
+
+def _at(origin: Origin, line: int, column: int) -> Origin:
+    """``origin`` at a place that ruamel counts from 0."""
+    if origin.setting is not None:
+        return origin
+    return attrs.evolve(origin, line=line + 1, column=column + 1)
+
+
+def _reason(error: MarkedYAMLError) -> str:
+    parts = [part for part in (error.context, error.problem) if part]
+    return " ".join(", ".join(parts).split()) or type(error).__name__
+
+
+def _yaml_hint(text: str, mark: Any) -> str | None:
+    lines = text.splitlines()
+    if mark is not None and mark.line < len(lines) and "\t" in lines[mark.line]:
+        return "indent with blanks, not with tabs"
+    return None
+
+
+def _is_merge(key: Node) -> bool:
+    return str(key.tag) == f"{_TAG}merge"
+
+
+class _Reader:
+    """Turns ruamel's nodes into plain data, once for every use of an alias."""
+
+    def __init__(self, yaml: YAML, origin: Origin) -> None:
+        self.constructor = yaml.constructor
+        self.origin = origin
+        self.values: dict[Keys, Origin] = {}
+        self.keys: dict[Keys, Origin] = {}
+        self.open: list[Node] = []
+        self.seen = 0
+
+    def read(self, node: Node) -> Document:
+        return Document(self.value(node, ()), self.values, self.keys)
+
+    def place(self, node: Node) -> Origin:
+        return _at(self.origin, node.start_mark.line, node.start_mark.column)
+
+    def value(self, node: Node, place: Keys) -> Any:
+        self.values[place] = here = self.place(node)
+        if isinstance(node, ScalarNode):
+            self.count(here)
+            return self.scalar(node, here)
+        self.enter(node, here)
+        if isinstance(node, SequenceNode):
+            self.refuse_tag(node, "seq", here)
+            data: Any = [self.value(item, (*place, i)) for i, item in enumerate(node.value)]
+        else:
+            data = self.mapping(node, place)
+        self.open.pop()
+        return data
+
+    def mapping(self, node: MappingNode, place: Keys) -> dict[str, Any]:
+        self.refuse_tag(node, "map", self.place(node))
+        data: dict[str, Any] = {}
+        for key_node, value_node in self.pairs(node):
+            at = self.place(key_node)
+            key = self.key(key_node, at)
+            if key in data:
+                first = self.keys[(*place, key)].line
+                where = f" (first in line {first})" if first else ""
+                raise at.error(f"the key '{key}' is there twice{where}")
+            self.keys[(*place, key)] = at
+            data[key] = self.value(value_node, (*place, key))
+        return data
+
+    def pairs(self, node: MappingNode) -> list[tuple[Node, Node]]:
+        """A mapping's pairs, and by YAML's ``<<: *anchor`` what it lacks of others."""
+        pairs = [pair for pair in node.value if not _is_merge(pair[0])]
+        names = [key.value for key, _ in pairs]
+        for source in (value for key, value in node.value if _is_merge(key)):
+            for other in source.value if isinstance(source, SequenceNode) else [source]:
+                here = self.place(other)
+                if not isinstance(other, MappingNode):
+                    raise here.error("'<<' takes a mapping or a list of mappings")
+                self.enter(other, here)
+                more = [pair for pair in self.pairs(other) if pair[0].value not in names]
+                self.open.pop()
+                pairs += more
+                names += [key.value for key, _ in more]
+        return pairs
+
+    def enter(self, node: Node, here: Origin) -> None:
+        """Go into a list or mapping; ``self.open.pop()`` goes out again."""
+        if any(node is outer for outer in self.open):
+            raise here.error("this alias contains itself")
+        if len(self.open) >= MAX_DEPTH:
+            raise here.error(f"lists and mappings are nested deeper than {MAX_DEPTH}")
+        self.count(here)
+        self.open.append(node)
+
+    def count(self, here: Origin) -> None:
+        self.seen += 1
+        if self.seen > MAX_NODES:
+            raise here.error(f"more than {MAX_NODES} values once the aliases are written out")
+
+    def key(self, node: Node, here: Origin) -> str:
+        if not isinstance(node, ScalarNode):
+            raise here.error("a key must be a text, not a list or a mapping")
+        key = self.scalar(node, here)
+        if not isinstance(key, str):
+            raise here.error(f"a key must be a text, not {node.value or 'empty'}", "quote it")
+        return key
+
+    def scalar(self, node: ScalarNode, here: Origin) -> Any:
+        kind = str(node.tag).removeprefix(_TAG)
+        if kind in ("str", "timestamp") or (kind in ("int", "float") and ":" in node.value):
+            # YAML 1.1 reads 2:4 as a number of base 60 and 2024-01-01 as a date.
+            return node.value
+        if kind == "null":
+            return None
+        convert = {
+            "int": self.constructor.construct_yaml_int,
+            "float": self.constructor.construct_yaml_float,
+            "bool": self.constructor.construct_yaml_bool,
+        }.get(kind)
+        if convert is None:
+            raise here.error(f"the tag {node.tag} is not allowed here")
+        try:
+            value = convert(node)
+        except (ValueError, KeyError):
+            raise here.error(f"'{node.value[:40]}' is not a readable {kind}") from None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise here.error(f"expected a finite number, not {node.value}")
+        return value
+
+    def refuse_tag(self, node: Node, kind: str, here: Origin) -> None:
+        if str(node.tag) != f"{_TAG}{kind}":
+            raise here.error(f"the tag {node.tag} is not allowed here")
+
+
+def walk(data: Any, place: Keys = ()) -> Iterator[tuple[Keys, Any]]:
+    """Every scalar (and empty list or mapping) of plain data with where it stands."""
+    if isinstance(data, dict) and data:
+        for key, value in data.items():
+            yield from walk(value, (*place, key))
+    elif isinstance(data, list) and data:
+        for index, value in enumerate(data):
+            yield from walk(value, (*place, index))
+    else:
+        yield place, data
+
+
+def dotted(place: Keys) -> str:
+    """A place as it is written in ``--set``: ``evaluate.0.length``."""
+    return ".".join(str(key) for key in place)

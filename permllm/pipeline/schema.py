@@ -1,0 +1,144 @@
+"""What a pipeline file may hold. Every field's help is the documentation of its key.
+
+A file is read into these classes by :mod:`permllm.pipeline.reading`; the default
+components are references, as a file would write them, that the reader resolves.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import attrs
+
+from permllm.components import (
+    Dataset,
+    Evaluator,
+    Exporter,
+    Metric,
+    Observer,
+    PermutationLearner,
+    Pruner,
+    option,
+)
+from permllm.core.patterns import Pattern
+from permllm.models.sources import DirectorySource, GgufSource, HubSource, PackageSource
+from permllm.pipeline.options import reference
+
+VERSION = 1
+"""The schema version that this permllm reads and writes."""
+
+SOURCES: dict[str, type] = {
+    "package": PackageSource,
+    "gguf": GgufSource,
+    "directory": DirectorySource,
+    "hub": HubSource,
+}
+"""The places that a model may come from, by the value of ``source``."""
+
+ModelSource = PackageSource | GgufSource | DirectorySource | HubSource
+
+MAX_SEED = 2**63 - 1
+"""The largest seed that torch takes."""
+
+MAX_NAME = 100
+"""The longest name: folders and MLflow experiments are called after it."""
+
+
+def _check_name(pipeline: Pipeline, attribute: attrs.Attribute[str], value: str) -> None:
+    if not re.fullmatch(r"\w[\w .+@-]*", value) or len(value) > MAX_NAME:
+        raise ValueError(
+            f"name must be at most {MAX_NAME} letters, digits, blanks or .+@-_ and start with "
+            f"a letter or digit, not {value!r}"
+        )
+
+
+def _check_device(pipeline: Pipeline, attribute: attrs.Attribute[str], value: str) -> None:
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N, xpu or mps, not {value!r}")
+
+
+def _check_window(layers: Layers, attribute: attrs.Attribute[Any], value: int | str) -> None:
+    if value != "all" and int(value) < 1:
+        raise ValueError(f"window must be at least 1 layer or 'all', not {value}")
+
+
+@attrs.frozen(kw_only=True)
+class Calibration:
+    """The text that statistics are gathered on and permutations are learned from."""
+
+    dataset: Dataset = reference("python-docs", help="where the text comes from")
+    sequences: int = option(16, help="sequences to gather and learn from", minimum=1, maximum=10**6)
+    length: int = option(256, help="tokens of a sequence", minimum=2, maximum=10**6)
+    held_out: int = option(
+        4, help="more sequences, never learned from, to choose by", minimum=0, maximum=10**6
+    )
+    batch_size: int = option(4, help="sequences of a forward pass", minimum=1, maximum=65536)
+    seed: int = option(0, help="seed of the choice of sequences", minimum=0, maximum=MAX_SEED)
+
+
+@attrs.frozen(kw_only=True)
+class Override:
+    """Other choices for the linears whose names match; later entries win."""
+
+    match: str = option(help="glob over the linears' module names, such as model.layers.0.*")
+    pattern: Pattern | None = option(None, help="their N:M pattern; null keeps the pipeline's")
+    metric: Metric | None = option(None, help="their importance metric; null keeps the pipeline's")
+    pruner: Pruner | None = option(None, help="their pruner; null keeps the pipeline's")
+    skip: bool | None = option(None, help="leave them dense, or not; null keeps layers.skip")
+
+
+@attrs.frozen(kw_only=True)
+class Layers:
+    """What is done to the decoder layers."""
+
+    metric: Metric = reference("wanda", help="how important each weight is")
+    permutation: PermutationLearner = reference("lcp", help="how the channels' order is found")
+    pruner: Pruner = reference("mask", help="how weights are cut to the pattern")
+    window: int | Literal["all"] = attrs.field(
+        default="all",
+        validator=_check_window,
+        metadata={"help": "layers whose orders are learned together", "minimum": 1},
+    )
+    skip: tuple[str, ...] = option(
+        ("lm_head",), help="globs over module names that stay dense, children included"
+    )
+    inputs: str = option(
+        "pruned",
+        help="what a window sees: the outputs of the pruned windows before it, or the dense ones",
+        choices=("pruned", "dense"),
+    )
+    overrides: tuple[Override, ...] = option((), help="other choices for some linears")
+
+
+@attrs.frozen(kw_only=True)
+class Pipeline:
+    """One pipeline file."""
+
+    permllm: int = option(VERSION, help="schema version of the file", minimum=1, maximum=VERSION)
+    name: str = attrs.field(
+        metadata={"help": "the pipeline's name; without one, the file's"}, validator=_check_name
+    )
+    model: ModelSource = option(help="the model to prune")
+    calibration: Calibration = reference({}, help="the calibration text")
+    pattern: Pattern = option(help="N:M: of every M consecutive weights at most N are kept")
+    layers: Layers = reference({}, help="what is done to the decoder layers")
+    evaluate: tuple[Evaluator, ...] = option((), help="what is measured, dense and pruned")
+    export: tuple[Exporter, ...] = option((), help="how the pruned models are written")
+    track: tuple[Observer, ...] = reference(
+        {"mlflow": {}}, help="who records the runs: observers' names with their options"
+    )
+    matrix: dict[str, Any] | None = option(
+        None, help="dotted keys and the values to try: one run for each combination"
+    )
+    device: str = attrs.field(
+        default="auto",
+        validator=_check_device,
+        metadata={"help": "auto, cpu, cuda, cuda:N, xpu or mps"},
+    )
+    dtype: str = option(
+        "auto",
+        help="type of the model's numbers; auto: as saved, but float32 on a CPU",
+        choices=("auto", "float32", "bfloat16", "float16", "float64"),
+    )
+    seed: int = option(0, help="seed of everything random", minimum=0, maximum=MAX_SEED)

@@ -1,0 +1,136 @@
+"""Values at dotted keys: ``--set layers.permutation.passes=3`` and the keys of ``matrix:``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from permllm.errors import UserError
+from permllm.pipeline.document import Document, Keys, Origin, dotted, parse_yaml, plain_document
+from permllm.pipeline.options import REFERENCE, option_fields, option_types
+from permllm.pipeline.schema import Pipeline
+
+MATRIX = "matrix"
+
+
+def apply_settings(document: Document, settings: Iterable[str]) -> Document:
+    """A document with the ``KEY=VALUE`` of each ``--set`` put in, the values read as YAML.
+
+    Raises:
+        UserError: no ``=``, broken YAML, a key below something that has no keys, or a
+            key whose value the matrix would replace.
+    """
+    keys = []
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not equals or not all(key.split(".")):
+            raise UserError(
+                f"--set {setting}: expected KEY=VALUE with a dotted key",
+                hint="for example --set layers.permutation.passes=3",
+            )
+        origin = Origin(setting=key)
+        document = place_value(document, key, parse_yaml(text, origin), origin)
+        keys.append(key)
+    _refuse_overruled(document, keys)
+    return document
+
+
+def place_value(document: Document, key: str, value: Document, origin: Origin) -> Document:
+    """A copy of the document with a value at a dotted key.
+
+    What the key goes through is made on the way: a bare component name becomes a
+    mapping, a default component is written out, a missing section is added.
+
+    Args:
+        document: the pipeline's document.
+        key: dotted, with indices for lists, such as ``evaluate.0.length``.
+        value: what to put there.
+        origin: the origin of the key itself.
+    """
+    place: Keys = ()
+    for part in _parts(document, key):
+        document = _opened(document, place, origin)
+        holder = _at(document, place)
+        place = (*place, _index(holder, part, place, origin) if _is_list(holder) else part)
+    return document.with_part(place, value, origin)
+
+
+def _parts(document: Document, key: str) -> list[str]:
+    """The keys that a dotted key goes through; those of a matrix have dots themselves."""
+    parts = key.split(".")
+    if parts[0] != MATRIX or len(parts) == 1:
+        return parts
+    axes = document.data.get(MATRIX)
+    rest = parts[1:]
+    for size in range(len(rest), 0, -1):
+        if isinstance(axes, Mapping) and ".".join(rest[:size]) in axes:
+            return [MATRIX, ".".join(rest[:size]), *rest[size:]]
+    return [MATRIX, ".".join(rest)]
+
+
+def _opened(document: Document, place: Keys, origin: Origin) -> Document:
+    """The document with a mapping or list at ``place``."""
+    if document.holds(place) and (value := _at(document, place)) is not None:
+        if isinstance(value, (dict, list)):
+            return document
+        if not isinstance(value, str):
+            raise origin.error(f"'{dotted(place)}' is {value}, which has no keys")
+        named = Document(
+            {"name": value}, {(): document.origin(place), ("name",): document.origin(place)}
+        )
+        return document.with_part(place, named, document.origin(place, key=True))
+    default = _default(place)
+    data = {"name": default} if isinstance(default, str) else dict(default or {})
+    return document.with_part(place, plain_document(data, origin), origin)
+
+
+def _at(document: Document, place: Keys) -> Any:
+    data = document.data
+    for key in place:
+        data = data[key]
+    return data
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _index(holder: list[Any], part: str, place: Keys, origin: Origin) -> int:
+    if part.isdecimal() and int(part) < len(holder):
+        return int(part)
+    size = len(holder)
+    raise origin.error(
+        f"'{dotted(place)}' is a list with {size} entr{'y' if size == 1 else 'ies'}, "
+        f"so '{part}' should be a number from 0 to {size - 1}"
+        if size
+        else f"'{dotted(place)}' is an empty list"
+    )
+
+
+def _default(place: Keys) -> Any:
+    """The default component (as a file spells it) of a section's key, where there is one."""
+    cls: Any = Pipeline
+    default: Any = None
+    for key in place:
+        if not attrs.has(cls):
+            return None
+        fields = {field.alias or field.name: field for field in option_fields(cls)}
+        if key not in fields:
+            return None
+        default = fields[str(key)].metadata.get(REFERENCE)
+        cls = option_types(cls)[str(key)]
+    return default
+
+
+def _refuse_overruled(document: Document, keys: Iterable[str]) -> None:
+    axes = document.data.get(MATRIX)
+    for key in keys if isinstance(axes, Mapping) else ():
+        for axis in axes:
+            if f"{key}.".startswith(f"{axis}."):
+                raise Origin(setting=key).error(
+                    f"the matrix sets '{axis}', so this would have no effect",
+                    f"set matrix.{axis}, or drop the matrix with --set matrix=null",
+                )

@@ -1,0 +1,20 @@
+"""Pruners: how a weight is cut to its pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from permllm.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from permllm.components import Pruner
+
+
+@hookimpl
+def permllm_pruners() -> Iterable[type[Pruner]]:
+    """The built-in pruners."""
+    from permllm.pruners.mask import Mask
+    from permllm.pruners.sparsegpt import SparseGpt
+
+    return [Mask, SparseGpt]

@@ -1,0 +1,282 @@
+"""Pictures of a pipeline's runs, as PNG and SVG.
+
+They are drawn with matplotlib's object-oriented interface, which keeps no state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from permllm.observers.events import read_events
+from permllm.report.comparison import DENSE, PERPLEXITY, perplexities
+from permllm.report.history import Series, training_history
+from permllm.report.layers import by_kind, by_layer, mean
+from permllm.report.units import number
+from permllm.results import LayerReport, Results, RunResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from permllm.runner.plan import Plan
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, told apart by colour-blind readers too; yellow is too faint."""
+
+GREY = "#8C8C8C"
+"""For the dense model, and for what was before."""
+
+LINES = ("-", "--", "-.", ":")
+"""Once the colours are used up, runs differ by these as well."""
+
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E5E5E5",
+    "legend.frameon": False,
+    # Labels hold whatever a pipeline file says; dollars are no formulae.
+    "text.parse_math": False,
+    # The same results give the same file.
+    "svg.hashsalt": "permllm",
+}
+
+MAX_KINDS = 9
+"""Models with more kinds of linears get one panel for all together."""
+
+LOGARITHMIC = 50
+"""Perplexities that differ by this factor need a logarithmic axis."""
+
+LEGEND_INSIDE = 6
+"""More runs than these are named beside the picture."""
+
+
+def write_plots(results: Results, plan: Plan) -> list[Path]:
+    """Draw everything into ``plots/`` of the pipeline's folder and of each run's.
+
+    Args:
+        results: what was measured.
+        plan: names the folders; the course of training is read from its event log.
+
+    Returns:
+        the PNG files; an SVG lies beside each.
+    """
+    import matplotlib as mpl
+
+    history = training_history(read_events(plan.out))
+    with mpl.rc_context(STYLE):
+        written = _write_all(plan.out / "plots", _of_the_plan(results, history))
+        for run in plan.runs:
+            figures = _of_a_run(results[run.label], history.get(run.label, {}))
+            written += _write_all(run.directory / "plots", figures)
+    return written
+
+
+def _of_the_plan(
+    results: Results, history: Mapping[str, Mapping[str, Series]]
+) -> dict[str, Figure | None]:
+    runs = [run for run in results.runs if run.layers]
+    trained = {run.label: history[run.label] for run in runs if run.label in history}
+    return {
+        "perplexity": perplexity_bars(results),
+        "retained": retained_by_run(runs) if runs else None,
+        "training": training_curves(trained) if trained else None,
+    }
+
+
+def _of_a_run(run: RunResult, history: Mapping[str, Series]) -> dict[str, Figure | None]:
+    return {
+        "retained": retained_by_kind(run) if run.layers else None,
+        "training": training_curves({run.label: history}) if history else None,
+    }
+
+
+def _write_all(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
+    written = []
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.png"
+        figure.savefig(path, dpi=150)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        written.append(path)
+    return written
+
+
+# --- the pictures -------------------------------------------------------------------
+
+
+def training_curves(history: Mapping[str, Mapping[str, Series]]) -> Figure:
+    """Loss and held-out loss per step above, temperature below, for each run."""
+    schedules = [name for name in ("temperature",) if any(name in run for run in history.values())]
+    heights = [3.0, *(1.0 for _ in schedules)]
+    figure = _figure(6.4, 3.0 + 1.3 * len(schedules))
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    single = len(history) == 1
+    for index, (label, figures) in enumerate(history.items()):
+        colour, line = _look(index)
+        name = "loss" if single else label
+        # Losses of single batches scatter; what is measured on held-out text stands out.
+        _curve(axes[0], figures.get("loss", []), name, color=colour, linestyle=line, alpha=0.55)
+        held_out = figures.get("held_out_loss", [])
+        marked = colour if not single else COLOURS[1]
+        _curve(
+            axes[0],
+            held_out,
+            "held-out loss" if single else f"{label}, held out",
+            color=marked,
+            linestyle=line,
+            marker="o",
+            markersize=3.5,
+        )
+        for panel, schedule in zip(axes[1:], schedules, strict=True):
+            course = figures.get(schedule, [])
+            _curve(panel, course, label, color=colour, linestyle=line)
+            panel.set_ylabel(schedule)
+            panel.set_ylim(bottom=0)
+    axes[0].set_ylabel("loss")
+    axes[-1].set_xlabel("training step")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    if single:
+        axes[0].set_title(f"Training of {next(iter(history))}", loc="left")
+    else:
+        axes[0].set_title("Training", loc="left")
+    _legend(figure, axes[0], 2 * len(history))
+    return figure
+
+
+def retained_by_run(runs: Sequence[RunResult]) -> Figure:
+    """The retained score of each decoder layer, for each run, and in the original order."""
+    figure = _figure(6.4, 3.6)
+    axes = figure.subplots()
+    courses: list[list[float]] = []
+    for run in runs:
+        layers, before, _ = _courses(run.layers)
+        # Runs of one metric and pattern have the original order in common.
+        if before not in courses:
+            courses.append(before)
+            name = "original order" if len(courses) == 1 else f"original order, {run.label}"
+            axes.plot(layers, before, color=GREY, linestyle=LINES[-len(courses) % 4], label=name)
+    for index, run in enumerate(runs):
+        layers, before, after = _courses(run.layers)
+        if after != before:
+            colour, line = _look(index)
+            axes.plot(layers, after, color=colour, linestyle=line, marker=_dots(layers),
+                      markersize=3, label=run.label)  # fmt: skip
+    axes.set_title("Importance score that pruning keeps", loc="left")
+    _label_layers(axes)
+    _legend(figure, axes, len(runs) + len(courses))
+    return figure
+
+
+def retained_by_kind(run: RunResult) -> Figure:
+    """The retained score of each decoder layer before and after, a panel per kind of linear."""
+    kinds = by_kind(run.layers)
+    if len(kinds) > MAX_KINDS:
+        kinds = {"all linears": list(run.layers)}
+    wide = min(3 if len(kinds) > 4 else 2, len(kinds))
+    high = -(-len(kinds) // wide)
+    figure = _figure(max(5.0, 3.2 * wide), 0.6 + 2.2 * high)
+    axes = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False)
+    for panel, (kind, reports) in zip(axes.flat, kinds.items(), strict=False):
+        layers, before, after = _courses(reports)
+        marker = _dots(layers)
+        panel.plot(layers, before, color=GREY, marker=marker, markersize=3, label="original order")
+        panel.plot(layers, after, color=COLOURS[0], marker=marker, markersize=3, label=run.label)
+        panel.set_title(kind, loc="left", fontsize=8.5)
+        _label_layers(panel)
+        panel.label_outer()
+    for panel in list(axes.flat)[len(kinds) :]:
+        panel.set_axis_off()
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2)
+    return figure
+
+
+def perplexity_bars(results: Results) -> Figure | None:
+    """A bar per run, dense included, a panel per perplexity figure."""
+    names = perplexities(results)
+    if not names:
+        return None
+    figure = _figure(6.4 if len(names) == 1 else 9.0, 1.0 + 0.32 * len(results.runs))
+    axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for panel, name in zip(axes, names, strict=True):
+        runs = [run for run in results.runs if name in run.figures]
+        colours = [GREY if run.label == DENSE else COLOURS[0] for run in runs]
+        labels = [_cropped(run.label, 40) for run in runs]
+        values = [run.figures[name] for run in runs]
+        finite = [value if math.isfinite(value) else 0.0 for value in values]
+        bars = panel.barh(labels, finite, color=colours, height=0.65)
+        panel.bar_label(bars, [number(value) for value in values], padding=3)
+        if max(finite) > LOGARITHMIC * max(min(finite), 1.0):
+            panel.set_xscale("log")
+        panel.margins(x=0.15)
+        panel.grid(visible=False, axis="y")
+        panel.tick_params(axis="y", length=0)
+        panel.set_xlabel(f"perplexity on {name.removeprefix(PERPLEXITY)} (lower is better)")
+    axes[0].invert_yaxis()
+    return figure
+
+
+# --- their parts --------------------------------------------------------------------
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _look(index: int) -> tuple[str, str]:
+    """Colour and line of the run with this index."""
+    return COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
+
+
+def _curve(axes: Axes, course: Series, label: str, **style: Any) -> None:
+    if course:
+        steps, values = zip(*course, strict=True)
+        axes.plot(steps, values, label=label, **style)
+
+
+def _courses(reports: Sequence[LayerReport]) -> tuple[list[int], list[float], list[float]]:
+    """Layer numbers, and the retained share of each in per cent before and after."""
+    layers = dict(sorted(by_layer(reports).items()))
+
+    def course(value: Callable[[LayerReport], float]) -> list[float]:
+        return [100 * mean(linears, value) for linears in layers.values()]
+
+    before = course(lambda report: report.retained_before)
+    return list(layers), before, course(lambda report: report.retained)
+
+
+def _label_layers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("decoder layer")
+    axes.set_ylabel("retained score (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _dots(points: Sequence[int]) -> str:
+    """Few points are marked: a line through one of them cannot be seen."""
+    return "o" if len(points) <= 40 else ""
+
+
+def _legend(figure: Figure, axes: Axes, entries: int) -> None:
+    if entries > LEGEND_INSIDE:
+        handles, labels = axes.get_legend_handles_labels()
+        short = [_cropped(label, 32) for label in labels]
+        figure.set_figwidth(figure.get_figwidth() + 2.2)
+        figure.legend(handles, short, loc="outside right upper", fontsize=8)
+    else:
+        axes.legend()
+
+
+def _cropped(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

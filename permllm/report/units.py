@@ -1,0 +1,69 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def duration(seconds: float) -> str:
+    """Seconds in at most two units.
+
+    >>> duration(0.42), duration(83), duration(7265)
+    ('0.4 s', '1 min 23 s', '2 h 1 min')
+    """
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``, for what changes while one looks.
+
+    >>> clock(0.4), clock(83), clock(7265)
+    ('0:00', '1:23', '2:01:05')
+    """
+    whole = int(max(0.0, seconds))
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def memory(count: float) -> str:
+    """Bytes in MiB or GiB.
+
+    >>> memory(3.3e9), memory(200e6)
+    ('3.1 GiB', '191 MiB')
+    """
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def number(value: float) -> str:
+    """A figure with about four digits; large ones are whole.
+
+    >>> number(16.8432), number(0.83217), number(85412.7), number(3e9)
+    ('16.84', '0.8322', '85413', '3.00e+09')
+    """
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "–"
+    if abs(value) >= 1e7:
+        return f"{value:.2e}"
+    if abs(value) >= 1000:
+        return f"{value:.0f}"
+    if abs(value) < 1:
+        return f"{value:.4g}"
+    return f"{value:.{4 - len(str(int(abs(value))))}f}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share of 1 in per cent.
+
+    >>> percent(0.8327), percent(0.5, 0)
+    ('83.3 %', '50 %')
+    """
+    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else "–"

@@ -1,0 +1,104 @@
+"""What a pipeline's runs measured: the object behind ``results.json`` and every table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+
+@attrs.frozen
+class LayerReport:
+    """Figures of one pruned linear.
+
+    Attributes:
+        linear: the module's name (with ``[i]`` for expert i of stacked weights).
+        group: the permutation group that it belongs to.
+        shape: ``(C_out, C_in)``.
+        pattern: such as ``"2:4"``.
+        retained_before: share of the summed scores kept by the pattern in the
+            original channel order, 0 to 1.
+        retained: the same in the learned order.
+        sparsity: share of zeros in the pruned weight, 0 to 1.
+        error: ``‖(W - W') X‖² / ‖W X‖²`` on the calibration inputs, from the inputs'
+            square sums (off-diagonal terms are left out).
+    """
+
+    linear: str
+    group: str
+    shape: tuple[int, int]
+    pattern: str
+    retained_before: float
+    retained: float
+    sparsity: float
+    error: float
+
+
+@attrs.frozen
+class RunResult:
+    """What one run (one cell of the matrix, or the dense model) measured.
+
+    Attributes:
+        label: ``"dense"``, or the matrix values that tell this run apart.
+        figures: the evaluators' figures by name, and ``retained`` and ``sparsity``.
+        seconds: wall time of pruning, without evaluation and export.
+        peak_memory_bytes: highest resident memory of the process during the run.
+        exports: folder of each export, relative to the pipeline's run folder.
+        layers: one report per pruned linear, in order of execution.
+        options: the dotted keys and values that the matrix set for this run.
+    """
+
+    label: str
+    figures: dict[str, float]
+    seconds: float
+    peak_memory_bytes: int
+    exports: dict[str, str] = attrs.field(factory=dict)
+    layers: tuple[LayerReport, ...] = ()
+    options: dict[str, Any] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class Results:
+    """What a whole pipeline measured; the first run is the dense model.
+
+    Attributes:
+        pipeline: the pipeline's name.
+        out: its run folder.
+        runs: dense first, then in the order of the matrix.
+    """
+
+    pipeline: str
+    out: str
+    runs: tuple[RunResult, ...]
+
+    def __getitem__(self, label: str) -> RunResult:
+        """The run with this label; KeyError with the known labels otherwise."""
+        for run in self.runs:
+            if run.label == label:
+                return run
+        raise KeyError(f"no run '{label}'; there are {[run.label for run in self.runs]}")
+
+    def to_dict(self, *, layers: bool = True) -> dict[str, Any]:
+        """Plain data for JSON; ``layers=False`` leaves out the per-layer reports."""
+        data = attrs.asdict(self)
+        data["runs"] = list(data["runs"])
+        for run in data["runs"]:
+            run["layers"] = [dict(report, shape=list(report["shape"])) for report in run["layers"]]
+            if not layers:
+                del run["layers"]
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Results:
+        """The inverse of :meth:`to_dict`."""
+        runs = tuple(
+            RunResult(
+                **{key: value for key, value in run.items() if key != "layers"},
+                layers=tuple(
+                    LayerReport(**dict(layer, shape=tuple(layer["shape"])))
+                    for layer in run.get("layers", ())
+                ),
+            )
+            for run in data["runs"]
+        )
+        return cls(data["pipeline"], data["out"], runs)

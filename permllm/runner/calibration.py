@@ -1,0 +1,68 @@
+"""The calibration sequences of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from permllm.datasets.sequences import calibration_sequences
+from permllm.pipeline.schema import Calibration
+
+
+@attrs.frozen(eq=False)
+class Sequences:
+    """Calibration text as tokens.
+
+    Attributes:
+        tokens: ``LongTensor[n, L]``: the learning sequences, then the held-out ones.
+        calibration: how many of the first are used for statistics, and make one pass.
+        learning: rows that may be learned from.
+        held_out: rows that are never learned from.
+        batch_size: sequences per forward pass where no gradient is needed.
+    """
+
+    tokens: Tensor
+    calibration: int
+    learning: Tensor
+    held_out: Tensor
+    batch_size: int
+
+    def fingerprint(self) -> str:
+        """A hash of the calibration and held-out tokens."""
+        kept = torch.cat([self.tokens[: self.calibration], self.tokens[self.held_out]])
+        return hashlib.sha256(kept.contiguous().numpy().tobytes()).hexdigest()
+
+
+def read_sequences(calibration: Calibration, tokenizer: Any, learning: int) -> Sequences:
+    """Read and cut the calibration text.
+
+    Args:
+        calibration: that section of the pipeline.
+        tokenizer: the model's.
+        learning: how many learning sequences the learner wants; it gets fewer, but
+            never less than the calibration asks for, where the text ends before.
+
+    Raises:
+        UserError: the text is missing or too short.
+    """
+    learned, held_out = calibration_sequences(
+        calibration.dataset,
+        tokenizer,
+        length=calibration.length,
+        sequences=calibration.sequences,
+        held_out=calibration.held_out,
+        seed=calibration.seed,
+        wish=learning,
+    )
+    count = len(learned)
+    return Sequences(
+        tokens=torch.cat([learned, held_out]),
+        calibration=calibration.sequences,
+        learning=torch.arange(count),
+        held_out=torch.arange(count, count + len(held_out)),
+        batch_size=calibration.batch_size,
+    )

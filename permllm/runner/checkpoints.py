@@ -1,0 +1,96 @@
+"""Finished windows on disk: written whole, then renamed, so that a run can resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from permllm.errors import UserError
+from permllm.results import LayerReport
+
+FORMAT = "permllm-window-1"
+"""Names the layout of a window file in its metadata."""
+
+
+@attrs.frozen(eq=False)
+class PrunedWindow:
+    """What pruning a window gave.
+
+    Attributes:
+        weights: by linear, ``[C_out, C_in]``, input channels in their original order.
+        perms: by group, ``LongTensor[C_in]``; ``weight[:, perm]`` is N:M.
+        reports: one per linear, in order of execution.
+        seconds: wall time.
+    """
+
+    weights: dict[str, Tensor]
+    perms: dict[str, Tensor]
+    reports: tuple[LayerReport, ...]
+    seconds: float
+
+
+def window_path(directory: Path, index: int) -> Path:
+    """Where window ``index`` of a run is kept."""
+    return directory / f"{index:03d}.safetensors"
+
+
+def save_window(path: Path, window: PrunedWindow) -> None:
+    """Write a window under a temporary name and rename it once it is complete."""
+    tensors = {f"weight/{name}": weight.contiguous() for name, weight in window.weights.items()}
+    tensors |= {f"perm/{name}": perm.contiguous() for name, perm in window.perms.items()}
+    metadata = {
+        "format": FORMAT,
+        "seconds": repr(window.seconds),
+        "reports": json.dumps([attrs.asdict(report) for report in window.reports]),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".partial")
+    save_file(tensors, unfinished, metadata=metadata)
+    unfinished.replace(path)
+
+
+def load_window(path: Path) -> PrunedWindow:
+    """Read a window back.
+
+    Raises:
+        UserError: the file is damaged or is no window.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error})", hint="delete it; the window is then pruned again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is not a window of this version", hint="choose another --out")
+    return PrunedWindow(
+        weights=_under("weight/", tensors),
+        perms=_under("perm/", tensors),
+        reports=read_reports(metadata),
+        seconds=float(metadata["seconds"]),
+    )
+
+
+def read_reports(metadata: Mapping[str, Any]) -> tuple[LayerReport, ...]:
+    """The reports in a window file's metadata."""
+    return tuple(
+        LayerReport(**dict(report, shape=tuple(report["shape"])))
+        for report in json.loads(metadata["reports"])
+    )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }

@@ -1,0 +1,53 @@
+"""Peak memory of a stretch of a run."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+import psutil
+
+
+class PeakMemory:
+    """The highest resident memory of this process within a ``with`` block, in bytes.
+
+    The operating system only keeps the peak since the process began, so a thread
+    samples it. Memory of a CUDA device counts on top.
+    """
+
+    def __init__(self, seconds: float = 0.05) -> None:
+        self._seconds = seconds
+        self._process = psutil.Process()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        import torch
+
+        self._done.set()
+        self._thread.join()
+        self._sample()
+        if torch.cuda.is_available():
+            self.bytes += torch.cuda.max_memory_allocated()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._seconds):
+            self._sample()
+
+    def _sample(self) -> None:
+        self.bytes = max(self.bytes, self._process.memory_info().rss)

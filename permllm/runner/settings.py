@@ -1,0 +1,129 @@
+"""Which linears a pipeline prunes, and how: skips, overrides and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import attrs
+
+from permllm.components import Metric, Pruner
+from permllm.core.patterns import Pattern
+from permllm.core.statistics import SQUARE_SUM, TOKENS, Statistic
+from permllm.errors import UserError, nearest
+from permllm.models.decoder import Decoder
+from permllm.models.linears import Group
+from permllm.pipeline.schema import Layers, Pipeline
+
+
+@attrs.frozen(eq=False)
+class LinearSettings:
+    """How one linear is pruned."""
+
+    pattern: Pattern
+    metric: Metric
+    pruner: Pruner
+
+
+def settle(decoder: Decoder, pipeline: Pipeline) -> dict[str, LinearSettings]:
+    """The settings of every linear that is to be pruned, in order of execution.
+
+    Raises:
+        UserError: a pattern does not fit a linear, a group would need two patterns, a
+            glob matches nothing, or nothing is left to prune.
+    """
+    _check_globs(decoder, pipeline.layers)
+    settings = {}
+    for name, linear in decoder.linears.items():
+        found = settings_of(name, pipeline)
+        if found is None:
+            continue
+        check_channels(name, linear.c_in, found.pattern)
+        settings[name] = found
+    if not settings:
+        raise UserError(
+            "nothing is left to prune: layers.skip and the overrides match every linear"
+        )
+    return settings
+
+
+def pruned_groups(
+    decoder: Decoder, settings: Mapping[str, LinearSettings], layers: range
+) -> dict[str, Group]:
+    """The permutation groups of some layers, without the linears that stay dense.
+
+    Raises:
+        UserError: linears of one group have different patterns.
+    """
+    groups = {}
+    for name, group in decoder.groups.items():
+        linears = tuple(linear for linear in group.linears if linear in settings)
+        if group.layer not in layers or not linears:
+            continue
+        patterns = {str(settings[linear].pattern) for linear in linears}
+        if len(patterns) > 1:
+            raise UserError(
+                f"{', '.join(linears)} read the same tensor and share one permutation, so they "
+                f"need one pattern, not {' and '.join(sorted(patterns))}",
+                hint="give layers.overrides a match that covers all of them",
+            )
+        groups[name] = attrs.evolve(group, linears=linears)
+    return groups
+
+
+def needed(components: list[Metric | Pruner], extra: tuple[Statistic, ...] = ()) -> list[Statistic]:
+    """The statistics that components read, without repetition, and those of the reports."""
+    wanted = {SQUARE_SUM.name: SQUARE_SUM, TOKENS.name: TOKENS}
+    for statistic in (*extra, *(need for component in components for need in component.needs)):
+        if wanted.setdefault(statistic.name, statistic) != statistic:
+            raise UserError(f"two components mean different statistics by '{statistic.name}'")
+    return list(wanted.values())
+
+
+def check_channels(name: str, channels: int, pattern: Pattern) -> None:
+    """Whether M divides the input channels of a linear.
+
+    Raises:
+        UserError: it does not.
+    """
+    if channels % pattern.m:
+        raise UserError(
+            f"{name} has {channels} input channels, which {pattern.m} (of the pattern {pattern}) "
+            "does not divide",
+            hint=f"choose another pattern, or leave it dense with layers.skip: ['{name}']",
+        )
+
+
+def settings_of(name: str, pipeline: Pipeline) -> LinearSettings | None:
+    """The settings of one linear, or None where it stays dense. Later overrides win."""
+    layers = pipeline.layers
+    skip = any(_matches(name, glob) for glob in layers.skip)
+    pattern, metric, pruner = pipeline.pattern, layers.metric, layers.pruner
+    for override in layers.overrides:
+        if _matches(name, override.match):
+            skip = skip if override.skip is None else override.skip
+            pattern = override.pattern or pattern
+            metric = override.metric or metric
+            pruner = override.pruner or pruner
+    return None if skip else LinearSettings(pattern, metric, pruner)
+
+
+def _matches(name: str, glob: str) -> bool:
+    """Whether the glob matches a module's name or that of a module around it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), glob) for end in range(1, len(parts) + 1))
+
+
+def _check_globs(decoder: Decoder, layers: Layers) -> None:
+    """Refuse a glob that matches no module: it would silently do nothing."""
+    names = [*decoder.linears, *decoder.skipped]
+    for glob in (*layers.skip, *(override.match for override in layers.overrides)):
+        # The head is no decoder layer's linear; naming it is a habit and does no harm.
+        if glob == "lm_head" or any(_matches(name, glob) for name in names):
+            continue
+        ends = {f"*.{name.rpartition('.')[2]}" for name in names}
+        near = nearest(glob, [*names, *ends] if "*" not in glob else sorted(ends))
+        raise UserError(
+            f"'{glob}' matches no linear of the model",
+            hint=f"did you mean '{near or names[0]}'? * stands for any text",
+        )

@@ -1,0 +1,61 @@
+"""What every evaluator must do."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import attrs
+import torch
+
+from permllm.components import Evaluator
+from permllm.evaluators.context import EvaluationContext
+from permllm.testing.expect import expect, expect_equal
+from permllm.testing.models import VOCABULARY, tiny_model
+from permllm.testing.tokenizers import byte_tokenizer
+
+
+def check_evaluator(evaluator: Evaluator) -> None:
+    """Fail unless an evaluator keeps to its interface.
+
+    On a small model it gives finite figures under names, the same every time and
+    whatever the batch size; the model stays as it is, in eval mode; and progress never
+    goes beyond its total.
+    """
+    name = f"evaluator '{evaluator.name}'"
+    evaluator.check()
+    model, tokenizer = tiny_model("llama-gqa"), byte_tokenizer()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    steps: list[tuple[int, int]] = []
+    generator = torch.Generator().manual_seed(0)
+    context = EvaluationContext(
+        batch_size=2,
+        held_out=torch.randint(VOCABULARY, (3, 16), generator=generator),
+        dense=nullcontext,
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    figures = evaluator.evaluate(model, tokenizer, context)
+    expect(isinstance(figures, dict) and figures, f"{name}: evaluate() must give figures")
+    for figure, value in figures.items():
+        expect(
+            isinstance(figure, str) and figure.strip(),
+            f"{name}: the name of a figure must be a text, not {figure!r}",
+        )
+        expect(
+            isinstance(value, float) and math.isfinite(value),
+            f"{name}: the figure '{figure}' must be a finite float, not {value!r}",
+        )
+    for done, total in steps:
+        expect(0 <= done <= total, f"{name}: reports progress of {done} of {total}")
+    expect(not model.training, f"{name}: evaluate() must leave the model in eval mode")
+    for key, value in model.state_dict().items():
+        expect_equal(value, before[key], f"{name}: evaluate() changed {key}")
+    again = evaluator.evaluate(model, tokenizer, context)
+    expect(again == figures, f"{name}: gives {figures}, and then {again}")
+    alone = evaluator.evaluate(model, tokenizer, attrs.evolve(context, batch_size=1))
+    expect(alone.keys() == figures.keys(), f"{name}: the figures depend on the batch size")
+    for figure, value in figures.items():
+        expect(
+            math.isclose(alone[figure], value, rel_tol=1e-3, abs_tol=1e-5),
+            f"{name}: '{figure}' is {value} in batches of 2 and {alone[figure]} one by one",
+        )

@@ -1,0 +1,24 @@
+"""How contract tests fail."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def expect(condition: object, message: str) -> None:
+    """Fail with ``message`` unless ``condition`` holds; also under ``python -O``."""
+    if not condition:
+        raise AssertionError(message)
+
+
+def expect_equal(one: Tensor, two: Tensor, message: str) -> None:
+    """Fail with ``message`` unless two tensors have the same bits."""
+    expect(one.dtype == two.dtype and torch.equal(one, two), message)
+
+
+def expect_close(one: Tensor, two: Tensor, message: str) -> None:
+    """Fail with ``message`` unless two tensors are equal but for rounding in float32."""
+    scale = float(two.double().abs().max()) if two.numel() else 0.0
+    close = torch.allclose(one.double(), two.double(), rtol=1e-3, atol=1e-5 * scale)
+    expect(one.shape == two.shape and close, message)

@@ -1,0 +1,61 @@
+"""What every exporter must do."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from permllm.components import Exporter
+from permllm.results import LayerReport, RunResult
+from permllm.runner.export import ExportContext
+from permllm.testing.expect import expect, expect_equal
+from permllm.testing.models import tiny_model
+from permllm.testing.tokenizers import byte_tokenizer
+
+
+def check_exporter(exporter: Exporter) -> None:
+    """Fail unless an exporter keeps to its interface.
+
+    It writes files into the folder that it is given, and leaves the model as it is, so
+    that another exporter can write it too.
+    """
+    name = f"exporter '{exporter.name}'"
+    context = toy_export(tiny_model("llama-gqa"))
+    before = {key: value.clone() for key, value in context.model.state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        parent = Path(folder)
+        for place in ("one", "two"):
+            directory = parent / place
+            directory.mkdir()
+            exporter.export(context, directory)
+            files = [path for path in directory.rglob("*") if path.is_file()]
+            expect(files, f"{name}: wrote no file")
+            expect(all(path.stat().st_size for path in files), f"{name}: wrote an empty file")
+        expect(
+            sorted(path.name for path in parent.iterdir()) == ["one", "two"],
+            f"{name}: must write into the given folder only",
+        )
+    for key, value in context.model.state_dict().items():
+        expect_equal(value, before[key], f"{name}: changed {key}")
+
+
+def toy_export(model: Any, **changes: Any) -> ExportContext:
+    """What the runner hands to an exporter, made up but for the model.
+
+    Args:
+        model: the model to export.
+        changes: attributes of the context to set otherwise.
+    """
+    report = LayerReport("model.layers.0.mlp.up_proj", "g", (48, 16), "2:4", 0.7, 0.8, 0.5, 0.1)
+    attributes: dict[str, Any] = {
+        "model": model,
+        "tokenizer": byte_tokenizer(),
+        "pipeline_yaml": 'permllm: 1\nname: toy\npattern: "2:4"\n',
+        "label": "lcp",
+        "result": RunResult("lcp", {"perplexity/toy": 59.2}, 1.0, 2**20, layers=(report,)),
+        "dense": RunResult("dense", {"perplexity/toy": 16.8}, 0.0, 2**20),
+        "versions": {"permllm": "0.1.0"},
+        "model_description": "a toy model",
+    }
+    return ExportContext(**{**attributes, **changes})

@@ -1,0 +1,77 @@
+"""A small window over a real model, for tests of permutation learners."""
+
+from __future__ import annotations
+
+import torch
+
+from permllm.core.patterns import Pattern
+from permllm.core.statistics import SQUARE_SUM, TOKENS, Statistic
+from permllm.metrics.wanda import Wanda
+from permllm.models.decoder import Decoder
+from permllm.runner.statistics import Sums, add_sums
+from permllm.runner.windows import Window
+from permllm.testing.models import VOCABULARY, tiny_model
+
+
+def toy_window(
+    *,
+    pattern: Pattern | None = None,
+    layers: range = range(2),
+    sequences: int = 8,
+    held_out: int = 2,
+    length: int = 12,
+    seed: int = 0,
+    needs: tuple[Statistic, ...] = (),
+) -> Window:
+    """A window of a tiny LLaMA with random calibration tokens and Wanda scores.
+
+    Args:
+        pattern: the N:M of all groups; 2:4 where it is None.
+        layers: the decoder layers that it covers, of two.
+        sequences: learning sequences, of which the first half makes one pass.
+        held_out: sequences that are not learned from.
+        length: tokens of each sequence.
+        seed: of the weights, the tokens and the window.
+        needs: statistics beyond Wanda's.
+    """
+    decoder = Decoder.trace(tiny_model("llama-gqa", seed=seed))
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(VOCABULARY, (sequences + held_out, length), generator=generator)
+    calibration = (sequences + 1) // 2
+    wanted = list(dict.fromkeys((SQUARE_SUM, TOKENS, *needs)))
+    calls = decoder.embed(tokens[:calibration])
+    sums: Sums = {}
+    stream = calls.hidden
+    for layer in range(layers.stop):
+        stream, share = decoder.statistics(layer, stream, calls, wanted)
+        if layer in layers:
+            add_sums(sums, share)
+    everything = decoder.embed(tokens)
+    inputs = everything.hidden
+    with torch.no_grad():
+        for layer in range(layers.start):
+            inputs = decoder.run_layer(layer, inputs, everything)
+    groups = {name: group for name, group in decoder.groups.items() if group.layer in layers}
+    metric = Wanda()
+    return Window(
+        index=0,
+        layers=layers,
+        decoder=decoder,
+        device=torch.device("cpu"),
+        tokens=tokens,
+        calibration=calibration,
+        learning=torch.arange(sequences),
+        held_out=torch.arange(sequences, sequences + held_out),
+        pruned_inputs=inputs if layers.start else None,
+        dense_inputs=inputs if layers.start else None,
+        groups=groups,
+        patterns=dict.fromkeys(groups, pattern or Pattern(2, 4)),
+        all_scores={
+            linear: metric.scores(decoder.weight(linear), sums[name])
+            for name, group in groups.items()
+            for linear in group.linears
+        },
+        all_statistics=sums,
+        seed=seed,
+        batch_size=4,
+    )

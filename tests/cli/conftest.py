@@ -1,0 +1,135 @@
+"""Calls of the command line in processes of their own, and a tiny model to call it on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+PIPELINE = """\
+permllm: 1
+name: tiny
+model: {source: directory, path: model}
+calibration: {dataset: {name: text, path: text.txt}, sequences: 4, length: 16, held_out: 2}
+pattern: "2:4"
+layers: {window: 1}
+matrix:
+  layers.permutation: [none, cp, {name: lcp, passes: 2, block: 8}]
+evaluate:
+  - {name: perplexity, dataset: {name: text, path: text.txt}, length: 16, max_tokens: 128}
+export: [masked]
+track: {}
+"""
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "COLUMNS": "160"}
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The variables of a call: those of a user, even where tox runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if name != "TOX_ENV_DIR"}
+    return kept | ENVIRONMENT | variables
+
+
+def call(
+    *words: str | Path, cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """``python -m permllm …`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "permllm", *map(str, words)],
+        cwd=cwd,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="session")
+def permllm() -> Call:
+    return call
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., subprocess.Popen[str]]:
+    """The same without waiting for its end."""
+
+    def begin(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "permllm", *map(str, words)],
+            cwd=cwd,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return begin
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a text and a pipeline file."""
+    # Late: the tests of --help need no torch.
+    from permllm.testing.models import save_tiny
+
+    folder = tmp_path_factory.mktemp("project")
+    save_tiny("llama", folder / "model")
+    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 200)
+    (folder / "tiny.yaml").write_text(PIPELINE)
+    return folder
+
+
+WORKING = """\
+import attrs
+import click
+import permllm
+from permllm.components import Metric
+
+
+@attrs.frozen
+class Breaks(Metric):
+    '''Breaks as soon as it is used.'''
+
+    name = "breaks"
+
+    def scores(self, weight, statistics):
+        raise ArithmeticError("not today")
+
+
+@permllm.hookimpl
+def permllm_metrics():
+    return [Breaks]
+
+
+@permllm.hookimpl
+def permllm_commands(group):
+    @group.command()
+    def hello():
+        '''Say hello.'''
+        click.echo("hello")
+
+    @group.command("run")
+    def not_the_real_one():
+        click.echo("intruder")
+"""
+
+
+@pytest.fixture(scope="session")
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder for PYTHONPATH with a plugin that works and one that cannot be imported."""
+    folder = tmp_path_factory.mktemp("plugins")
+    for name, code in (("works", WORKING), ("broken", "raise ImportError('no such luck')\n")):
+        (folder / f"permllm_{name}.py").write_text(code)
+        info = folder / f"permllm_{name}-1.5.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: permllm-{name}\nVersion: 1.5\n"
+        )
+        (info / "entry_points.txt").write_text(f"[permllm]\n{name} = permllm_{name}\n")
+    return os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])

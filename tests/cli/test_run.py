@@ -1,0 +1,184 @@
+"""``permllm run`` from the file to the folder, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def finished(permllm, project: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A run with ``--json``, done once for all tests that only look at it."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    done = permllm("run", "tiny.yaml", "--json", "--out", out, cwd=project)
+    assert done.returncode == 0, done.stderr
+    return done, out
+
+
+def test_json_is_one_object_and_nothing_else(finished) -> None:
+    done, out = finished
+    said = json.loads(done.stdout)
+    assert said["pipeline"] == "tiny"
+    assert said["out"] == str(out)
+    assert [run["label"] for run in said["runs"]] == ["dense", "none", "cp", "lcp"]
+    for run in said["runs"]:
+        assert run["figures"]["perplexity/text"] > 1
+        assert run["seconds"] >= 0
+        assert run["peak_memory_bytes"] > 1e7
+        assert "layers" not in run
+
+
+def test_results_hold_the_layers_too(finished) -> None:
+    done, out = finished
+    results = json.loads((out / "results.json").read_text())
+    assert results["runs"][1]["layers"][0]["pattern"] == "2:4"
+    for run in results["runs"]:
+        del run["layers"]
+    assert results == json.loads(done.stdout)
+
+
+def test_folder_holds_what_the_docs_say(finished) -> None:
+    _, out = finished
+    for name in ("pipeline.yaml", "environment.json", "events.jsonl", "report.md"):
+        assert (out / name).stat().st_size > 0, name
+    assert list((out / "plots").glob("*.svg"))
+    assert list((out / "plots").glob("*.png"))
+    assert list(out.glob("runs/lcp/windows/*.safetensors"))
+
+
+def test_export_opens_unchanged(finished) -> None:
+    from transformers import AutoModelForCausalLM
+
+    done, out = finished
+    run = json.loads(done.stdout)["runs"][3]
+    model = AutoModelForCausalLM.from_pretrained(out / run["exports"]["masked"])
+    window = load_file(out / "runs/lcp/windows/000.safetensors")
+    name = next(key for key in window if key.startswith("weight/") and "q_proj" in key)
+    parameter = dict(model.named_parameters())[f"{name.removeprefix('weight/')}.weight"]
+    assert (parameter == window[name]).all()
+
+
+def test_table_and_places(permllm, project: Path, tmp_path: Path) -> None:
+    done = permllm("run", "tiny.yaml", "--out", tmp_path / "run", cwd=project)
+    assert done.returncode == 0, done.stderr
+    for word in ("dense", "none", "cp", "lcp", "perplexity", str(tmp_path / "run" / "report.md")):
+        assert word in done.stdout
+
+
+def test_dry_run_writes_nothing(permllm, project: Path, tmp_path: Path) -> None:
+    done = permllm("run", "tiny.yaml", "--dry-run", "--out", tmp_path / "run", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "estimate" in done.stdout
+    assert all(f"  {label}\n" in done.stdout for label in ("dense", "none", "cp", "lcp"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_set_changes_the_pipeline(permllm, project: Path, tmp_path: Path) -> None:
+    words = ["--set", "pattern=1:4", "--set", "matrix={layers.permutation: [none]}"]
+    done = permllm("run", "tiny.yaml", "--json", *words, "--out", tmp_path / "run", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runs"][1]["figures"]["sparsity"] == pytest.approx(0.75)
+
+
+def test_finished_folder_is_not_overwritten(permllm, project: Path, finished) -> None:
+    _, out = finished
+    before = (out / "results.json").read_bytes()
+    again = permllm("run", "tiny.yaml", "--out", out, cwd=project)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    other = permllm("run", "tiny.yaml", "--set", "seed=7", "--out", out, "--resume", cwd=project)
+    assert other.returncode == 2
+    assert "seed" in other.stderr
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_interrupted_run_resumes_to_the_same_bits(
+    permllm, start, project: Path, finished, tmp_path: Path
+) -> None:
+    _, whole = finished
+    out = tmp_path / "run"
+    process = start("run", "tiny.yaml", "--out", out, cwd=project)
+    first = out / "runs/cp/windows/000.safetensors"
+    deadline = time.monotonic() + 120
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    resume = f"permllm run tiny.yaml --out {out} --resume"
+    assert f"state kept; go on with: {resume}" in said
+    done = permllm(*resume.split()[1:], cwd=project)
+    assert done.returncode == 0, done.stderr
+    for path in sorted(whole.glob("runs/*/windows/*.safetensors")):
+        here, there = load_file(path), load_file(out / path.relative_to(whole))
+        assert here.keys() == there.keys()
+        assert all((here[name] == there[name]).all() for name in here), path
+
+
+def test_component_that_breaks_exits_with_1(
+    permllm, project: Path, plugins: str, tmp_path: Path
+) -> None:
+    words = ["--set", "layers.metric=breaks", "--set", "matrix=null", "--out", tmp_path / "run"]
+    done = permllm("run", "tiny.yaml", *words, cwd=project, PYTHONPATH=plugins)
+    assert done.returncode == 1, done.stderr
+    assert "error: " in done.stderr
+    assert "not today" in done.stderr
+    assert f"--out {tmp_path / 'run'} --resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    debugged = permllm(
+        "run", "tiny.yaml", *words, "--resume", "--debug", cwd=project, PYTHONPATH=plugins
+    )
+    assert debugged.returncode == 1
+    assert "Traceback" in debugged.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("patern=2:4", "pattern"),
+        ("layers.metric=wnada", "wanda"),
+        ("calibration.length=-1", "between 2 and"),
+        ("calibration.sequences=many", "whole number"),
+        ("pattern=4:4", "pattern"),
+        ("pattern=2:5", "does not divide"),
+        ("model.path=nowhere", "nowhere"),
+        ("calibration.sequences=100000", "tokens"),
+    ],
+)
+def test_wrong_input_exits_with_2(
+    permllm, project: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    done = permllm("run", "tiny.yaml", "--set", setting, "--out", tmp_path / "run", cwd=project)
+    assert done.returncode == 2, done.stderr
+    assert "error: " in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_file(permllm, tmp_path: Path) -> None:
+    done = permllm("run", "nowhere.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere.yaml" in done.stderr
+
+
+def test_output_folder_below_a_file(permllm, project: Path) -> None:
+    done = permllm("run", "tiny.yaml", "--out", "text.txt/run", cwd=project)
+    assert done.returncode == 2
+    assert "text.txt" in done.stderr
+
+
+def test_resume_command_within_tox_has_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    from permllm.cli.run import program
+
+    monkeypatch.delenv("TOX_ENV_DIR", raising=False)
+    assert program("permllm") == "permllm"
+    folder = Path(sys.executable).parent
+    monkeypatch.setenv("TOX_ENV_DIR", str(folder.parent))
+    monkeypatch.chdir(folder.parent)
+    assert program("permllm") == str(Path(folder.name) / "permllm")

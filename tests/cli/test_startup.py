@@ -1,0 +1,53 @@
+"""The command line starts quickly, and says what there is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from permllm.cli.main import COMMANDS
+
+HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "cattrs", "numpy", "datasets")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["nonsense"]])
+def test_starts_without_heavy_imports(words: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from permllm.cli.main import main\n"
+        "try:\n"
+        f"    main({words})\n"
+        "except SystemExit:\n"
+        f"    print('heavy:', [name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if words == ["nonsense"]:
+        assert "No such command 'nonsense'" in said.stderr
+    else:
+        assert said.stdout.endswith("heavy: []\n")
+
+
+def test_help_names_every_command(permllm) -> None:
+    done = permllm("--help")
+    assert done.returncode == 0
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(permllm, name: str) -> None:
+    done = permllm(name, "--help")
+    assert done.returncode == 0
+    assert "--debug" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["nonsense"], ["run"], ["run", "--nonsense", "x.yaml"], ["eval", "x", "--length", "-3"]],
+)
+def test_wrong_usage_exits_with_2(permllm, words: list[str]) -> None:
+    done = permllm(*words)
+    assert done.returncode == 2
+    assert "Usage:" in done.stderr
+    assert "Traceback" not in done.stderr

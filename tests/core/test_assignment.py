@@ -1,0 +1,62 @@
+"""The assignment is the best of all permutations."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from permllm.core.assignment import assign, assign_blocks
+
+
+def total(weights: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return weights.gather(-1, columns.unsqueeze(-1)).sum((-1, -2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 4), st.sampled_from([3, 1000]))
+def test_equals_brute_force(seed: int, size: int, blocks: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randint(levels, (blocks, size, size), generator=generator).double()
+    columns = assign_blocks(weights)
+    assert columns.dtype == torch.int64
+    assert torch.equal(columns.sort(-1).values, torch.arange(size).expand(blocks, size))
+    perms = torch.tensor(list(itertools.permutations(range(size))))
+    best = torch.stack([total(weights, p.expand(blocks, size)) for p in perms]).amax(0)
+    assert torch.equal(total(weights, columns), best)
+    alone = torch.stack([assign(block) for block in weights])
+    assert torch.equal(total(weights, alone), best)
+
+
+@pytest.mark.parametrize("size", [63, 64, 100])
+@pytest.mark.parametrize("lean", [0.0, 0.5, 2.0])
+def test_one_large_matrix_equals_the_blocks(size: int, lean: float) -> None:
+    generator = torch.Generator().manual_seed(size)
+    weights = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    weights += lean * torch.eye(size) + torch.randn(size, generator=generator) * 5
+    one, blocks = assign(weights), assign_blocks(weights.unsqueeze(0))
+    assert torch.equal(one.sort().values, torch.arange(size))
+    torch.testing.assert_close(total(weights, one), total(weights, blocks[0]))
+
+
+def test_mixes_contested_and_easy_blocks() -> None:
+    easy = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    contested = torch.tensor([[5.0, 4.0], [5.0, 1.0]])
+    columns = assign_blocks(torch.stack([easy, contested, easy]))
+    assert columns.tolist() == [[1, 0], [1, 0], [1, 0]]
+
+
+def test_is_deterministic_and_takes_float32_with_gradient() -> None:
+    weights = torch.rand(3, 16, 16).requires_grad_()
+    assert torch.equal(assign_blocks(weights), assign_blocks(weights))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_refuses_what_is_not_finite(bad: float) -> None:
+    weights = torch.zeros(1, 2, 2)
+    weights[0, 1, 1] = bad
+    with pytest.raises(ValueError, match="finite"):
+        assign_blocks(weights)

@@ -1,0 +1,118 @@
+"""Permutations compose, invert and leave a linear's product alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from permllm.core.permutations import (
+    apply_to_input,
+    apply_to_weight,
+    block_permutation,
+    block_sizes,
+    compose,
+    identity,
+    invert,
+    is_permutation,
+)
+
+
+@st.composite
+def several(draw: st.DrawFn, count: int) -> list[Tensor]:
+    channels = draw(st.integers(1, 40))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    return [torch.randperm(channels, generator=generator) for _ in range(count)]
+
+
+@given(several(1))
+def test_inverse_undoes(perms: list[Tensor]) -> None:
+    (perm,) = perms
+    nothing = identity(len(perm))
+    assert torch.equal(compose(perm, invert(perm)), nothing)
+    assert torch.equal(compose(invert(perm), perm), nothing)
+    assert torch.equal(invert(invert(perm)), perm)
+
+
+def test_inverse_of_several_at_once() -> None:
+    perms = torch.stack([torch.randperm(6) for _ in range(3)])
+    for perm, inverse in zip(perms, invert(perms), strict=True):
+        assert torch.equal(perm[inverse], identity(6))
+
+
+@given(several(3))
+def test_composition_is_what_comes_of_one_after_the_other(perms: list[Tensor]) -> None:
+    first, second, third = perms
+    x = torch.arange(len(first)).double() * 3 + 1
+    assert torch.equal(x[compose(first, second)], x[first][second])
+    left, right = compose(compose(first, second), third), compose(first, compose(second, third))
+    assert torch.equal(left, right)
+    assert is_permutation(left, len(first))
+
+
+@settings(deadline=None)
+@given(several(1), st.integers(0, 2**31))
+def test_product_is_unchanged(perms: list[Tensor], seed: int) -> None:
+    (perm,) = perms
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, len(perm), generator=generator, dtype=torch.float64)
+    x = torch.randn(2, 3, len(perm), generator=generator, dtype=torch.float64)
+    permuted = apply_to_input(x, perm) @ apply_to_weight(weight, perm).T
+    torch.testing.assert_close(permuted, x @ weight.T)
+    assert torch.equal(apply_to_weight(weight, perm), weight[:, perm])
+    assert torch.equal(apply_to_input(x, perm), x[..., perm])
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5), st.integers(1, 8), st.integers(0, 2**31))
+def test_block_permutations_stay_in_their_blocks(blocks: int, size: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    local = torch.stack([torch.randperm(size, generator=generator) for _ in range(blocks)])
+    perm = block_permutation(local)
+    assert is_permutation(perm, blocks * size)
+    assert torch.equal(perm // size, torch.arange(blocks).repeat_interleave(size))
+    assert torch.equal((perm % size).view(blocks, size), local)
+    whole = torch.randperm(blocks * size, generator=generator)
+    assert is_permutation(compose(whole, perm), blocks * size)
+
+
+@given(st.integers(1, 64), st.integers(1, 100), st.sampled_from([2, 4, 8, 16]))
+def test_block_sizes_cover_the_channels(groups: int, block: int, m: int) -> None:
+    channels = groups * m
+    sizes = block_sizes(channels, block, m)
+    assert sum(sizes) == channels
+    assert all(size % m == 0 and size > 0 for size in sizes)
+    assert len(set(sizes[:-1])) <= 1
+    assert sizes[-1] <= sizes[0] <= max(block, m)
+
+
+def test_block_sizes_by_example() -> None:
+    assert block_sizes(576, 64, 4) == [64] * 9
+    assert block_sizes(160, 64, 4) == [64, 64, 32]
+    assert block_sizes(24, 10, 4) == [8, 8, 8]
+    assert block_sizes(8, 64, 4) == [8]
+    assert block_sizes(8, 1, 4) == [4, 4]
+    with pytest.raises(ValueError, match="groups of 4"):
+        block_sizes(10, 64, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.tensor([0, 0, 1]),
+        torch.tensor([1, 2, 3]),
+        torch.tensor([-1, 0, 1]),
+        torch.tensor([0.0, 1.0]),
+        torch.tensor([[0, 1]]),
+        torch.tensor([True, False]),
+    ],
+)
+def test_what_is_no_permutation(wrong: Tensor) -> None:
+    assert not is_permutation(wrong)
+
+
+def test_length_of_a_permutation() -> None:
+    assert is_permutation(identity(4), 4)
+    assert not is_permutation(identity(4), 5)

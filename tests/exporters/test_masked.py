@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from permllm.exporters.masked import Masked
+from permllm.testing import check_exporter
+from permllm.testing.exporters import toy_export
+from permllm.testing.models import tiny_model
+
+
+def tied() -> Any:
+    """A model whose head shares its weight with the embeddings."""
+    torch.manual_seed(0)
+    config = tiny_model("llama-gqa").config
+    config.tie_word_embeddings = True
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def test_contract() -> None:
+    check_exporter(Masked())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2", "mixtral", "tied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transformers_opens_the_folder_with_equal_logits(
+    tmp_path: Path, architecture: str, dtype: torch.dtype
+) -> None:
+    model = tied() if architecture == "tied" else tiny_model(architecture)
+    # The parameters only, as transformers loads them: rotary frequencies stay in float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for name, parameter in model.named_parameters():
+        if "mlp" in name and parameter.dim() == 2:
+            parameter[:, ::2] = 0
+    Masked().export(toy_export(model), tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
+    tokens = torch.arange(20)[None]
+    assert reloaded.dtype == dtype
+    assert torch.equal(reloaded(input_ids=tokens).logits, model(input_ids=tokens).logits)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json", ".md", ".yaml"}
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.decode(tokenizer("héllo")["input_ids"]) == "héllo"
+
+
+def test_it_writes_nothing_to_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Masked().export(toy_export(tiny_model("llama-gqa")), tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_card_says_what_a_reader_needs(tmp_path: Path) -> None:
+    Masked().export(toy_export(tiny_model("llama-gqa")), tmp_path)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    for part in (
+        "| perplexity/toy | 16.8 | 59.2 |",
+        "a toy model, pruned to 2:4 sparsity",
+        "AutoModelForCausalLM.from_pretrained",
+        "original order",
+        'pattern: "2:4"',
+        "- permllm 0.1.0",
+    ):
+        assert part in card
+    assert (tmp_path / "pipeline.yaml").read_text().startswith("permllm: 1")
+
+
+def test_the_cards_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "path/to/this/folder").mkdir(parents=True)
+    Masked().export(toy_export(tiny_model("llama-gqa")), tmp_path / "path/to/this/folder")
+    card = (tmp_path / "path/to/this/folder/README.md").read_text(encoding="utf-8")
+    code = card.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert type(names["model"]).__name__ == "LlamaForCausalLM"
+
+
+def test_settings_for_pruning_are_not_saved(tmp_path: Path) -> None:
+    model = tiny_model("llama-gqa")
+    model.config.use_cache = False
+    Masked().export(toy_export(model), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["use_cache"] is True
+    assert model.config.use_cache is False
+
+
+def test_a_generation_config_that_transformers_would_refuse(tmp_path: Path) -> None:
+    model = tiny_model("llama-gqa")
+    model.generation_config = GenerationConfig(eos_token_id=256)
+    model.generation_config.temperature = 0.6
+    Masked().export(toy_export(model), tmp_path)
+    saved = GenerationConfig.from_pretrained(tmp_path)
+    assert (saved.temperature, saved.do_sample, saved.eos_token_id) == (0.6, True, 256)
+    assert not model.generation_config.do_sample

@@ -1,0 +1,40 @@
+"""The sizes that a configuration tells are those of the model built from it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, ViTConfig
+
+from permllm.errors import UserError
+from permllm.models.shape import model_shape
+
+CONFIGS = [
+    LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=100,
+        max_position_embeddings=64,
+    ),
+    GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=100, n_positions=64),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_sizes_are_those_of_the_built_model(config: PretrainedConfig) -> None:
+    shape = model_shape(config)
+    model = AutoModelForCausalLM.from_config(config)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert (shape.layers, shape.hidden, shape.vocabulary, shape.positions) == (2, 32, 100, 64)
+    for name, channels in shape.channels.items():
+        module = model.get_submodule(name)
+        wide = module(torch.zeros(1, channels)).shape[-1]
+        assert module.weight.numel() == wide * channels
+
+
+def test_model_that_is_no_language_model() -> None:
+    with pytest.raises(UserError, match="no causal language model"):
+        model_shape(ViTConfig())

@@ -1,0 +1,219 @@
+"""What MLflow holds after a run, read back through its client."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from permllm.observers.events import Events, read_events
+from permllm.observers.mlflow import IDS, Mlflow
+from permllm.observers.mlflow_store import in_parts, key, without_password
+from permllm.testing.observers import lead_through, lead_to_an_interruption, toy_plan
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder whose runs share one store: to make its tables takes seconds."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def client(runs_folder: Path) -> Iterator[Any]:
+    """Reads the store; MLflow's own deprecation warnings are not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.tracking import MlflowClient
+
+        yield MlflowClient(tracking_uri=f"sqlite:///{runs_folder / 'mlflow.db'}")
+
+
+def prepare(out: Path) -> Any:
+    """The files that the runner writes, in place; the plan."""
+    plan = toy_plan(out)
+    environment = {"model_fingerprint": "abc123", "git_commit": "f" * 40, "versions": {}}
+    (out / "environment.json").write_text(json.dumps(environment))
+    (out / "pipeline.yaml").write_text("name: toy\n")
+    (out / "results.json").write_text("{}")
+    for folder in (out / "plots", *(run.directory / "plots" for run in plan.runs)):
+        folder.mkdir(parents=True)
+        (folder / "retained.png").write_bytes(b"x")
+    return plan
+
+
+@pytest.fixture(scope="module")
+def finished(runs_folder: Path) -> tuple[Path, list[str]]:
+    """A recorded run in the default store, and its warnings."""
+    from permllm.testing.observers import watched
+
+    out = runs_folder / "first"
+    out.mkdir()
+    lead_through(prepare(out), watched(Mlflow(), out))
+    return out, []
+
+
+def runs_of(client: Any, experiment: str) -> dict[str, Any]:
+    found = client.get_experiment_by_name(experiment)
+    return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+
+
+def artifacts(client: Any, run: Any, folder: str | None = None) -> set[str]:
+    return {item.path for item in client.list_artifacts(run.info.run_id, folder)}
+
+
+def test_runs_are_nested_under_the_pipelines(finished, client: Any) -> None:
+    runs = runs_of(client, "toy")
+    assert set(runs) == {"first", "dense", "seed=1", "seed=2"}
+    parent = runs.pop("first")
+    assert parent.info.status == "FINISHED"
+    for run in runs.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["model_fingerprint"] == "abc123"
+        assert run.data.tags["mlflow.source.git.commit"] == "f" * 40
+        assert run.info.status == "FINISHED"
+
+
+def test_parameters_are_the_resolved_pipeline(finished, client: Any) -> None:
+    runs = runs_of(client, "toy")
+    assert runs["first"].data.params["layers.permutation.name"] == "none"
+    assert runs["seed=2"].data.params["seed"] == "2"
+    assert runs["dense"].data.params["calibration.sequences"] == "16"
+
+
+def test_metrics_per_step_per_layer_and_at_the_end(finished, client: Any) -> None:
+    run = runs_of(client, "toy")["seed=1"]
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    (held_out,) = client.get_metric_history(run.info.run_id, "held_out_loss")
+    assert (held_out.step, held_out.value) == (3, 0.4)
+    (layer,) = client.get_metric_history(run.info.run_id, "layer/retained")
+    assert (layer.step, layer.value) == (0, pytest.approx(0.775))
+    assert run.data.metrics["layer/retained_before"] == pytest.approx(0.705)
+    assert run.data.metrics["layer/error"] == pytest.approx(0.215)
+    assert run.data.metrics["perplexity/toy"] == 59.2
+    assert run.data.metrics["peak_memory_bytes"] == 2**30
+
+
+def test_artifacts_are_the_documents_and_plots(finished, client: Any, runs_folder: Path) -> None:
+    runs = runs_of(client, "toy")
+    documents = artifacts(client, runs["first"])
+    assert {"pipeline.yaml", "results.json", "environment.json", "plots"} <= documents
+    assert artifacts(client, runs["first"], "plots") == {"plots/retained.png"}
+    assert artifacts(client, runs["seed=1"], "plots") == {"plots/retained.png"}
+    assert runs["first"].info.artifact_uri.startswith((runs_folder / "mlartifacts").as_uri())
+
+
+def test_resumed_run_goes_on_in_its_runs(tell, client: Any, runs_folder: Path, finished) -> None:
+    out = runs_folder / "second"
+    observer = Mlflow(experiment="again", run_name="a study")
+    told = tell(out, observer)
+    plan = prepare(out)
+    lead_to_an_interruption(plan, told.hook)
+    runs = runs_of(client, "again")
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "a study": "KILLED",
+        "seed=1": "KILLED",
+    }
+    told = tell(out, observer)
+    lead_through(plan, told.hook)
+    again = runs_of(client, "again")
+    assert set(again) == {"a study", "dense", "seed=1", "seed=2"}
+    assert again["seed=1"].info.run_id == runs["seed=1"].info.run_id
+    assert {run.info.status for run in again.values()} == {"FINISHED"}
+    assert told.warnings == []
+
+
+def test_names_and_numbers_that_mlflow_refuses(
+    tell, client: Any, runs_folder: Path, finished
+) -> None:
+    out = runs_folder / "third"
+    told = tell(out, Mlflow(experiment="odd"))
+    plan = toy_plan(out)
+    told.hook.permllm_plan_started(plan=plan)
+    run = attrs.evolve(plan.runs[0], label="lcp (α=½) | 'x'")
+    told.hook.permllm_run_started(run=run)
+    figures = {"loss": float("nan"), "odd (name)/α": 1.0}
+    told.hook.permllm_training_step(run=run, window=0, step=1, total=1, figures=figures)
+    told.hook.permllm_window_finished(run=run, window=0, reports=(), seconds=1.0)
+    assert told.warnings == []
+    kept = runs_of(client, "odd")["lcp (α=½) | 'x'"]
+    assert kept.data.metrics["odd _name_/_"] == 1.0
+
+
+def test_nothing_is_printed(tell, runs_folder: Path, finished, capfd: Any) -> None:
+    out = runs_folder / "fourth"
+    lead_through(toy_plan(out), tell(out, Mlflow(experiment="quiet")).hook)
+    assert capfd.readouterr() == ("", "")
+
+
+def bad_uris(folder: Path) -> dict[str, str]:
+    (folder / "file").write_text("")
+    return {
+        "unknown scheme": "bogus://nowhere",
+        "no folder": f"sqlite:///{folder}/file/mlflow.db",
+        "no database": f"sqlite:///{folder / 'text.db'}",
+        "nobody answers": "http://user:secret@127.0.0.1:9",
+    }
+
+
+@pytest.mark.parametrize("kind", ["unknown scheme", "no folder", "no database", "nobody answers"])
+def test_failing_store_is_one_warning_and_the_run_goes_on(
+    tell: Callable[..., Any], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "text.db").write_text("this is no database, whatever it is called\n" * 50)
+    out = tmp_path / "run"
+    told = tell(out, Events(), Mlflow(uri=bad_uris(tmp_path)[kind]))
+    lead_through(toy_plan(out), told.hook)
+    assert len(told.warnings) == 1
+    assert "MLflow" in told.warnings[0]
+    assert "secret" not in told.warnings[0]
+    assert read_events(out)[-1]["event"] == "plan_finished"
+    assert not (out / IDS).exists()
+
+
+def test_store_that_breaks_in_the_middle_is_one_warning(
+    tell, runs_folder: Path, finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    def locked(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("(sqlite3.OperationalError) database is locked\nBackground: …")
+
+    out = runs_folder / "fifth"
+    told = tell(out, Events(), Mlflow(experiment="breaks"))
+    monkeypatch.setattr(MlflowClient, "log_batch", locked)
+    lead_through(toy_plan(out), told.hook)
+    assert len(told.warnings) == 1
+    assert "database is locked" in told.warnings[0]
+    assert "Background" not in told.warnings[0]
+    warned = [event for event in read_events(out) if event["event"] == "warning"]
+    assert told.warnings[0] in [event["message"] for event in warned]
+
+
+def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert Mlflow().where(out) == f"mlflow ui --backend-store-uri {store}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
+    assert Mlflow().where(out) == "http://host:5000"
+    assert Mlflow(uri="http://other").where(out) == "http://other"
+
+
+def test_names_are_made_acceptable() -> None:
+    assert key("perplexity/python-docs") == "perplexity/python-docs"
+    assert key("a/../b") == "a/_/b"
+    assert key("a//b/") == "a/_/b/_"
+    assert len(key("x" * 1000)) == 250
+    assert list(in_parts(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert without_password("postgresql://me:pw@h/db") == "postgresql://h/db"

@@ -1,0 +1,159 @@
+"""The learnable channel permutation: options, schedules, selection and that it learns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from permllm.core.permutations import is_permutation
+from permllm.permutations.cp import Cp
+from permllm.permutations.lcp import BlockedGroup, Lcp, Training, batches, harden, unstacked
+from permllm.permutations.none import NoPermutation
+from permllm.pipeline.reading import read_mapping
+from permllm.registry import Registry
+from permllm.runner.windows import Window
+from permllm.testing import check_permutation_learner
+from permllm.testing.windows import toy_window
+
+SMALL = {"block": 8, "batch": 2, "precision": "model"}
+
+
+def small(**options: Any) -> Lcp:
+    return Lcp(**SMALL | {"start": NoPermutation(), "steps": 4} | options)
+
+
+def learned(learner: Lcp, window: Window) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    figures: list[dict[str, float]] = []
+    window.on_step = lambda step, total, found: figures.append(found)
+    return learner.learn(window), figures
+
+
+def held_out_loss(learner: Lcp, window: Window, perms: dict[str, torch.Tensor]) -> float:
+    """The loss of fixed orders: training that has not begun, without noise."""
+    still = attrs.evolve(learner, identity=1.0, noise=0.0, scaled=False)
+    return Training(still, window, perms).snapshot(1)[1]
+
+
+@pytest.mark.parametrize("loss", ["kl", "cosine"])
+def test_contract(loss: str) -> None:
+    check_permutation_learner(small(loss=loss, steps=2))
+
+
+def test_preset_paper_is_the_published_setting() -> None:
+    pipeline = read_mapping(
+        {
+            "model": {"source": "hub", "id": "some/model"},
+            "pattern": "2:4",
+            "layers": {"permutation": {"name": "lcp", "preset": "paper", "passes": 10}},
+        },
+        Registry.load(),
+    )
+    lcp = pipeline.layers.permutation
+    assert isinstance(lcp, Lcp)
+    assert (lcp.block, lcp.sinkhorn_rounds, lcp.batch, lcp.passes) == (64, 5, 16, 10)
+    assert (lcp.temperature_start, lcp.temperature_end) == (1.0, 0.1)
+    assert (lcp.optimiser, lcp.learning_rate, lcp.weight_decay) == ("adamw", 1e-3, 0.1)
+    assert (lcp.loss, lcp.fresh, lcp.select, lcp.schedule) == ("cosine", False, "last", "cosine")
+    assert isinstance(lcp.start, NoPermutation)
+    assert Lcp.presets["paper"]["passes"] == 50
+
+
+def test_learns_the_sequences_that_it_sees() -> None:
+    window = toy_window(sequences=4)
+    window.calibration = 4
+    options = {"batch": 4, "fresh": False, "select": "last", "steps": 60}
+    _, figures = learned(small(**options, learning_rate=0.05), window)
+    first = figures[0]["loss"]
+    assert min(step["loss"] for step in figures) < 0.9 * first
+
+
+@pytest.mark.parametrize("start", [NoPermutation(), Cp(rounds=2, restarts=0)])
+def test_the_best_on_held_out_is_never_worse_than_its_start(start: Any) -> None:
+    window = toy_window()
+    learner = small(start=start, steps=12, learning_rate=0.1, noise=0.0)
+    perms, figures = learned(learner, window)
+    found = held_out_loss(learner, window, perms)
+    assert found <= held_out_loss(learner, window, start.learn(window)) + 1e-6
+    measured = [step["held_out_loss"] for step in figures if "held_out_loss" in step]
+    assert measured
+    assert found <= min(measured) + 1e-6
+
+
+def test_blocks_that_do_not_divide_the_channels() -> None:
+    window = toy_window()
+    learner = small(block=12, steps=3, learning_rate=0.5)
+    channels = {name: group.channels for name, group in window.groups.items()}
+    for name, start in learner.start.learn(window).items():
+        group = BlockedGroup.of(window, name, start, learner)
+        assert sum(size * count for size, count in group.runs) == channels[name]
+        assert all(size % window.pattern(name).m == 0 for size, _ in group.runs)
+    perms, _ = learned(learner, window)
+    assert all(is_permutation(perm, channels[name]) for name, perm in perms.items())
+
+
+def test_blocks_stay_within_their_start_order() -> None:
+    window = toy_window()
+    perms, _ = learned(small(steps=6, learning_rate=0.5, select="last"), window)
+    moved = False
+    for perm in perms.values():
+        blocks = perm.view(-1, 8)
+        expected = torch.arange(len(perm)).view(-1, 8)
+        assert torch.equal(blocks.sort(1).values, expected)
+        moved = moved or not torch.equal(blocks, expected)
+    assert moved
+
+
+def test_schedules() -> None:
+    learner = small(steps=5, temperature_start=1.0, temperature_end=0.2, learning_rate=0.1)
+    training = Training(learner, toy_window(), learner.start.learn(toy_window()))
+    temperatures = [training.temperature(step) for step in range(1, 6)]
+    assert temperatures == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    rates = [training.learning_rate(step) for step in range(1, 6)]
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 5)) for i in range(5)])
+
+
+def test_fresh_sequences_are_not_repeated() -> None:
+    window = toy_window(sequences=8)
+    learner = small(steps=4, batch=2)
+    rows = torch.cat(list(batches(learner, window, 4)))
+    assert sorted(rows.tolist()) == sorted(window.learning[:8].tolist())
+    assert not set(rows.tolist()) & set(window.held_out.tolist())
+    assert learner.sequences(3) == 8
+    repeated = attrs.evolve(learner, fresh=False)
+    assert repeated.sequences(3) == 3
+    window.calibration = 3
+    assert set(torch.cat(list(batches(repeated, window, 4))).tolist()) <= {0, 1, 2}
+
+
+def test_steps_follow_passes_unless_given() -> None:
+    assert small(steps=None, passes=3).training_steps(5) == 9
+    assert small(steps=7, passes=3).training_steps(5) == 7
+
+
+def test_hard_permutations_maximise_the_soft_ones() -> None:
+    soft = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(1))
+    local = harden({4: soft})[4]
+    identity = torch.arange(4).expand(3, 4)
+    kept = soft.gather(1, local.unsqueeze(1)).sum()
+    assert kept >= soft.gather(1, identity.unsqueeze(1)).sum()
+
+
+def test_unstacking_gives_each_group_its_runs() -> None:
+    window = toy_window()
+    learner = small(block=12)
+    groups = [
+        BlockedGroup.of(window, name, start, learner)
+        for name, start in learner.start.learn(window).items()
+    ]
+    counts: dict[int, int] = {}
+    for group in groups:
+        for size, count in group.runs:
+            counts[size] = counts.get(size, 0) + count
+    stacked = {size: torch.arange(count).view(-1, 1) for size, count in counts.items()}
+    runs = unstacked(groups, stacked)
+    for group, pieces in zip(groups, runs, strict=True):
+        assert [len(piece) for piece in pieces] == [count for _, count in group.runs]

@@ -1,0 +1,97 @@
+"""YAML with positions: what is refused, and that no text crashes the reader."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from permllm.errors import UserError
+from permllm.pipeline.document import MAX_NODES, Document, Origin, parse_yaml, walk
+
+FILE = Origin(file="a.yaml")
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_yaml(text, FILE)
+    return str(caught.value)
+
+
+def test_positions_of_keys_and_values() -> None:
+    document = parse_yaml("a: 1\nb:\n  - x\n  - {c: 2}\n", FILE)
+    assert document.data == {"a": 1, "b": ["x", {"c": 2}]}
+    assert document.origin(("b", 1, "c")) == Origin("a.yaml", 4, 9)
+    assert document.origin(("b", 1, "c"), key=True) == Origin("a.yaml", 4, 6)
+    assert document.origin(("b", 1, "nowhere")) == Origin("a.yaml", 4, 5)
+
+
+def test_scalars_of_yaml() -> None:
+    text = "[1, 0x10, 1e-3, .5, true, null, ~, on, no, 2024-01-01, 2:4, '1', 1_000]"
+    expected = [1, 16, 1e-3, 0.5, True, None, None, "on", "no", "2024-01-01", "2:4", "1", 1000]
+    assert parse_yaml(text, FILE).data == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "a.yaml:3:1: the key 'a' is there twice (first in line 1)"),
+        ("a: {b: 1, b: 2}", "a.yaml:1:11: the key 'b' is there twice"),
+        ("a:\n\t- 1", "a.yaml:2:1: this is not valid YAML"),
+        ("a: [1", "a.yaml:1:6: this is not valid YAML"),
+        ("a: 1\n---\nb: 2", "a.yaml:2:1: this is not valid YAML: expected a single document"),
+        ("a: *b", "a.yaml:1:4: this is not valid YAML: found undefined alias"),
+        ("a: &a [*a]", "a.yaml:1:4: this alias contains itself"),
+        ("a: &a {<<: *a}", "this alias contains itself"),
+        ("<<: 3", "a.yaml:1:5: '<<' takes a mapping"),
+        ("1: a", "a.yaml:1:1: a key must be a text, not 1"),
+        ("? [a]\n: b", "a.yaml:1:3: a key must be a text"),
+        ("a: !!python/object:os.system x", "a.yaml:1:4: the tag"),
+        ("a: !x {b: 1}", "a.yaml:1:4: the tag"),
+        ("a: .inf", "a.yaml:1:4: expected a finite number"),
+        ("a: \x00", "not valid YAML"),
+        ("[" * 60 + "]" * 60, "nested deeper than 50"),
+        ("[" * 20_000, "nested deeper than 50"),
+    ],
+)
+def test_refusals(text: str, message: str) -> None:
+    assert message in refusal(text)
+
+
+def test_tabs_are_said() -> None:
+    assert "indent with blanks" in refusal("a:\n\t- 1")
+
+
+def test_exploding_aliases_are_refused_fast() -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for level in range(1, 30):
+        levels.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]")
+    assert f"more than {MAX_NODES} values" in refusal("\n".join(levels))
+
+
+def test_exploding_merges_are_refused_fast() -> None:
+    levels = ["a0: &a0 {x: 1}"]
+    for level in range(1, 30):
+        levels.append(f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 10)}]}}")
+    assert f"more than {MAX_NODES} values" in refusal("\n".join(levels))
+
+
+@given(st.text(alphabet=st.sampled_from("ab:-[]{}&*!|>'\"%@#,?~<\n\t 0.1é"), max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        document = parse_yaml(text, FILE)
+    except UserError as error:
+        said = error
+    else:
+        assert all(document.origin(place).line for place, _ in walk(document.data))
+        return
+    assert said.file == "a.yaml"
+
+
+def test_parts_keep_their_places() -> None:
+    document = parse_yaml("a: {b: [1, 2]}", FILE)
+    part = document.part(("a", "b"))
+    assert (part.data, part.origin((1,)).column) == ([1, 2], 12)
+    moved = Document({}, {(): FILE}).with_part(("c",), part, FILE)
+    assert (moved.data, moved.origin(("c", 1)).column) == ({"c": [1, 2]}, 12)
+    assert document.data == {"a": {"b": [1, 2]}}

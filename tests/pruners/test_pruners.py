@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from permllm.components import Pruner
+from permllm.core.patterns import Pattern, is_nm, nm_mask
+from permllm.core.permutations import invert
+from permllm.core.statistics import GRAM
+from permllm.errors import RunFailed
+from permllm.metrics.wanda import Wanda
+from permllm.pruners.mask import Mask
+from permllm.pruners.sparsegpt import SparseGpt, inverse_factor
+from permllm.testing import check_pruner
+
+PATTERNS = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(3, 4), Pattern(1, 2)]
+PRUNERS = [Mask(), SparseGpt(), SparseGpt(block_size=1), SparseGpt(select="scores")]
+
+
+@pytest.mark.parametrize("pruner", PRUNERS, ids=str)
+def test_contract(pruner: Pruner) -> None:
+    check_pruner(pruner)
+
+
+def correlated(seed: int, rows: int = 12, channels: int = 48) -> tuple[Tensor, Tensor]:
+    """A weight ``[C_out, C_in]`` and inputs ``[tokens, C_in]`` whose channels are correlated."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, channels, generator=generator, dtype=torch.float64)
+    mix = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
+    scale = torch.rand(channels, generator=generator, dtype=torch.float64) + 0.1
+    inputs = torch.randn(300, channels, generator=generator, dtype=torch.float64) @ mix * scale
+    return weight, inputs
+
+
+def statistics(inputs: Tensor) -> dict[str, Tensor]:
+    return {"gram": GRAM.partial(inputs), "square_sum": inputs.square().sum(0)}
+
+
+def error(weight: Tensor, pruned: Tensor, inputs: Tensor) -> float:
+    return float(((weight - pruned) @ inputs.T).square().sum())
+
+
+def textbook(weight: Tensor, gram: Tensor, pattern: Pattern, dampening: float) -> Tensor:
+    """SparseGPT as its authors' code has it: three factorisations, no blocks."""
+    weight, hessian = weight.clone(), gram.clone()
+    hessian += dampening * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=gram.dtype)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    mask = torch.zeros_like(weight, dtype=torch.bool)
+    for j in range(weight.shape[1]):
+        if j % pattern.m == 0:
+            group = slice(j, j + pattern.m)
+            saliency = weight[:, group] ** 2 / factor.diagonal()[group] ** 2
+            mask[:, group] = nm_mask(saliency, pattern)
+        kept = weight[:, j] * mask[:, j]
+        change = (weight[:, j] - kept) / factor[j, j]
+        weight[:, j:] -= change[:, None] * factor[j, j:]
+        weight[:, j] = kept
+    return weight
+
+
+@given(st.integers(0, 1000), st.sampled_from(PATTERNS))
+def test_mask_keeps_the_highest_scores_unchanged(seed: int, pattern: Pattern) -> None:
+    weight, inputs = correlated(seed)
+    scores = Wanda().scores(weight, statistics(inputs))
+    pruned, mask = Mask().prune(weight, scores, pattern, {})
+    assert torch.equal(mask, nm_mask(scores, pattern))
+    assert torch.equal(pruned, torch.where(mask, weight, 0.0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from(PATTERNS), st.sampled_from([1, 16, 24, 1000]))
+def test_sparsegpt_equals_its_textbook_form(seed: int, pattern: Pattern, block: int) -> None:
+    weight, inputs = correlated(seed)
+    sums = statistics(inputs)
+    pruned, mask = SparseGpt(block_size=block).prune(weight, weight.abs(), pattern, sums)
+    expected = textbook(weight, sums["gram"], pattern, 0.01)
+    torch.testing.assert_close(pruned, expected, rtol=1e-6, atol=1e-8)
+    assert torch.equal(pruned != 0, mask)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.sampled_from(PATTERNS), st.sampled_from(["obs", "scores"]))
+def test_without_correlations_it_is_pruning_by_magnitude_times_norm(
+    seed: int, pattern: Pattern, select: str
+) -> None:
+    weight, inputs = correlated(seed)
+    sums = statistics(inputs)
+    sums["gram"] = torch.diag(sums["square_sum"])
+    scores = Wanda().scores(weight, sums)
+    pruned, mask = SparseGpt(dampening=0, select=select).prune(weight, scores, pattern, sums)
+    expected, same = Mask().prune(weight, scores, pattern, sums)
+    assert torch.equal(mask, same)
+    assert torch.equal(pruned, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from(PATTERNS))
+def test_the_output_error_is_lower_than_that_of_a_mask(seed: int, pattern: Pattern) -> None:
+    weight, inputs = correlated(seed)
+    sums = statistics(inputs)
+    scores = Wanda().scores(weight, sums)
+    masked, mask = Mask().prune(weight, scores, pattern, sums)
+    for select in ("obs", "scores"):
+        pruned, kept = SparseGpt(select=select).prune(weight, scores, pattern, sums)
+        assert is_nm(pruned, pattern)
+        assert error(weight, pruned, inputs) <= error(weight, masked, inputs)
+        assert select == "obs" or torch.equal(kept, mask)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([Mask(), SparseGpt(), SparseGpt(select="scores")]))
+def test_pruning_composes_with_a_permutation(seed: int, pruner: Pruner) -> None:
+    weight, inputs = correlated(seed)
+    perm = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    scores = Wanda().scores(weight, statistics(inputs))
+    moved = {"gram": GRAM.permuted(statistics(inputs)["gram"], perm)}
+    one, _ = pruner.prune(weight[:, perm], scores[:, perm], Pattern(2, 4), moved)
+    inputs_moved = statistics(inputs[:, perm])
+    two, _ = pruner.prune(weight[:, perm], scores[:, perm], Pattern(2, 4), inputs_moved)
+    torch.testing.assert_close(one, two)
+    assert is_nm(one, Pattern(2, 4))
+    back = one[:, invert(perm)]
+    torch.testing.assert_close(back @ inputs.T, one @ inputs[:, perm].T)
+
+
+def test_channels_that_never_fire_lose_their_weights() -> None:
+    weight, inputs = correlated(0)
+    inputs[:, [3, 7, 8]] = 0
+    for select in ("obs", "scores"):
+        pruner = SparseGpt(select=select)
+        pruned, _ = pruner.prune(weight, weight.abs(), Pattern(2, 4), statistics(inputs))
+        assert pruned.isfinite().all()
+        assert pruned[:, [3, 7, 8]].count_nonzero() == 0
+    nothing = {"gram": torch.zeros(48, 48, dtype=torch.float64)}
+    pruned, _ = SparseGpt().prune(weight, weight.abs(), Pattern(2, 4), nothing)
+    assert pruned.count_nonzero() == 0
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    _, inputs = correlated(1)
+    gram = statistics(inputs)["gram"]
+    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(48, dtype=torch.float64)
+    factor = inverse_factor(gram, 0.01)
+    torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(damped))
+    assert torch.equal(factor, factor.triu())
+
+
+def test_a_singular_hessian_gets_more_dampening() -> None:
+    weight, _ = correlated(0)
+    one = torch.ones(48, dtype=torch.float32)
+    sums = {"gram": torch.outer(one, one)}
+    pruned, _ = SparseGpt(dampening=0).prune(weight.float(), weight.abs(), Pattern(2, 4), sums)
+    assert pruned.isfinite().all()
+
+
+def test_a_hessian_that_cannot_be_factored_is_refused() -> None:
+    weight, _ = correlated(0)
+    negative = torch.eye(48) - 5 * (1 - torch.eye(48))
+    with pytest.raises(RunFailed, match="sparsegpt: the Hessian has no Cholesky factor"):
+        SparseGpt(dampening=0).prune(weight, weight.abs(), Pattern(2, 4), {"gram": negative})
+    infinite = torch.eye(48).fill_diagonal_(torch.inf)
+    with pytest.raises(RunFailed, match="sparsegpt: the Hessian is not finite"):
+        SparseGpt().prune(weight, weight.abs(), Pattern(2, 4), {"gram": infinite})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_large_and_small_activations(dtype: torch.dtype) -> None:
+    weight, inputs = correlated(2)
+    for scale in (1e-6, 1e6):
+        sums = {"gram": GRAM.partial((inputs * scale).float())}
+        pruned, mask = SparseGpt().prune(weight.to(dtype), weight.abs(), Pattern(2, 4), sums)
+        assert pruned.dtype == dtype
+        assert pruned.isfinite().all()
+        assert mask.float().mean() == 0.5

@@ -1,0 +1,39 @@
+"""The course of training, read back from the events."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from permllm.observers.events import Events, read_events
+from permllm.report.history import training_history
+from permllm.testing.observers import lead_through, toy_plan, watched
+
+
+def step(window: int, number: int, loss: float | None) -> dict:
+    return {
+        "event": "training_step",
+        "run": "lcp",
+        "window": window,
+        "step": number,
+        "total": 2,
+        "figures": {"loss": loss},
+    }
+
+
+def test_steps_count_on_over_windows_and_the_last_attempt_counts() -> None:
+    events = [
+        step(0, 1, 9.0),
+        {"event": "run_failed"},
+        step(0, 1, 1.0),
+        step(0, 2, None),
+        step(1, 1, 3.0),
+    ]
+    assert training_history(events) == {"lcp": {"loss": [(1, 1.0), (3, 3.0)]}}
+
+
+def test_history_of_a_logged_run(tmp_path: Path) -> None:
+    lead_through(toy_plan(tmp_path), watched(Events(), tmp_path))
+    history = training_history(read_events(tmp_path))
+    assert set(history) == {"seed=1", "seed=2"}
+    assert history["seed=1"]["loss"] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert history["seed=1"]["held_out_loss"] == [(3, 0.4)]

@@ -1,0 +1,129 @@
+"""The pictures: all there, readable by their programs, and the same every time."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import attrs
+import pytest
+
+from permllm.observers.events import Events
+from permllm.report.plots import MAX_KINDS, perplexity_bars, retained_by_kind, write_plots
+from permllm.report.summary import write_report
+from permllm.testing.observers import toy_plan, watched
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def plan_of(results, out: Path):
+    """A plan with the runs of these results; one of them trained."""
+    plan = toy_plan(out)
+    runs = tuple(
+        attrs.evolve(plan.runs[0], label=run.label, directory=out / "runs" / f"run-{index}")
+        for index, run in enumerate(results.runs[1:], start=1)
+    )
+    hook = watched(Events(), out)
+    for step in range(1, 9):
+        figures = {"loss": 1 / step, "temperature": 1 - step / 10}
+        if step % 4 == 0:
+            figures["held_out_loss"] = 1.5 / step
+        hook.permllm_training_step(run=runs[-1], window=0, step=step, total=8, figures=figures)
+    return attrs.evolve(plan, runs=runs)
+
+
+@pytest.fixture
+def drawn(results, tmp_path: Path):
+    made = results()
+    plan = plan_of(made, tmp_path)
+    return plan, write_plots(made, plan)
+
+
+def test_every_picture_is_there_as_png_and_svg(drawn) -> None:
+    plan, written = drawn
+    expected = {
+        plan.out / "plots" / f"{name}.png" for name in ("perplexity", "retained", "training")
+    }
+    expected |= {run.directory / "plots" / "retained.png" for run in plan.runs}
+    expected.add(plan.runs[-1].directory / "plots" / "training.png")
+    assert set(written) == expected
+    for path in written:
+        assert path.read_bytes().startswith(PNG)
+        assert path.stat().st_size > 5000
+        root = ElementTree.fromstring(path.with_suffix(".svg").read_text(encoding="utf-8"))
+        assert root.tag.endswith("svg")
+
+
+def test_same_results_give_the_same_files(drawn, results) -> None:
+    plan, written = drawn
+    before = {path: path.with_suffix(".svg").read_bytes() for path in written}
+    write_plots(results(), plan)
+    assert before == {path: path.with_suffix(".svg").read_bytes() for path in written}
+
+
+def test_no_state_of_matplotlib_is_touched(drawn) -> None:
+    import matplotlib as mpl
+
+    assert mpl.rcParams["axes.spines.top"] is True
+
+
+def test_strange_labels_and_figures_are_drawn(results, pruned, tmp_path: Path) -> None:
+    runs = [pruned(f"lcp($\\frac$ {index})", value) for index, value in enumerate([math.inf, 1e6])]
+    made = results(*runs, pruned("_x" * 40, math.nan))
+    plan = plan_of(made, tmp_path)
+    assert len(write_plots(made, plan)) == 3 + 3 + 1
+
+
+def test_dense_only_has_bars_only(results, tmp_path: Path) -> None:
+    made = results()
+    made = attrs.evolve(made, runs=made.runs[:1])
+    plan = SimpleNamespace(out=tmp_path, runs=())
+    assert [path.name for path in write_plots(made, plan)] == ["perplexity.png"]
+
+
+def test_no_perplexity_has_no_bars(results, pruned, without) -> None:
+    made = results(without(pruned("a", 1.0), "perplexity/python-docs"))
+    assert perplexity_bars(attrs.evolve(made, runs=made.runs[1:])) is None
+
+
+def test_panels_are_kinds_of_linears_unless_they_are_many(results) -> None:
+    run = results()["lcp"]
+    assert [axes.get_title(loc="left") for axes in retained_by_kind(run).axes] == [
+        "attn.q_proj, k_proj",
+        "mlp.up_proj",
+    ]
+    many = tuple(
+        attrs.evolve(run.layers[0], linear=f"h.0.part{kind}.x", group=f"h.0.part{kind}.x")
+        for kind in range(MAX_KINDS + 1)
+    )
+    (panel,) = retained_by_kind(attrs.evolve(run, layers=many)).axes
+    assert panel.get_title(loc="left") == "all linears"
+
+
+def test_report_shows_table_pictures_pipeline_and_versions(results, tmp_path: Path) -> None:
+    made = results()
+    exported = attrs.evolve(made.runs[-1], exports={"masked": "runs/lcp/exports/masked"})
+    made = attrs.evolve(made, runs=(*made.runs[:-1], exported))
+    plan = plan_of(made, tmp_path)
+    (tmp_path / "environment.json").write_text(
+        '{"versions": {"torch": "2.4.0"}, "python": "3.11.1", "model_fingerprint": "abc"}'
+    )
+    write_plots(made, plan)
+    text = write_report(made, plan).read_text(encoding="utf-8")
+    assert text.startswith("# quickstart\n\nPruned in the original channel order")
+    assert "| lcp | 40.00 | 75.0 % |" in text
+    for name in ("perplexity", "retained", "training"):
+        assert f"](plots/{name}.png)" in text
+    assert "```yaml\npermllm: 1\nname: toy\n" in text
+    assert "- torch 2.4.0" in text
+    assert "model fingerprint: abc" in text
+    assert 'from_pretrained("runs/x/runs/lcp/exports/masked")' in text
+
+
+def test_report_without_anything_else(results, tmp_path: Path) -> None:
+    text = write_report(results(), toy_plan(tmp_path)).read_text(encoding="utf-8")
+    assert "![" not in text
+    assert "## Versions" not in text
+    assert "## Exported models" not in text

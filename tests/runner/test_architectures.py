@@ -1,0 +1,51 @@
+"""Every architecture goes through a whole pipeline, and its export computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from permllm.core.patterns import Pattern, is_nm
+from permllm.models.decoder import Decoder
+from permllm.registry import Registry
+from permllm.runner.checkpoints import load_window
+from permllm.runner.run import make_plan, run_plan
+from permllm.testing.models import ARCHITECTURES
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_whole_pipeline(
+    architecture: str, write_pipeline: Callable[..., Path], registry: Registry, tmp_path: Path
+) -> None:
+    matrix = {"layers.permutation": ["none", {"name": "lcp", "block": 8, "steps": 2, "batch": 2}]}
+    path = write_pipeline(architecture, matrix=matrix)
+    plan = make_plan(path, registry, out=tmp_path / "out")
+    results = run_plan(plan, registry)
+
+    assert [run.label for run in results.runs] == ["dense", "none", "lcp"]
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / architecture).eval()
+    decoder = Decoder.trace(dense)
+    tokens = torch.arange(2 * 24).reshape(2, 24) % 90
+    for run in results.runs[1:]:
+        window = load_window(plan.out / "runs" / run.label / "windows" / "000.safetensors")
+        assert set(window.weights) == set(decoder.linears)
+        for name, perm in window.perms.items():
+            for linear in decoder.groups[name].linears:
+                assert is_nm(window.weights[linear][:, perm], Pattern(2, 4))
+        with torch.no_grad():
+            calls = decoder.embed(tokens)
+            hidden = calls.hidden
+            for layer in range(len(decoder.layers)):
+                hidden = decoder.run_layer(layer, hidden, calls, window.weights)
+            masked = decoder.head(hidden, tokens)
+            exported = AutoModelForCausalLM.from_pretrained(plan.out / run.exports["masked"])
+            reloaded = exported.eval()(input_ids=tokens).logits
+        torch.testing.assert_close(masked, reloaded, rtol=1e-4, atol=1e-5)
+        # At least half of what the pattern cuts, and it did cut.
+        assert 0.5 <= run.figures["sparsity"] < 0.6
+        assert run.figures["sparsity/nm_violations"] == 0
+        assert run.figures["fidelity/kl"] > 0

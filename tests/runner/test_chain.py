@@ -1,0 +1,166 @@
+"""Windows, overrides, skips and shared work of the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from permllm.core.patterns import Pattern, is_nm
+from permllm.errors import UserError
+from permllm.hookspecs import hookimpl
+from permllm.registry import Registry
+from permllm.runner.checkpoints import load_window
+from permllm.runner.run import make_plan, run_plan
+from permllm.runner.windows import cut_windows
+
+
+class Recorder:
+    """Keeps what the life-cycle hooks say."""
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[str, ...]] = []
+        self.steps: list[dict[str, float]] = []
+        self.warnings: list[str] = []
+
+    @hookimpl
+    def permllm_window_started(self, layers: tuple[str, ...]) -> None:
+        self.windows.append(layers)
+
+    @hookimpl
+    def permllm_training_step(self, figures: dict[str, float]) -> None:
+        self.steps.append(figures)
+
+    @hookimpl
+    def permllm_warning(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def run(path: Path, out: Path, recorder: Recorder | None = None) -> Any:
+    registry = Registry.load()
+    if recorder:
+        registry.manager.register(recorder)
+    return run_plan(make_plan(path, registry, out=out), registry)
+
+
+def test_windows_cover_the_layers_once() -> None:
+    assert cut_windows(5, "all") == [range(5)]
+    assert cut_windows(5, 2) == [range(0, 2), range(2, 4), range(4, 5)]
+    assert cut_windows(2, 9) == [range(2)]
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_one_window_a_layer(
+    inputs: str, write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {
+        "permutation": {"name": "lcp", "block": 8, "steps": 2, "batch": 2},
+        "window": 1,
+        "inputs": inputs,
+    }
+    recorder = Recorder()
+    results = run(write_pipeline(layers=layers), tmp_path / "out", recorder)
+    assert len(recorder.windows) >= 2
+    assert all(len(layers) == 1 for layers in recorder.windows)
+    assert len(recorder.steps) == 2 * len(recorder.windows)
+    assert all(step["loss"] >= 0 for step in recorder.steps)
+    assert "held_out_loss" in recorder.steps[1]
+    assert results["lcp"].figures["sparsity"] >= 0.5
+
+
+def test_overrides_and_skips(write_pipeline: Callable[..., Path], tmp_path: Path) -> None:
+    layers = {
+        "permutation": "cp",
+        "skip": ["*.o_proj"],
+        "overrides": [
+            {"match": "*.down_proj", "pattern": "1:4", "metric": "magnitude"},
+            {"match": "model.layers.0.mlp", "skip": True},
+            {"match": "model.layers.0.mlp.down_proj", "skip": False, "pattern": "3:4"},
+        ],
+    }
+    results = run(write_pipeline(layers=layers), tmp_path / "out")
+    patterns = {layer.linear: layer.pattern for layer in results["cp"].layers}
+    assert patterns["model.layers.0.mlp.down_proj"] == "3:4"
+    assert patterns["model.layers.1.mlp.down_proj"] == "1:4"
+    assert patterns["model.layers.1.mlp.up_proj"] == "2:4"
+    assert "model.layers.0.mlp.up_proj" not in patterns
+    assert not [name for name in patterns if name.endswith("o_proj")]
+    window = load_window(tmp_path / "out/runs/cp/windows/000.safetensors")
+    down = window.weights["model.layers.1.mlp.down_proj"]
+    perm = next(perm for name, perm in window.perms.items() if "layers.1:mlp.down_proj" in name)
+    assert is_nm(down[:, perm], Pattern(1, 4))
+
+
+def test_cp_keeps_more_than_none_and_all_methods_run(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    matrix = {
+        "layers.permutation": ["none", "cp", "greedy"],
+        "layers.pruner": ["mask", "sparsegpt"],
+    }
+    results = run(write_pipeline(matrix=matrix, layers={}), tmp_path / "out")
+    figures = {run.label: run.figures for run in results.runs}
+    assert len(figures) == 7
+    for pruner in ("mask", "sparsegpt"):
+        none, cp, greedy = (figures[f"{name} {pruner}"] for name in ("none", "cp", "greedy"))
+        assert none["retained"] <= greedy["retained"]
+        assert none["retained"] <= cp["retained"]
+    for layer in results["cp mask"].layers:
+        assert layer.retained >= layer.retained_before - 1e-9
+
+
+def test_runs_that_differ_in_their_pruner_share_the_order(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    matrix = {"layers.pruner": ["mask", "sparsegpt"]}
+    run(write_pipeline(matrix=matrix), tmp_path / "out", recorder)
+    assert len(recorder.steps) == 3
+    mask, sparsegpt = (
+        load_window(tmp_path / f"out/runs/{label}/windows/000.safetensors").perms
+        for label in ("mask", "sparsegpt")
+    )
+    assert mask.keys() == sparsegpt.keys()
+    assert all(torch.equal(perm, sparsegpt[name]) for name, perm in mask.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pattern": "3:7"}, "does not divide"),
+        ({"layers": {"skip": ["*"]}}, "nothing is left to prune"),
+        ({"layers": {"skip": ["*.o_porj"]}}, "o_proj"),
+        ({"layers": {"overrides": [{"match": "*.q_proj", "pattern": "1:4"}]}}, "one pattern"),
+        ({"matrix": {"device": ["cpu", "auto"]}}, "vary"),
+        ({"device": "cuda:7"}, "cannot be used"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    changes: dict[str, Any], said: str, write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run(write_pipeline(**changes), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("runs/*/windows/*"))
+
+
+def test_experts_without_tokens_are_pruned_by_their_weights(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    calibration = {
+        "dataset": {"name": "text", "path": "train.txt"},
+        "sequences": 1,
+        "length": 2,
+        "held_out": 0,
+    }
+    recorder = Recorder()
+    path = write_pipeline(
+        "mixtral", calibration=calibration, layers={"permutation": "cp"}, evaluate=[]
+    )
+    results = run(path, tmp_path / "out", recorder)
+    assert any("no calibration token reached" in said for said in recorder.warnings)
+    experts = [layer for layer in results["cp"].layers if "experts" in layer.linear]
+    assert experts
+    assert all(layer.sparsity >= 0.5 for layer in experts)

@@ -1,0 +1,104 @@
+"""What a plan is refused for before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import pytest
+
+from permllm.errors import UserError
+from permllm.models.shape import ModelShape
+from permllm.pipeline.reading import read_mapping
+from permllm.pipeline.schema import Pipeline
+from permllm.registry import Registry
+from permllm.runner import check
+from permllm.runner.estimate import Estimate
+from permllm.runner.plan import components_in
+
+FOUND = Estimate(
+    parameters=10**8,
+    runs=3,
+    seconds=60.0,
+    memory_bytes=3 * 10**9,
+    least_memory_bytes=10**9,
+    disk_bytes=10**9,
+)
+SHAPE = ModelShape(
+    parameters=10**6,
+    pruned=10**6,
+    layers=1,
+    hidden=64,
+    vocabulary=100,
+    positions=128,
+    channels={"model.layers.0.mlp.up_proj": 64, "model.layers.0.mlp.down_proj": 90},
+)
+
+
+def pipeline(**changes: object) -> Pipeline:
+    data = {"model": {"source": "directory", "path": "model"}, "pattern": "2:4", "track": {}}
+    return read_mapping(data | changes, Registry.load())
+
+
+def test_memory() -> None:
+    assert check.check_memory(FOUND, available=4 * 10**9) == []
+    (warning,) = check.check_memory(FOUND, available=2 * 10**9)
+    assert "3.0 GB" in warning
+    with pytest.raises(UserError, match=r"not enough memory: at least 1\.0 GB"):
+        check.check_memory(FOUND, available=10**9 - 1)
+
+
+def test_disk(tmp_path: Path) -> None:
+    assert check.check_disk(attrs.evolve(FOUND, disk_bytes=1), tmp_path / "a/b") == []
+    with pytest.raises(UserError, match="not enough disk space"):
+        check.check_disk(attrs.evolve(FOUND, disk_bytes=10**18), tmp_path / "a/b")
+
+
+def test_available_memory_is_that_of_this_machine() -> None:
+    assert 10**7 < check.available_memory() < 10**14
+
+
+def test_memory_of_a_container(tmp_path: Path) -> None:
+    assert check.container_memory(tmp_path) is None
+    (tmp_path / "memory.current").write_text("6000\n")
+    (tmp_path / "memory.stat").write_text("anon 5000\ninactive_file 1000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert check.container_memory(tmp_path) is None
+    (tmp_path / "memory.max").write_text("10000\n")
+    assert check.container_memory(tmp_path) == 5000
+
+
+def test_folder_is_left_as_it_was(tmp_path: Path) -> None:
+    check.check_folder(tmp_path / "runs/new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written to"):
+        check.check_folder(tmp_path / "file/run")
+
+
+def test_pattern_that_does_not_fit_names_the_linear() -> None:
+    with pytest.raises(UserError, match=r"model\.layers\.0\.mlp\.down_proj has 90 input channels"):
+        check.check_patterns(pipeline(), SHAPE)
+    check.check_patterns(pipeline(layers={"skip": ["*.down_proj"]}), SHAPE)
+    check.check_patterns(pipeline(pattern="1:2"), SHAPE)
+
+
+def test_sequences_longer_than_the_model_takes() -> None:
+    check.check_lengths(pipeline(calibration={"length": 128}), SHAPE)
+    with pytest.raises(UserError, match="at most 128 tokens"):
+        check.check_lengths(pipeline(calibration={"length": 129}), SHAPE)
+    evaluate = [{"name": "perplexity", "length": 1024}]
+    with pytest.raises(UserError, match="perplexity: length is 1024"):
+        check.check_lengths(pipeline(calibration={"length": 8}, evaluate=evaluate), SHAPE)
+    unlimited = attrs.evolve(SHAPE, positions=None)
+    check.check_lengths(pipeline(calibration={"length": 4096}), unlimited)
+
+
+def test_components_within_components_are_found() -> None:
+    found = components_in(pipeline(evaluate=["perplexity"]))
+    names = [component.name for component in found]
+    assert {"wanda", "lcp", "cp", "mask", "perplexity", "python-docs"} <= set(names)
+    assert names.count("python-docs") == 2

@@ -1,0 +1,150 @@
+"""The registry with real packages, built and installed into an environment of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PYPROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{name}"
+version = "{version}"
+
+[project.entry-points.permllm]
+plugin = "{module}"
+"""
+
+POWER = '''\
+import attrs
+
+import permllm
+from permllm.components import Metric, option
+
+
+@attrs.frozen
+class Power(Metric):
+    """The weight's absolute value to a power."""
+
+    name = "power"
+    exponent: float = option(2.0, help="the power", minimum=0)
+
+    def scores(self, weight, statistics):
+        return weight.abs() ** self.exponent
+
+
+@permllm.hookimpl
+def permllm_metrics():
+    return [Power]
+'''
+
+PROBE = """\
+import json, sys
+from pathlib import Path
+from permllm.errors import UserError
+from permllm.pipeline.reading import read_pipeline
+from permllm.registry import Registry
+
+registry = Registry.load()
+answer = {"warnings": registry.warnings}
+answer["plugins"] = {
+    str(plugin): plugin.status for plugin in registry.plugins if plugin.package != "permllm"
+}
+try:
+    metric = read_pipeline(Path(sys.argv[1]), registry).layers.metric
+    answer["metric"] = repr(metric)
+except UserError as error:
+    answer["error"] = str(error)
+print(json.dumps(answer))
+"""
+
+
+class Environment:
+    """An empty environment on top of this one, with the packages that a test builds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        venv.create(folder / "env", with_pip=False, symlinks=True)
+        bin_folder = "Scripts" if sys.platform == "win32" else "bin"
+        self.python = folder / "env" / bin_folder / "python"
+        variables = {"base": str(folder / "env"), "platbase": str(folder / "env")}
+        own = Path(sysconfig.get_path("purelib", "venv", variables))
+        # addsitedir, and not a bare path: an editable permllm has a .pth file of its own.
+        below = sysconfig.get_path("purelib")
+        (own / "below.pth").write_text(f"import site; site.addsitedir({below!r})\n")
+
+    def install(self, name: str, version: str, source: str) -> None:
+        """Build a package of one module and install it."""
+        module = name.replace("-", "_")
+        project = self.folder / name
+        project.mkdir()
+        (project / "pyproject.toml").write_text(
+            PYPROJECT.format(name=name, version=version, module=module)
+        )
+        (project / f"{module}.py").write_text(source)
+        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet"]
+        options = ["--no-index", "--no-deps", "--no-build-isolation", str(project)]
+        done = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def read(self, metric: str) -> dict[str, Any]:
+        """What that environment makes of a pipeline with this metric."""
+        path = self.folder / "pipeline.yaml"
+        path.write_text(
+            "model: {source: directory, path: m}\n"
+            "pattern: '2:4'\n"
+            f"layers: {{metric: {metric}, permutation: none}}\n"
+            "track: {}\n"
+        )
+        done = subprocess.run(
+            [str(self.python), "-c", PROBE, str(path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path)
+
+
+def test_an_installed_plugin_is_used_by_a_pipeline(environment: Environment) -> None:
+    environment.install("permllm-power", "1.5", POWER)
+    answer = environment.read("{name: power, exponent: 3}")
+    assert answer["metric"] == "Power(exponent=3.0)"
+    assert answer["plugins"] == {"permllm-power 1.5": "loaded"}
+    assert environment.read("permllm-power:power")["metric"] == "Power(exponent=2.0)"
+    assert "3:18: unknown metric 'powr'" in environment.read("powr")["error"]
+
+
+def test_a_broken_plugin_is_a_warning_until_it_is_needed(environment: Environment) -> None:
+    environment.install("permllm-broken", "0.3", "import a_wheel_that_nobody_has\n")
+    answer = environment.read("wanda")
+    assert answer["plugins"] == {"permllm-broken 0.3": "broken"}
+    assert "Wanda" in answer["metric"]
+    (warning,) = answer["warnings"]
+    assert "permllm-broken 0.3" in warning
+    assert "No module named 'a_wheel_that_nobody_has'" in warning
+    assert "permllm-broken 0.3" in environment.read("power")["error"]
+
+
+def test_two_packages_with_one_name_clash_only_where_it_is_used(environment: Environment) -> None:
+    environment.install("permllm-power", "1.5", POWER)
+    environment.install("other-power", "2.0", POWER.replace("2.0, help", "7.0, help"))
+    answer = environment.read("wanda")
+    assert "other-power 2.0 and permllm-power 1.5 both have the metric" in answer["warnings"][0]
+    assert answer["plugins"] == {"other-power 2.0": "loaded", "permllm-power 1.5": "loaded"}
+    error = environment.read("power")["error"]
+    assert "pipeline.yaml:3:18: other-power 2.0 and permllm-power 1.5 both have" in error
+    assert environment.read("'other-power:power'")["metric"] == "Power(exponent=7.0)"
