@@ -99,13 +99,7 @@ class Chain:
         began = time.perf_counter()
         window = self.window(index, layers)
         perms, shared = self._learn(window)
-        used = [self.settings[linear] for linear in window.linears]
-        if any(settings.pruner.sequential for settings in used):
-            weights, reports = self._prune_in_turn(layers, window.groups, perms)
-        else:
-            weights, reports = self._prune_groups(
-                window.groups, perms, window.all_scores, window.all_statistics
-            )
+        weights, reports = self._prune_layers(window, perms)
         seconds = time.perf_counter() - began + shared
         result = PrunedWindow(weights, perms, tuple(reports), seconds)
         if self.directory:
@@ -173,7 +167,9 @@ class Chain:
             on_progress=self._progress,
         )
 
-    def _scores(self, groups: Mapping[str, Group], sums: Sums) -> dict[str, Tensor]:
+    def _scores(
+        self, groups: Mapping[str, Group], sums: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """The scores of every linear of some groups."""
         scores = {}
         for name, group in groups.items():
@@ -190,6 +186,51 @@ class Chain:
                     )
         return scores
 
+    def _prune_layers(
+        self, window: Window, perms: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], list[LayerReport]]:
+        """Prune a window layer by layer.
+
+        A pruner that changes what it keeps wants to know what the pruned layers before
+        it give: statistics and scores are then taken anew for every layer.
+        """
+        weights: dict[str, Tensor] = {}
+        reports: list[LayerReport] = []
+        used = [self.settings[linear] for linear in window.linears]
+        in_turn = any(settings.pruner.sequential for settings in used)
+        wanted = needed([part for settings in used for part in (settings.metric, settings.pruner)])
+        rows = self._calibration_rows()
+        stream = self._stream_batches(self.pruned_stream, rows) if in_turn else []
+        scores, sums = window.all_scores, window.all_statistics
+        stage, total = f"pruning, {self.run.label}", len(window.layers)
+        for done, layer in enumerate(window.layers):
+            self._progress(stage, done, total)
+            here = {name: group for name, group in window.groups.items() if group.layer == layer}
+            if in_turn:
+                sums = self._layer_statistics(layer, stream, wanted)
+                scores = self._scores(here, sums)
+            found, said = self._prune_groups(here, perms, scores, sums)
+            weights |= found
+            reports += said
+            with torch.no_grad():
+                stream = [
+                    (self.decoder.run_layer(layer, hidden, calls, found), calls)
+                    for hidden, calls in stream
+                ]
+        self._progress(stage, total, total)
+        return weights, reports
+
+    def _layer_statistics(
+        self, layer: int, stream: list[tuple[Tensor, Any]], wanted: list[Statistic]
+    ) -> Sums:
+        """Statistics of one layer's groups over a stream that enters it."""
+        sums: Sums = {}
+        for hidden, calls in stream:
+            _, share = self.decoder.statistics(layer, hidden, calls, wanted)
+            add_sums(sums, share)
+        self._fill_unseen(sums)
+        return sums
+
     def _prune_groups(
         self,
         groups: Mapping[str, Group],
@@ -200,8 +241,7 @@ class Chain:
         """Prune the linears of some groups under their permutations."""
         weights: dict[str, Tensor] = {}
         reports = []
-        for done, (name, group) in enumerate(groups.items()):
-            self._progress(f"pruning, {self.run.label}", done, len(groups))
+        for name, group in groups.items():
             for linear in group.linears:
                 dense = self.decoder.weight(linear).detach().to(self.device)
                 pruned = self._prune_linear(linear, dense, scores[linear], perms[name], sums[name])
@@ -210,7 +250,6 @@ class Chain:
                            perms[name], sums[name])
                 )  # fmt: skip
                 weights[linear] = pruned.cpu()
-        self._progress(f"pruning, {self.run.label}", len(groups), len(groups))
         return weights, reports
 
     def _prune_linear(
@@ -241,34 +280,6 @@ class Chain:
                 f"pruner '{settings.pruner.name}' gave {linear} NaN or infinite weights"
             )
         return pruned[:, invert(perm)]
-
-    def _prune_in_turn(
-        self, layers: range, groups: Mapping[str, Group], perms: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], list[LayerReport]]:
-        """Prune layer by layer, each with statistics of what the pruned ones before it give."""
-        weights: dict[str, Tensor] = {}
-        reports: list[LayerReport] = []
-        stream = self._stream_batches(self.pruned_stream, self._calibration_rows())
-        used = [self.settings[linear] for group in groups.values() for linear in group.linears]
-        wanted = needed([settings.metric for settings in used], ())
-        wanted = needed([settings.pruner for settings in used], tuple(wanted))
-        for layer in layers:
-            self._progress(f"pruning, {self.run.label}", layer - layers.start, len(layers))
-            here = {name: group for name, group in groups.items() if group.layer == layer}
-            sums: Sums = {}
-            for hidden, calls in stream:
-                _, share = self.decoder.statistics(layer, hidden, calls, wanted)
-                add_sums(sums, share)
-            self._fill_unseen(sums)
-            found, said = self._prune_groups(here, perms, self._scores(here, sums), sums)
-            weights |= found
-            reports += said
-            with torch.no_grad():
-                stream = [
-                    (self.decoder.run_layer(layer, hidden, calls, found), calls)
-                    for hidden, calls in stream
-                ]
-        return weights, reports
 
     # --- streams ------------------------------------------------------------------
 
