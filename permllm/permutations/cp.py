@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
-import torch
 
 from permllm.components import PermutationLearner, option
 from permllm.core.search import search
+from permllm.permutations.groupwise import search_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,18 +63,17 @@ class Cp(PermutationLearner):
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """The best order found for each group, from its linears' stacked scores."""
-        perms: dict[str, Tensor] = {}
-        for done, name in enumerate(window.groups):
-            window.progress("cp", done, len(window.groups))
-            # Each group draws from its own stream, whatever groups stand beside it.
-            perms[name] = search(
-                window.group_scores(name),
-                window.pattern(name),
-                generator=torch.Generator().manual_seed(window.seed + self.seed),
+        return search_groups(
+            window,
+            self.name,
+            self.seed,
+            lambda scores, pattern, generator: search(
+                scores,
+                pattern,
+                generator=generator,
                 refine=self.refine,
                 rounds=self.rounds,
                 restarts=self.restarts,
                 time_limit=self.time_limit,
-            ).cpu()
-        window.progress("cp", len(perms), len(perms))
-        return perms
+            ),
+        )

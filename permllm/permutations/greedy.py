@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
-import torch
 
 from permllm.components import PermutationLearner, option
 from permllm.core.swaps import swap_search
+from permllm.permutations.groupwise import search_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,16 +50,16 @@ class Greedy(PermutationLearner):
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """The order that swaps reach for each group, from its linears' stacked scores."""
-        perms: dict[str, Tensor] = {}
-        for done, name in enumerate(window.groups):
-            window.progress("greedy", done, len(window.groups))
-            perms[name] = swap_search(
-                window.group_scores(name),
-                window.pattern(name),
-                generator=torch.Generator().manual_seed(window.seed + self.seed),
+        return search_groups(
+            window,
+            self.name,
+            self.seed,
+            lambda scores, pattern, generator: swap_search(
+                scores,
+                pattern,
+                generator=generator,
                 swaps=self.swaps,
                 escapes=self.escapes,
                 time_limit=self.time_limit,
-            ).cpu()
-        window.progress("greedy", len(perms), len(perms))
-        return perms
+            ),
+        )

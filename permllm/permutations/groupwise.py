@@ -1,0 +1,36 @@
+"""What learners share that search the order of one group after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from permllm.core.patterns import Pattern
+    from permllm.runner.windows import Window
+
+Search = Callable[["Tensor", "Pattern", torch.Generator], "Tensor"]
+"""From a group's stacked scores ``[ΣC_out, C_in]`` to its order, ``LongTensor[C_in]``."""
+
+
+def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[str, Tensor]:
+    """The order that a search finds for each group of a window.
+
+    Args:
+        window: gives the groups, their scores and the seed.
+        name: what the search is called in progress messages.
+        seed: added to the window's.
+        search: the search of one group.
+    """
+    perms: dict[str, Tensor] = {}
+    for done, group in enumerate(window.groups):
+        window.progress(name, done, len(window.groups))
+        # Each group draws from its own stream, whatever groups stand beside it.
+        generator = torch.Generator().manual_seed(window.seed + seed)
+        perms[group] = search(window.group_scores(group), window.pattern(group), generator).cpu()
+    window.progress(name, len(perms), len(perms))
+    return perms
