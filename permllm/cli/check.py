@@ -28,6 +28,6 @@ def command(
 
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings, out)
-    for line in check_plan(plan).lines():
+    for line in check_plan(plan, file).lines():
         click.echo(line)
     click.echo(f"{file} is fine")

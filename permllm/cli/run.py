@@ -64,7 +64,7 @@ def command(
         registry = load_registry(no_plugin)
         plan = make_plan(file, registry, settings, out, resume=resume)
         click.echo(f"checking {file}", err=True)
-        checked = check_plan(plan)
+        checked = check_plan(plan, file)
         if dry_run:
             _print_plan(plan, checked)
             return
@@ -81,12 +81,9 @@ def command(
 
 def _run(plan: Plan, registry: Registry, resume: bool) -> Results:
     from permllm.observers.console import Console
-    from permllm.observers.events import Events
     from permllm.runner.run import run_plan
 
-    # A file may track these too; nobody wants them twice.
-    always = [watcher for watcher in (Console(), Events()) if watcher not in plan.pipeline.track]
-    return run_plan(plan, registry, always, resume=resume)
+    return run_plan(plan, registry, [Console()], resume=resume)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ class Greedy(PermutationLearner):
     """
 
     name: ClassVar[str] = "greedy"
-    seconds_per_group: ClassVar[float] = 20.0
+    seconds_per_group: ClassVar[float] = 0.75
     """What a group takes without a limit, about: for estimates."""
 
     swaps: int = option(

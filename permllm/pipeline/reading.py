@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from permllm.pipeline.unstructuring import differences, dump_yaml, resolved
 from permllm.registry import Registry
 
 __all__ = [
+    "blaming",
     "differences",
     "dump_yaml",
     "load_plain_yaml",
@@ -95,6 +97,24 @@ def load_plain_yaml(path: Path) -> Any:
         UserError: it cannot be read, or is no longer valid YAML.
     """
     return parse_yaml(_file_text(path), Origin(file=str(path))).data
+
+
+@contextmanager
+def blaming(path: Path | None, *keys: str | int) -> Iterator[None]:
+    """Give user errors of the block the place of a key in a pipeline file.
+
+    Args:
+        path: the file; None leaves errors as they are.
+        keys: where the value stands, from the root; what surrounds it is named where the
+            file does not hold it, as with a default.
+    """
+    try:
+        yield
+    except UserError as error:
+        if path is not None and error.file is None:
+            origin = parse_yaml(_file_text(path), Origin(file=str(path))).origin(keys)
+            error.file, error.line, error.column = origin.file, origin.line, origin.column
+        raise
 
 
 def _read_document(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import attrs
 import psutil
@@ -12,6 +13,7 @@ import psutil
 from permllm.errors import UserError
 from permllm.models.loading import read_config
 from permllm.models.shape import ModelShape, model_shape
+from permllm.pipeline.reading import blaming
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.devices import pick_device, pick_dtype
 from permllm.runner.estimate import Estimate, estimate, gigabytes, measured_speed
@@ -49,8 +51,12 @@ class Checked:
         ]
 
 
-def check_plan(plan: Plan) -> Checked:
+def check_plan(plan: Plan, path: Path | None = None) -> Checked:
     """Look at everything that can be known without loading weights.
+
+    Args:
+        plan: what is to be done.
+        path: the pipeline file, for the places of mistakes.
 
     Raises:
         UserError: the model or a file is not there, the pattern does not fit, the
@@ -59,12 +65,10 @@ def check_plan(plan: Plan) -> Checked:
     pipeline = plan.pipeline
     device = pick_device(pipeline.device)
     check_folder(plan.out)
-    pipeline.model.check()
+    with blaming(path, "model"):
+        pipeline.model.check()
     for run in (plan.dense, *plan.runs):
-        for component in components_in(run.pipeline):
-            check = getattr(component, "check", None)
-            if check is not None:
-                check()
+        check_components(run.pipeline, path)
     config = read_config(pipeline.model)
     trust = getattr(pipeline.model, "trust_remote_code", False)
     shape = model_shape(config, trust_remote_code=trust)
@@ -79,6 +83,26 @@ def check_plan(plan: Plan) -> Checked:
     needed = found if device.type == "cpu" else attrs.evolve(found, memory_bytes=0)
     warnings = check_memory(needed, available_memory()) + check_disk(found, plan.out)
     return Checked(found, tuple(warnings))
+
+
+def check_components(pipeline: Pipeline, path: Path | None) -> None:
+    """Let every component look at what its options name.
+
+    Raises:
+        UserError: a file or a package is not there.
+    """
+    sections: list[tuple[tuple[str | int, ...], Any]] = [
+        (("calibration", "dataset"), pipeline.calibration.dataset),
+        (("layers",), pipeline.layers),
+        *((("evaluate", index), part) for index, part in enumerate(pipeline.evaluate)),
+        *((("export", index), part) for index, part in enumerate(pipeline.export)),
+    ]
+    for keys, section in sections:
+        with blaming(path, *keys):
+            for component in components_in(section):
+                check = getattr(component, "check", None)
+                if check is not None:
+                    check()
 
 
 def check_folder(out: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from permllm.errors import UserError
 from permllm.models.shape import ModelShape
-from permllm.pipeline.reading import read_mapping
+from permllm.pipeline.reading import blaming, read_mapping, read_pipeline
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
 from permllm.runner import check
@@ -102,3 +102,26 @@ def test_components_within_components_are_found() -> None:
     names = [component.name for component in found]
     assert {"wanda", "lcp", "cp", "mask", "perplexity", "python-docs"} <= set(names)
     assert names.count("python-docs") == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "said"),
+    [
+        ("evaluate: [{name: perplexity, dataset: {name: text, path: no.txt}}]", (3, 12), "no.txt"),
+        ("calibration: {dataset: {name: jsonl, path: no.jsonl}}", (3, 24), "no.jsonl"),
+        ("calibration: {sequences: 2}", (1, 8), "folder"),
+    ],
+)
+def test_what_is_not_there_is_named_at_its_place(
+    line: str, place: tuple[int, int], said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    model = "model: {source: directory, path: folder}"
+    file.write_text(f'{model}\npattern: "2:4"\n{line}\n')
+    with pytest.raises(UserError, match=said) as caught:
+        read = read_pipeline(file, Registry.load())
+        check.check_components(read, file)
+        with blaming(file, "model"):
+            read.model.check()
+    error = caught.value
+    assert (error.file, error.line, error.column) == (str(file), *place)
