@@ -25,15 +25,16 @@ from permllm.registry import Registry
 from permllm.results import Results
 from permllm.runner.run import plan_of, run_plan
 
-METHODS = {
+METHODS: dict[str, tuple[str, Any]] = {
     "none": ("none", "mask"),
     "cp": ("cp", "mask"),
     "greedy": ("greedy", "mask"),
     "lcp": ("lcp", "mask"),
     "sparsegpt": ("none", "sparsegpt"),
     "lcp + sparsegpt": ("lcp", "sparsegpt"),
+    "lcp + sparsegpt update": ("lcp", {"name": "sparsegpt", "select": "scores"}),
 }
-"""Learner and pruner of each method."""
+"""Learner and pruner of each method; the last keeps the mask that lcp learned for."""
 
 
 def cells_of(
