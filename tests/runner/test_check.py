@@ -104,6 +104,14 @@ def test_components_within_components_are_found() -> None:
     assert names.count("python-docs") == 2
 
 
+def look_at(file: Path) -> None:
+    """Check the components and the model of a pipeline file."""
+    read = read_pipeline(file, Registry.load())
+    check.check_components(read, file)
+    with blaming(file, "model"):
+        read.model.check()
+
+
 @pytest.mark.parametrize(
     ("line", "place", "said"),
     [
@@ -119,9 +127,6 @@ def test_what_is_not_there_is_named_at_its_place(
     model = "model: {source: directory, path: folder}"
     file.write_text(f'{model}\npattern: "2:4"\n{line}\n')
     with pytest.raises(UserError, match=said) as caught:
-        read = read_pipeline(file, Registry.load())
-        check.check_components(read, file)
-        with blaming(file, "model"):
-            read.model.check()
+        look_at(file)
     error = caught.value
     assert (error.file, error.line, error.column) == (str(file), *place)
