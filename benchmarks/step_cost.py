@@ -30,7 +30,7 @@ from permllm.core.patterns import Pattern
 from permllm.core.sinkhorn import sinkhorn
 from permllm.models.decoder import Decoder
 from permllm.models.loading import load
-from permllm.permutations.lcp import Lcp, Training, batches, harden
+from permllm.permutations.lcp import Lcp, Training, harden
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
@@ -39,6 +39,7 @@ from permllm.runner.chain import Chain
 from permllm.runner.memory import PeakMemory
 from permllm.runner.plan import Run
 from permllm.runner.windows import Window
+from permllm.training.loop import batches
 
 
 def timed(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
@@ -128,7 +129,9 @@ def main(rounds: int, loss: str, precision: str, path: Path | None, products: bo
     with PeakMemory() as peak:
         every = [
             one_round(training, rows, step)
-            for step, rows in enumerate(batches(learner, window, rounds + 1), start=1)
+            for step, rows in enumerate(
+                batches(window, rounds + 1, learner.batch, fresh=learner.fresh), start=1
+            )
         ]
     # The first round warms up.
     times = {part: [found[part] for found in every[1:]] for part in every[0]}

@@ -17,7 +17,7 @@ from permllm.pipeline.reading import read_mapping, read_pipeline
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
 from permllm.results import LayerReport, Results
-from permllm.runner.calibration import read_sequences
+from permllm.runner.calibration import read_sequences, wished_sequences
 from permllm.runner.chain import Chain
 from permllm.runner.devices import pick_device
 from permllm.runner.plan import Run
@@ -100,8 +100,7 @@ def prune(
         in_memory = {"model": {"source": "directory", "path": "."}, "track": {}}
         pipeline = read_mapping(in_memory | dict(pipeline), registry)
     check_tokenizer(tokenizer, model)
-    wanted = pipeline.layers.permutation.sequences(pipeline.calibration.sequences)
-    sequences = read_sequences(pipeline.calibration, tokenizer, wanted)
+    sequences = read_sequences(pipeline.calibration, tokenizer, wished_sequences(pipeline))
     model.eval()
     decoder = Decoder.trace(model, sequences.tokens[:1])
     check_weights(decoder)

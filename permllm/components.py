@@ -134,6 +134,26 @@ class Pruner(Component):
     sequential: ClassVar[bool] = False
     """True if weights change, so that each layer wants statistics of pruned inputs."""
 
+    def sequences(self, calibration: int) -> int:
+        """How many learning sequences it wants, given that ``calibration`` are asked for."""
+        return calibration
+
+    def refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scores in place of the metric's, from a look at the whole window.
+
+        Called once a window, before any of its linears is pruned, so that a pruner can
+        learn what to keep through the window. Most pruners have no use for it.
+
+        Args:
+            window: all groups of the window, pruned by this pruner or by others.
+            perms: ``LongTensor[C_in]`` by group, the order in which they are pruned.
+
+        Returns:
+            ``[C_out, C_in]`` by linear, in original channel order, finite and
+            non-negative. Linears that it leaves out keep the metric's scores.
+        """
+        return {}
+
     def prune(
         self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,10 @@ class RunResult:
         exports: folder of each export, relative to the pipeline's run folder.
         layers: one report per pruned linear, in order of execution.
         options: the dotted keys and values that the matrix set for this run.
+        setting: the label that all repeats of one setting share; the label itself
+            where nothing is repeated.
+        repeat: which repeat of its setting it is, from 0.
+        error: what broke the run; its other figures are then empty. None if it finished.
     """
 
     label: str
@@ -55,6 +59,9 @@ class RunResult:
     exports: dict[str, str] = attrs.field(factory=dict)
     layers: tuple[LayerReport, ...] = ()
     options: dict[str, Any] = attrs.field(factory=dict)
+    setting: str = attrs.field(default=attrs.Factory(lambda self: self.label, takes_self=True))
+    repeat: int = 0
+    error: str | None = None
 
 
 @attrs.frozen

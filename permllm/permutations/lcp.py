@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -26,11 +26,11 @@ from permllm.core.assignment import assign_blocks
 from permllm.core.block_product import block_masked_weight, block_order
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import block_sizes
-from permllm.core.precision import has_bfloat16
 from permllm.core.sinkhorn import sinkhorn
 from permllm.errors import RunFailed
 from permllm.permutations.cp import Cp
-from permllm.permutations.losses import LOSSES
+from permllm.training.loop import cosine_decay, train
+from permllm.training.losses import LOSSES, PRECISIONS, WindowLoss
 
 if TYPE_CHECKING:
     from permllm.runner.windows import Window
@@ -108,7 +108,7 @@ class Lcp(PermutationLearner):
         "auto",
         help="matrix products of a step: in the model's dtype (model), in bfloat16 (autocast), "
         "or in bfloat16 where the processor multiplies it natively (auto)",
-        choices=("auto", "model", "bfloat16"),
+        choices=PRECISIONS,
     )
     start: PermutationLearner = option(
         factory=Cp, help="learner whose order the blocks are cut from"
@@ -116,7 +116,7 @@ class Lcp(PermutationLearner):
     loss: str = option(
         "kl",
         help="distance to the dense model: kl of the logits (windows that do not reach the "
-        "last layer take cosine), or cosine of the hidden states",
+        "last layer take cosine), cosine of the hidden states, or next-token, the model's own loss",
         choices=tuple(LOSSES),
     )
     fresh: bool = option(
@@ -144,20 +144,15 @@ class Lcp(PermutationLearner):
         Raises:
             RunFailed: the loss is not finite.
         """
-        starts = self.start.learn(window)
-        training = Training(self, window, starts)
-        window.progress("learning", 0, training.total)
-        select = self.select == "best" and len(window.held_out) > 0
-        best, best_loss = training.snapshot(step=1) if select else (starts, math.inf)
-        every = max(1, math.ceil(window.calibration / self.batch))
-        for step, rows in enumerate(batches(self, window, training.total), start=1):
-            figures = training.step(rows, step)
-            if select and (step % every == 0 or step == training.total):
-                perms, figures["held_out_loss"] = training.snapshot(step)
-                if figures["held_out_loss"] < best_loss:
-                    best, best_loss = perms, figures["held_out_loss"]
-            window.training_step(step, training.total, figures)
-        return best if select else training.snapshot(training.total)[0]
+        training = Training(self, window, self.start.learn(window))
+        return train(
+            training,
+            window,
+            steps=training.total,
+            batch=self.batch,
+            fresh=self.fresh,
+            best=self.select == "best",
+        )
 
 
 @attrs.frozen(eq=False)
@@ -235,12 +230,7 @@ class Training:
             )
         else:
             self.optimiser = torch.optim.Adam(trained, lr=options.learning_rate)
-        self.bfloat16 = options.precision == "bfloat16" or (
-            options.precision == "auto" and has_bfloat16(window.device)
-        )
-        # A window that stops short of the last layer has no logits to compare.
-        name = options.loss if window.reaches_head else "cosine"
-        self.distance = LOSSES[name]
+        self.loss = WindowLoss.of(window, options.loss, options.precision)
 
     def temperature(self, step: int) -> float:
         """Linear from start to end; ``step`` counts from 1."""
@@ -252,7 +242,7 @@ class Training:
         rate = self.options.learning_rate
         if self.options.schedule == "constant":
             return rate
-        return rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.total))
+        return cosine_decay(rate, step, self.total)
 
     def step(self, rows: Tensor, step: int) -> dict[str, float]:
         """One training step on the learning sequences ``rows``; returns its figures."""
@@ -274,11 +264,6 @@ class Training:
             "temperature": self.temperature(step),
             "learning_rate": self.learning_rate(step),
         }
-
-    def loss(self, weights: dict[str, Tensor], rows: Tensor) -> Tensor:
-        """The distance to the dense model on the sequences ``rows``, a scalar."""
-        with torch.autocast(self.window.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.distance(self.window, self.window.outputs(weights, rows), rows)
 
     def soft(self, step: int) -> dict[int, Tensor]:
         """Soft permutations ``[ΣG, B, B]`` per block size, stacked over the groups."""
@@ -319,12 +304,7 @@ class Training:
             for group, place in zip(self.groups, places, strict=True)
         }
         weights = self.masked_weights(soft, local)
-        losses = [
-            self.loss(weights, rows) * len(rows)
-            for rows in self.window.held_out.split(self.options.batch)
-        ]
-        count = len(self.window.held_out)
-        return perms, float(sum(losses)) / count if count else math.nan
+        return perms, self.loss.held_out(weights, self.options.batch)
 
 
 def first_logits(
@@ -365,15 +345,3 @@ def unstacked(groups: list[BlockedGroup], stacked: dict[int, Tensor]) -> list[li
             counts[size].append(count)
     runs = {size: iter(x.split(counts[size])) for size, x in stacked.items()}
     return [[next(runs[size]) for size, _ in group.runs] for group in groups]
-
-
-def batches(options: Lcp, window: Window, total: int) -> Iterator[Tensor]:
-    """Rows of the learning sequences for each step, drawn without replacement in a pass."""
-    pool = len(window.learning) if options.fresh else window.calibration
-    generator = torch.Generator().manual_seed(window.seed + 1)
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(total):
-        while len(order) < options.batch:
-            order = torch.cat([order, torch.randperm(pool, generator=generator)])
-        yield window.learning[order[: options.batch]]
-        order = order[options.batch :]

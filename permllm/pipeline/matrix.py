@@ -43,11 +43,15 @@ class Cell:
         label: the values that tell it apart from the other runs.
         options: the dotted keys that the matrix set, with resolved plain values.
         pipeline: the pipeline with these values, and no matrix.
+        setting: the label that all repeats of one setting share.
+        repeat: which repeat of its setting it is, from 0.
     """
 
     label: str
     options: dict[str, Any]
     pipeline: Pipeline
+    setting: str = attrs.field(default=attrs.Factory(lambda self: self.label, takes_self=True))
+    repeat: int = 0
 
 
 def expand(pipeline: Pipeline, registry: Registry) -> tuple[Cell, ...]:

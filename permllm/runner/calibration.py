@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from permllm.datasets.sequences import calibration_sequences
-from permllm.pipeline.schema import Calibration
+from permllm.pipeline.schema import Calibration, Pipeline
 
 
 @attrs.frozen(eq=False)
@@ -35,6 +35,14 @@ class Sequences:
         """A hash of the calibration and held-out tokens."""
         kept = torch.cat([self.tokens[: self.calibration], self.tokens[self.held_out]])
         return hashlib.sha256(kept.contiguous().numpy().tobytes()).hexdigest()
+
+
+def wished_sequences(pipeline: Pipeline) -> int:
+    """How many learning sequences the pipeline's learner and pruners want at the most."""
+    layers, asked = pipeline.layers, pipeline.calibration.sequences
+    pruners = [layers.pruner, *(override.pruner for override in layers.overrides)]
+    wishes = [pruner.sequences(asked) for pruner in pruners if pruner is not None]
+    return max(layers.permutation.sequences(asked), *wishes)
 
 
 def read_sequences(calibration: Calibration, tokenizer: Any, learning: int) -> Sequences:

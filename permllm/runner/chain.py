@@ -67,6 +67,7 @@ class Chain:
         """Prune all windows; the result covers the whole model."""
         weights: dict[str, Tensor] = {}
         perms: dict[str, Tensor] = {}
+        importance: dict[str, Tensor] = {}
         reports: list[LayerReport] = []
         seconds = 0.0
         spans = cut_windows(len(self.decoder.layers), self.pipeline.layers.window)
@@ -79,6 +80,7 @@ class Chain:
             window = self._finished(index) or self._prune_window(index, layers)
             weights |= window.weights
             perms |= window.perms
+            importance |= window.importance
             reports += window.reports
             seconds += window.seconds
             self.hook.permllm_window_finished(
@@ -86,7 +88,7 @@ class Chain:
             )
             if index + 1 < len(spans):
                 self._advance(layers, window.weights)
-        return PrunedWindow(weights, perms, tuple(reports), seconds)
+        return PrunedWindow(weights, perms, importance, tuple(reports), seconds)
 
     # --- one window --------------------------------------------------------------
 
@@ -99,9 +101,13 @@ class Chain:
         began = time.perf_counter()
         window = self.window(index, layers)
         perms, shared = self._learn(window)
+        importance = {
+            group: window.group_scores(group).sum(0, dtype=torch.float32).cpu()
+            for group in window.groups
+        }
         weights, reports = self._prune_layers(window, perms)
         seconds = time.perf_counter() - began + shared
-        result = PrunedWindow(weights, perms, tuple(reports), seconds)
+        result = PrunedWindow(weights, perms, importance, tuple(reports), seconds)
         if self.directory:
             save_window(window_path(self.directory, index), result)
         return result
@@ -176,15 +182,17 @@ class Chain:
             for linear in group.linears:
                 metric = self.settings[linear].metric
                 weight = self.decoder.weight(linear).to(self.device)
-                scores[linear] = found = metric.scores(weight, sums[name])
-                if found.shape != weight.shape or not bool(
-                    (found >= 0).all() & found.isfinite().all()
-                ):
-                    raise RunFailed(
-                        f"metric '{metric.name}' gave scores for {linear} that are not finite "
-                        f"and non-negative of shape {tuple(weight.shape)}"
-                    )
+                scores[linear] = metric.scores(weight, sums[name])
+                self._check_scores(f"metric '{metric.name}'", linear, scores[linear])
         return scores
+
+    def _check_scores(self, whose: str, linear: str, scores: Tensor) -> None:
+        shape = tuple(self.decoder.weight(linear).shape)
+        if scores.shape != shape or not bool((scores >= 0).all() & scores.isfinite().all()):
+            raise RunFailed(
+                f"{whose} gave scores for {linear} that are not finite and non-negative of "
+                f"shape {shape}"
+            )
 
     def _prune_layers(
         self, window: Window, perms: Mapping[str, Tensor]
@@ -201,14 +209,15 @@ class Chain:
         wanted = needed([part for settings in used for part in (settings.metric, settings.pruner)])
         rows = self._calibration_rows()
         stream = self._stream_batches(self.pruned_stream, rows) if in_turn else []
-        scores, sums = window.all_scores, window.all_statistics
+        refined = self._refine(window, perms)
+        scores, sums = {**window.all_scores, **refined}, window.all_statistics
         stage, total = f"pruning, {self.run.label}", len(window.layers)
         for done, layer in enumerate(window.layers):
             self._progress(stage, done, total)
             here = {name: group for name, group in window.groups.items() if group.layer == layer}
             if in_turn:
                 sums = self._layer_statistics(layer, stream, wanted)
-                scores = self._scores(here, sums)
+                scores = self._scores(here, sums) | refined
             found, said = self._prune_groups(here, perms, scores, sums)
             weights |= found
             reports += said
@@ -219,6 +228,16 @@ class Chain:
                 ]
         self._progress(stage, total, total)
         return weights, reports
+
+    def _refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The scores that pruners put in place of the metric's, each for its own linears."""
+        refined: dict[str, Tensor] = {}
+        for pruner in dict.fromkeys(self.settings[linear].pruner for linear in window.linears):
+            for linear, scores in pruner.refine(window, perms).items():
+                if self.settings[linear].pruner == pruner:
+                    self._check_scores(f"pruner '{pruner.name}'", linear, scores)
+                    refined[linear] = scores
+        return refined
 
     def _layer_statistics(
         self, layer: int, stream: list[tuple[Tensor, Any]], wanted: list[Statistic]

@@ -15,7 +15,7 @@ from torch import Tensor
 from permllm.errors import UserError
 from permllm.results import LayerReport
 
-FORMAT = "permllm-window-1"
+FORMAT = "permllm-window-2"
 """Names the layout of a window file in its metadata."""
 
 
@@ -26,12 +26,15 @@ class PrunedWindow:
     Attributes:
         weights: by linear, ``[C_out, C_in]``, input channels in their original order.
         perms: by group, ``LongTensor[C_in]``; ``weight[:, perm]`` is N:M.
+        importance: by group, ``[C_in]`` in float32: the scores that the linears of the
+            group were ordered by, summed over their outputs, in original order.
         reports: one per linear, in order of execution.
         seconds: wall time.
     """
 
     weights: dict[str, Tensor]
     perms: dict[str, Tensor]
+    importance: dict[str, Tensor]
     reports: tuple[LayerReport, ...]
     seconds: float
 
@@ -45,6 +48,7 @@ def save_window(path: Path, window: PrunedWindow) -> None:
     """Write a window under a temporary name and rename it once it is complete."""
     tensors = {f"weight/{name}": weight.contiguous() for name, weight in window.weights.items()}
     tensors |= {f"perm/{name}": perm.contiguous() for name, perm in window.perms.items()}
+    tensors |= {f"importance/{name}": sums for name, sums in window.importance.items()}
     metadata = {
         "format": FORMAT,
         "seconds": repr(window.seconds),
@@ -75,6 +79,7 @@ def load_window(path: Path) -> PrunedWindow:
     return PrunedWindow(
         weights=_under("weight/", tensors),
         perms=_under("perm/", tensors),
+        importance=_under("importance/", tensors),
         reports=read_reports(metadata),
         seconds=float(metadata["seconds"]),
     )

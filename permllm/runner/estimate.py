@@ -8,13 +8,13 @@ and are meant to tell minutes from hours and fits from does not fit.
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import attrs
 import torch
 
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
+from permllm.runner.calibration import wished_sequences
 from permllm.runner.plan import Plan, components_in
 
 FORWARD, BACKWARD = 2, 4
@@ -110,12 +110,14 @@ def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
 
 
 def training_sequences(pipeline: Pipeline) -> int:
-    """Sequences that the learner trains on, repeated ones counted again; 0 if it does not."""
-    learner: Any = pipeline.layers.permutation
-    steps = getattr(learner, "training_steps", None)
-    if steps is None:
-        return 0
-    return int(steps(pipeline.calibration.sequences)) * int(getattr(learner, "batch", 1))
+    """Sequences that learner and pruner train on, repeated ones counted again."""
+    trained = 0
+    for component in (pipeline.layers.permutation, pipeline.layers.pruner):
+        steps = getattr(component, "training_steps", None)
+        if steps is not None:
+            batch = int(getattr(component, "batch", 1))
+            trained += int(steps(pipeline.calibration.sequences)) * batch
+    return trained
 
 
 def search_seconds(plan: Plan, shape: ModelShape) -> float:
@@ -143,8 +145,7 @@ def evaluated_tokens(pipeline: Pipeline) -> int:
 def stream_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> int:
     """The calibration tokens and, with several windows, the hidden states between them."""
     calibration = pipeline.calibration
-    learning = pipeline.layers.permutation.sequences(calibration.sequences)
-    tokens = (max(calibration.sequences, learning) + calibration.held_out) * calibration.length
+    tokens = (wished_sequences(pipeline) + calibration.held_out) * calibration.length
     several = pipeline.layers.window != "all" and int(pipeline.layers.window) < shape.layers
     # One stream of the dense layers and one of the pruned ones.
     streams = 2 * shape.hidden * number_bytes if several else 0

@@ -24,12 +24,16 @@ class Run:
         pipeline: what it does, with the matrix values in place.
         options: the dotted keys and values that the matrix set.
         directory: where its windows, plots and exports go.
+        setting: the label that all repeats of one setting share.
+        repeat: which repeat of its setting it is, from 0.
     """
 
     label: str
     pipeline: Pipeline
     options: dict[str, Any]
     directory: Path
+    setting: str = attrs.field(default=attrs.Factory(lambda self: self.label, takes_self=True))
+    repeat: int = 0
 
 
 @attrs.frozen

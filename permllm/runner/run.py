@@ -28,7 +28,7 @@ from permllm.report.plots import write_plots
 from permllm.report.summary import write_report
 from permllm.results import Results, RunResult
 from permllm.runner import folder
-from permllm.runner.calibration import Sequences, read_sequences
+from permllm.runner.calibration import Sequences, read_sequences, wished_sequences
 from permllm.runner.chain import Chain
 from permllm.runner.checkpoints import PrunedWindow
 from permllm.runner.devices import pick_device, pick_dtype
@@ -70,7 +70,7 @@ def plan_of(pipeline: Pipeline, cells: Sequence[Cell], out: Path) -> Plan:
     """The plan of a pipeline and the cells of its matrix."""
     names = unique_slugs([DENSE, *(cell.label for cell in cells)])[1:]
     runs = tuple(
-        Run(cell.label, cell.pipeline, cell.options, out / "runs" / name)
+        Run(cell.label, cell.pipeline, cell.options, out / "runs" / name, cell.setting, cell.repeat)
         for cell, name in zip(cells, names, strict=True)
     )
     dense = Run(DENSE, pipeline, {}, out / "runs" / DENSE)
@@ -173,7 +173,7 @@ class _Session:
     def _sequences(self, pipeline: Pipeline) -> Sequences:
         """Calibration tokens, read once for runs that want the same."""
         calibration = pipeline.calibration
-        learning = pipeline.layers.permutation.sequences(calibration.sequences)
+        learning = wished_sequences(pipeline)
         key = (calibration, learning)
         if key not in self.sequences:
             self._progress("reading the calibration text", 0, 1)
@@ -243,6 +243,8 @@ class _Session:
             peak_memory_bytes=peak.bytes,
             layers=pruned.reports,
             options=run.options,
+            setting=run.setting,
+            repeat=run.repeat,
         )
         return attrs.evolve(result, exports=self._export(run, pruned.weights, result, dense))
 

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 
-from permllm.core.patterns import Pattern, is_nm
+from permllm.components import Pruner
+from permllm.core.patterns import Pattern, is_nm, nm_mask
+from permllm.core.permutations import invert
 from permllm.errors import UserError
 from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
@@ -164,3 +167,51 @@ def test_experts_without_tokens_are_pruned_by_their_weights(
     experts = [layer for layer in results["cp"].layers if "experts" in layer.linear]
     assert experts
     assert all(layer.sparsity >= 0.5 for layer in experts)
+
+
+@attrs.frozen
+class LastOfFour(Pruner):
+    """Keeps the last weights of every group, by scores that it makes up from the window."""
+
+    name = "last-of-four"
+
+    def refine(self, window: Any, perms: Any) -> dict[str, torch.Tensor]:
+        scores = {}
+        for group, perm in perms.items():
+            places = torch.arange(len(perm), dtype=torch.float32)[invert(perm)]
+            for linear in window.groups[group].linears:
+                scores[linear] = places.expand_as(window.weight(linear)).contiguous()
+        return scores
+
+    def prune(
+        self, weight: torch.Tensor, scores: torch.Tensor, pattern: Pattern, statistics: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = nm_mask(scores, pattern)
+        return weight * mask, mask
+
+
+class LastOfFourPlugin:
+    @hookimpl
+    def permllm_pruners(self) -> list[type[Pruner]]:
+        return [LastOfFour]
+
+
+def test_a_pruner_may_refine_the_scores_of_its_own_linears(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {
+        "permutation": "cp",
+        "pruner": "last-of-four",
+        "overrides": [{"match": "*.down_proj", "pruner": "mask"}],
+    }
+    registry = Registry.load()
+    registry.add(LastOfFourPlugin(), "last")
+    plan = make_plan(write_pipeline(layers=layers, export=[]), registry, out=tmp_path / "out")
+    run_plan(plan, registry)
+    window = load_window(plan.runs[0].directory / "windows/000.safetensors")
+    last = torch.tensor([False, False, True, True])
+    for report in window.reports:
+        pruned = window.weights[report.linear][:, window.perms[report.group]]
+        kept = (pruned != 0).unflatten(1, (-1, 4))
+        refined = not report.linear.endswith("down_proj")
+        assert bool((kept == last).all()) == refined, report.linear

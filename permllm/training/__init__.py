@@ -1,0 +1,1 @@
+"""Training through a window: what learners and pruners that train have in common."""

@@ -1,0 +1,77 @@
+"""The loop of components that train through a window, and keep what does best on held-out text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from permllm.runner.windows import Window
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Trainee(Protocol[T_co]):
+    """What is trained."""
+
+    def step(self, rows: Tensor, step: int) -> dict[str, float]:
+        """One training step, counted from 1; its figures, ``loss`` among them.
+
+        Args:
+            rows: ``LongTensor[b]``, learning sequences of the window.
+            step: its number.
+        """
+        ...
+
+    def snapshot(self, step: int) -> tuple[T_co, float]:
+        """The result as it is at a step, and its loss on the held-out sequences."""
+        ...
+
+
+def train(
+    trainee: Trainee[T_co], window: Window, *, steps: int, batch: int, fresh: bool, best: bool
+) -> T_co:
+    """Train, and say after every step how it goes.
+
+    Args:
+        trainee: what is trained.
+        window: gives the sequences; it is told of every step.
+        steps: how many.
+        batch: sequences per step.
+        fresh: draw from all learning sequences, not only from one pass of calibration.
+        best: keep the result that does best on held-out sequences, looked at after every
+            pass, the beginning included; else, or where there are none, the last.
+    """
+    window.progress("learning", 0, steps)
+    best = best and len(window.held_out) > 0
+    kept, least = trainee.snapshot(step=1) if best else (None, math.inf)
+    every = max(1, math.ceil(window.calibration / batch))
+    for step, rows in enumerate(batches(window, steps, batch, fresh=fresh), start=1):
+        figures = trainee.step(rows, step)
+        if best and (step % every == 0 or step == steps):
+            result, figures["held_out_loss"] = trainee.snapshot(step)
+            if figures["held_out_loss"] < least:
+                kept, least = result, figures["held_out_loss"]
+        window.training_step(step, steps, figures)
+    return trainee.snapshot(steps)[0] if kept is None else kept
+
+
+def batches(window: Window, steps: int, batch: int, *, fresh: bool) -> Iterator[Tensor]:
+    """Rows of the learning sequences for each step, drawn without replacement in a pass."""
+    pool = len(window.learning) if fresh else window.calibration
+    generator = torch.Generator().manual_seed(window.seed + 1)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        while len(order) < batch:
+            order = torch.cat([order, torch.randperm(pool, generator=generator)])
+        yield window.learning[order[:batch]]
+        order = order[batch:]
+
+
+def cosine_decay(rate: float, step: int, steps: int) -> float:
+    """Half a cosine from ``rate`` at step 1 down to zero."""
+    return rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))

@@ -1,0 +1,112 @@
+"""Distances between the pruned and the dense window, for components that train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from permllm.core.precision import has_bfloat16
+
+if TYPE_CHECKING:
+    from permllm.runner.windows import Window
+
+
+def cosine(window: Window, hidden: Tensor, rows: Tensor) -> Tensor:
+    """Mean over tokens of ``1 - cos`` of the hidden states at the window's end (PermLLM).
+
+    Args:
+        window: gives the dense model's hidden states.
+        hidden: ``[b, L, H]``, the pruned window's output for the sequences ``rows``.
+        rows: ``LongTensor[b]``.
+    """
+    dense = window.targets(rows).float()
+    return 1 - functional.cosine_similarity(hidden.float(), dense, dim=-1).mean()
+
+
+def kl(window: Window, hidden: Tensor, rows: Tensor) -> Tensor:
+    """Mean over tokens of ``KL(dense ‖ pruned)`` of the next token's distribution, in nats.
+
+    Args:
+        window: gives the dense model's hidden states and the model's head.
+        hidden: ``[b, L, H]``, the pruned window's output for the sequences ``rows``.
+        rows: ``LongTensor[b]``.
+    """
+    pruned = window.logits(hidden, rows).flatten(0, 1).float().log_softmax(-1)
+    dense = window.target_logits(rows).flatten(0, 1).float().log_softmax(-1)
+    return functional.kl_div(pruned, dense, reduction="batchmean", log_target=True)
+
+
+def next_token(window: Window, hidden: Tensor, rows: Tensor) -> Tensor:
+    """The language model's own loss: mean ``-log p`` of each next token, in nats.
+
+    Args:
+        window: gives the tokens and the model's head.
+        hidden: ``[b, L, H]``, the pruned window's output for the sequences ``rows``.
+        rows: ``LongTensor[b]``.
+    """
+    logits = window.logits(hidden, rows)[:, :-1].flatten(0, 1).float()
+    following = window.tokens[rows][:, 1:].flatten().to(logits.device)
+    return functional.cross_entropy(logits, following)
+
+
+Distance = Callable[["Window", Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, Distance] = {"cosine": cosine, "kl": kl, "next-token": next_token}
+"""Every loss by its name in a pipeline file."""
+
+PRECISIONS = ("auto", "model", "bfloat16")
+"""How matrix products are done: in bfloat16 where the processor multiplies it natively
+(``auto``), in the model's dtype, or in bfloat16 (autocast)."""
+
+
+@attrs.frozen(eq=False)
+class WindowLoss:
+    """The loss of a window under replaced weights.
+
+    Attributes:
+        window: the window.
+        distance: the loss as a function of the window's outputs.
+        bfloat16: whether products are done in bfloat16.
+    """
+
+    window: Window
+    distance: Distance
+    bfloat16: bool
+
+    @classmethod
+    def of(cls, window: Window, loss: str, precision: str) -> WindowLoss:
+        """The loss of that name.
+
+        Args:
+            window: a window that stops short of the last layer has no logits, and takes
+                the cosine whatever ``loss`` says.
+            loss: one of :data:`LOSSES`.
+            precision: one of :data:`PRECISIONS`.
+        """
+        native = precision == "auto" and has_bfloat16(window.device)
+        distance = LOSSES[loss if window.reaches_head else "cosine"]
+        return cls(window, distance, native or precision == "bfloat16")
+
+    def __call__(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """A scalar; gradients flow back to the weights.
+
+        Args:
+            weights: ``[C_out, C_in]`` by linear; others keep the dense weight.
+            rows: ``LongTensor[b]``, the sequences.
+        """
+        with torch.autocast(self.window.device.type, torch.bfloat16, enabled=self.bfloat16):
+            return self.distance(self.window, self.window.outputs(weights, rows), rows)
+
+    @torch.no_grad()
+    def held_out(self, weights: Mapping[str, Tensor], batch: int) -> float:
+        """The mean over the held-out sequences, ``batch`` at a time; NaN without any."""
+        held_out = self.window.held_out
+        if not len(held_out):
+            return float("nan")
+        losses = [self(weights, rows) * len(rows) for rows in held_out.split(batch)]
+        return float(sum(losses)) / len(held_out)

@@ -1,0 +1,95 @@
+"""The training loop: which sequences a step sees, and which result is kept."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from permllm.runner.windows import Window
+from permllm.testing.windows import toy_window
+from permllm.training.loop import batches, cosine_decay, train
+from permllm.training.losses import LOSSES, WindowLoss
+
+
+class Course:
+    """Its result is the number of steps done, and its held-out losses are given."""
+
+    def __init__(self, losses: dict[int, float]) -> None:
+        self.losses, self.done, self.rows = losses, 0, [Tensor()]
+
+    def step(self, rows: Tensor, step: int) -> dict[str, float]:
+        self.done = step
+        self.rows.append(rows)
+        return {"loss": 1.0}
+
+    def snapshot(self, step: int) -> tuple[int, float]:
+        return self.done, self.losses.get(self.done, math.nan)
+
+
+def run(course: Course, window: Window, *, best: bool = True) -> tuple[int, list[float | None]]:
+    seen: list[float | None] = []
+    window.on_step = lambda step, total, figures: seen.append(figures.get("held_out_loss"))
+    return train(course, window, steps=6, batch=2, fresh=True, best=best), seen
+
+
+def test_the_best_on_held_out_sequences_is_kept() -> None:
+    window = toy_window(sequences=8)  # a pass is two steps
+    kept, seen = run(Course({0: 3.0, 2: 1.0, 4: 0.5, 6: 0.7}), window)
+    assert kept == 4
+    assert seen == [None, 1.0, None, 0.5, None, 0.7]
+
+
+def test_the_beginning_may_be_the_best() -> None:
+    assert run(Course({0: 0.1, 2: 1.0, 4: 0.5, 6: 0.7}), toy_window(sequences=8))[0] == 0
+
+
+@pytest.mark.parametrize(("best", "held_out"), [(False, 2), (True, 0)])
+def test_without_a_choice_the_last_is_kept(best: bool, held_out: int) -> None:
+    window = toy_window(sequences=8, held_out=held_out)
+    kept, seen = run(Course({0: 0.1, 6: 0.7}), window, best=best)
+    assert kept == 6
+    assert seen == [None] * 6
+
+
+def test_fresh_sequences_are_not_repeated() -> None:
+    window = toy_window(sequences=8)
+    rows = torch.cat(list(batches(window, 4, 2, fresh=True)))
+    assert sorted(rows.tolist()) == sorted(window.learning[:8].tolist())
+    assert not set(rows.tolist()) & set(window.held_out.tolist())
+    window.calibration = 3
+    assert set(torch.cat(list(batches(window, 4, 2, fresh=False))).tolist()) == {0, 1, 2}
+
+
+def test_cosine_decay_goes_from_the_rate_towards_zero() -> None:
+    rates = [cosine_decay(0.1, step, 5) for step in range(1, 6)]
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 5)) for i in range(5)])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_flow_back_to_the_weights(name: str) -> None:
+    window = toy_window()
+    loss = WindowLoss.of(window, name, "model")
+    linear = window.linears[0]
+    weight = (window.weight(linear) * 0.5).requires_grad_()
+    loss({linear: weight}, window.learning[:2]).backward()
+    assert weight.grad is not None
+    assert bool(weight.grad.count_nonzero())
+    if name != "next-token":
+        assert float(loss({}, window.learning[:2])) == pytest.approx(0, abs=1e-6)
+        assert loss.held_out({linear: weight.detach()}, 2) > 1e-6
+
+
+def test_next_token_is_the_models_own_loss() -> None:
+    window = toy_window()
+    rows = window.learning[:2]
+    tokens = window.tokens[rows]
+    own = window.decoder.model(input_ids=tokens, labels=tokens).loss.item()
+    assert WindowLoss.of(window, "next-token", "model")({}, rows).item() == pytest.approx(own)
+
+
+def test_a_window_without_logits_takes_the_cosine() -> None:
+    loss = WindowLoss.of(toy_window(layers=range(1)), "kl", "model")
+    assert loss.distance is LOSSES["cosine"]
