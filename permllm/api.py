@@ -50,6 +50,7 @@ def run(
     out: str | Path | None = None,
     resume: bool = False,
     observers: Sequence[Observer] = (),
+    cache: str | Path | None = None,
 ) -> Results:
     """Run a pipeline file, as ``permllm run`` does.
 
@@ -60,9 +61,12 @@ def run(
         resume: go on after the last finished window in ``out``.
         observers: further observers, such as
             :class:`permllm.observers.console.Console`.
+        cache: folder of what stages compute, for studies to share; in the run's folder
+            where it is None.
 
     Returns:
-        every run's figures; ``results["lcp"].figures``.
+        every run's figures; ``results["lcp"].figures``. One of several runs that broke has
+        ``error`` set.
 
     Raises:
         UserError: the file, the model or the data is wrong.
@@ -71,7 +75,8 @@ def run(
     registry = Registry.load()
     folder = None if out is None else Path(out)
     plan = make_plan(Path(path), registry, settings, folder, resume=resume)
-    return run_plan(plan, registry, observers, resume=resume)
+    kept = None if cache is None else Path(cache)
+    return run_plan(plan, registry, observers, resume=resume, cache=kept)
 
 
 def prune(
@@ -112,4 +117,4 @@ def prune(
     with torch.no_grad():
         for name, weight in window.weights.items():
             decoder.weight(name).copy_(weight)
-    return Pruned(model, window.perms, window.reports, window.seconds)
+    return Pruned(model, window.perms, window.reports, window.cost.seconds)

@@ -20,6 +20,7 @@ are made from these.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -107,6 +108,11 @@ class Metric(Component):
 class PermutationLearner(Component):
     """Finds the order of the input channels of each permutation group of a window."""
 
+    only_scores: ClassVar[bool] = False
+    """True if the orders depend on nothing but the groups' weights, scores, patterns and
+    statistics and the window's seed: neither on other sequences nor on the model's outputs.
+    Runs that learn from other text then share them."""
+
     needs: ClassVar[tuple[Statistic, ...]] = ()
     """Statistics that :meth:`learn` reads beyond those of the metric."""
 
@@ -174,6 +180,14 @@ class Pruner(Component):
 class Evaluator(Component):
     """Measures a model."""
 
+    compares: ClassVar[bool] = True
+    """Whether the figures depend on the dense model or the held-out sequences of the
+    context; where they do not, runs with other calibration text can share them."""
+
+    repeatable: ClassVar[bool] = True
+    """False for figures that vary from time to time, such as speed: they are measured anew
+    instead of being taken from the cache."""
+
     def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> dict[str, float]:
         """Figures by name, such as ``{"perplexity/wikitext2": 37.0}``.
 
@@ -212,6 +226,17 @@ class Dataset(Component):
     def label(self) -> str:
         """A short name for tables, such as the file's stem."""
         return self.name
+
+    def fingerprint(self, split: str) -> str:
+        """A hash of the text of a split, by which results on another text are told apart.
+
+        By default all texts are read. A source that can know more cheaply whether its
+        text changed says so here.
+        """
+        found = hashlib.sha256()
+        for text in self.texts(split):
+            found.update(text.encode() + b"\0")
+        return found.hexdigest()
 
 
 class Exporter(Component):

@@ -269,13 +269,37 @@ def permllm_run_finished(run: Run, result: RunResult) -> None:
 
 
 @hookspec
-def permllm_run_failed(run: Run | None, error: BaseException) -> None:
-    """A run broke or was interrupted; the plan ends here.
+def permllm_stage_reused(run: Run | None, stage: str, seconds: float) -> None:
+    """A stage's result was found in the cache, which saved about ``seconds``.
+
+    Example::
+
+        @permllm.hookimpl
+        def permllm_stage_reused(stage, seconds):
+            print(f"{stage}: found, {seconds:.0f} s saved")
+    """
+
+
+@hookspec
+def permllm_run_failed(run: Run, error: Exception) -> None:
+    """One of several runs broke; the others go on.
+
+    Example::
+
+        @permllm.hookimpl
+        def permllm_run_failed(run, error):
+            print(run.label, "broke:", error)
+    """
+
+
+@hookspec
+def permllm_plan_failed(run: Run | None, error: BaseException) -> None:
+    """The plan ends early, in ``run`` or outside of all runs.
 
     ``error`` is a ``KeyboardInterrupt`` if the user stopped it::
 
         @permllm.hookimpl
-        def permllm_run_failed(error):
+        def permllm_plan_failed(error):
             print("lost:", error)
     """
 

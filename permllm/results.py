@@ -78,6 +78,11 @@ class Results:
     out: str
     runs: tuple[RunResult, ...]
 
+    @property
+    def failed(self) -> tuple[RunResult, ...]:
+        """The runs that broke."""
+        return tuple(run for run in self.runs if run.error is not None)
+
     def __getitem__(self, label: str) -> RunResult:
         """The run with this label; KeyError with the known labels otherwise."""
         for run in self.runs:

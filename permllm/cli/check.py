@@ -14,10 +14,19 @@ from permllm.cli.registry import load_registry, no_plugin_option
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As for `permllm run`.")
 @click.option("--out", type=click.Path(path_type=Path), help="As for `permllm run`.")
+@click.option(
+    "--elsewhere",
+    is_flag=True,
+    help="It will run on another machine: too little memory or disk here is only a warning.",
+)
 @no_plugin_option
 @debug_option
 def command(
-    file: Path, settings: tuple[str, ...], out: Path | None, no_plugin: tuple[str, ...]
+    file: Path,
+    settings: tuple[str, ...],
+    out: Path | None,
+    elsewhere: bool,
+    no_plugin: tuple[str, ...],
 ) -> None:
     """Find what is wrong with FILE, and estimate time, memory and disk.
 
@@ -28,6 +37,6 @@ def command(
 
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings, out)
-    for line in check_plan(plan, file).lines():
+    for line in check_plan(plan, file, elsewhere=elsewhere).lines():
         click.echo(line)
     click.echo(f"{file} is fine")

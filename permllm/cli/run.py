@@ -15,7 +15,7 @@ import click
 
 from permllm.cli.errors import StoppedError, debug_option
 from permllm.cli.registry import load_registry, no_plugin_option
-from permllm.errors import UserError
+from permllm.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from permllm.registry import Registry
@@ -39,6 +39,20 @@ if TYPE_CHECKING:
     help="Folder of the run.  [default: runs/NAME-DATE-TIME]",
 )
 @click.option("--resume", is_flag=True, help="Go on after the last finished window.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of what stages compute, for studies to share.  "
+    "[default: cache/ in the run's folder]",
+)
+@click.option(
+    "--cache-limit",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    metavar="GB",
+    help="What was not used for the longest time is removed beyond this.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @no_plugin_option
@@ -48,6 +62,8 @@ def command(
     settings: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    cache: Path | None,
+    cache_limit: float,
     dry_run: bool,
     as_json: bool,
     no_plugin: tuple[str, ...],
@@ -64,26 +80,35 @@ def command(
         registry = load_registry(no_plugin)
         plan = make_plan(file, registry, settings, out, resume=resume)
         click.echo(f"checking {file}", err=True)
-        checked = check_plan(plan, file)
+        checked = check_plan(plan, file, elsewhere=dry_run)
         if dry_run:
             _print_plan(plan, checked)
             return
         for warning in checked.warnings:
             click.echo(f"warning: {warning}", err=True)
         click.echo(f"estimate: {checked.estimate.summary()}", err=True)
-        with _resumable(_resume_command(file, settings, plan.out, no_plugin)):
-            results = _run(plan, registry, resume)
+        again = _resume_command(file, settings, plan.out, no_plugin, cache)
+        with _resumable(again):
+            results = _run(plan, registry, resume, cache, int(cache_limit * 1e9))
     if as_json:
         click.echo(json.dumps(results.to_dict(layers=False)))
     else:
         _print_results(plan, results)
+    if results.failed:
+        failed, all_runs = len(results.failed), len(plan.runs)
+        with _resumable(again):
+            raise RunFailed(f"{failed} of {all_runs} runs failed; the others are done")
 
 
-def _run(plan: Plan, registry: Registry, resume: bool) -> Results:
+def _run(
+    plan: Plan, registry: Registry, resume: bool, cache: Path | None, cache_limit: int
+) -> Results:
     from permllm.observers.console import Console
     from permllm.runner.run import run_plan
 
-    return run_plan(plan, registry, [Console()], resume=resume)
+    return run_plan(
+        plan, registry, [Console()], resume=resume, cache=cache, cache_limit=cache_limit
+    )
 
 
 @contextlib.contextmanager
@@ -99,7 +124,11 @@ def _resumable(command: str) -> Iterator[None]:
 
 
 def _resume_command(
-    file: Path, settings: tuple[str, ...], out: Path, no_plugin: tuple[str, ...]
+    file: Path,
+    settings: tuple[str, ...],
+    out: Path,
+    no_plugin: tuple[str, ...],
+    cache: Path | None,
 ) -> str:
     """The command line that goes on with a run."""
     words = [program("permllm"), "run", str(file)]
@@ -107,6 +136,8 @@ def _resume_command(
         words += ["--set", setting]
     for name in no_plugin:
         words += ["--no-plugin", name]
+    if cache is not None:
+        words += ["--cache", str(cache)]
     return shlex.join([*words, "--out", str(out), "--resume"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 from pathlib import Path
 
 from permllm.errors import UserError, nearest
@@ -26,6 +27,25 @@ def matching_files(path: Path) -> list[Path]:
         kind = "no file matches" if glob.has_magic(str(path)) else "there is no file"
         raise UserError(f"{kind} '{path}'", hint=_neighbour(path))
     return files
+
+
+def content_digest(path: Path) -> str:
+    """The SHA-256 of what a path or a glob names: names and bytes of all its files.
+
+    A path that names nothing has a digest of its own.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    else:
+        names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+        files = [path] if path.is_file() else [Path(name) for name in names]
+    found = hashlib.sha256()
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as content:
+                inside = hashlib.file_digest(content, "sha256").hexdigest()
+            found.update(f"{file.name}\0{inside}\n".encode())
+    return found.hexdigest()
 
 
 def label_of(path: Path) -> str:

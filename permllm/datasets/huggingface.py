@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import attrs
 
 from permllm.components import Dataset, option
-from permllm.datasets.files import label_of, matching_files
+from permllm.datasets.files import content_digest, label_of, matching_files
 from permllm.errors import UserError, did_you_mean
 
 FORMATS = {
@@ -75,6 +75,28 @@ class HuggingFace(Dataset):
                 yield text
         if empty:
             raise UserError(f"{self._described()} has no text in its column '{self.field}'")
+
+    def fingerprint(self, split: str) -> str:
+        """The hash of the local files, or the commit that the hub has now.
+
+        Raises:
+            UserError: the hub does not answer.
+        """
+        if self.path is not None:
+            return f"{content_digest(self.path)} {self.field} {split}"
+        return f"{self.id} {self._commit()} {self.config} {self.field} {split}"
+
+    def _commit(self) -> str:
+        from huggingface_hub import HfApi
+
+        try:
+            return str(HfApi().dataset_info(str(self.id), revision=self.revision).sha)
+        except (OSError, ValueError, RuntimeError) as error:
+            first = str(error).partition("\n")[0] or type(error).__name__
+            raise UserError(
+                f"cannot read {self._described()}: {first}",
+                hint="check the name, the revision and the connection",
+            ) from error
 
     def label(self) -> str:
         """The last part of the name on the hub, or the file's stem."""

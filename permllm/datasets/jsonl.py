@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import attrs
 
 from permllm.components import Dataset, option
-from permllm.datasets.files import decode, label_of, matching_files
+from permllm.datasets.files import content_digest, decode, label_of, matching_files
 from permllm.errors import UserError, did_you_mean
 
 
@@ -46,6 +46,10 @@ class JsonLines(Dataset):
                     yield text
         if empty:
             raise UserError(f"'{self.path}' has no text in its field '{self.field}'")
+
+    def fingerprint(self, split: str) -> str:
+        """The hash of the files' bytes and the field's name."""
+        return content_digest(self.path) + self.field
 
     def label(self) -> str:
         """The file's stem, or a glob's folder."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import attrs
 
 from permllm.components import Dataset, option
-from permllm.datasets.files import decode, label_of, matching_files, read
+from permllm.datasets.files import content_digest, decode, label_of, matching_files, read
 from permllm.errors import UserError
 
 
@@ -39,6 +39,10 @@ class Text(Dataset):
                 yield text
         if empty:
             raise UserError(f"'{self.path}' has no text in it")
+
+    def fingerprint(self, split: str) -> str:
+        """The hash of the files' bytes."""
+        return content_digest(self.path)
 
     def label(self) -> str:
         """The file's stem, or a glob's folder."""

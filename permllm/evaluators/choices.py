@@ -48,6 +48,7 @@ class Choices(Evaluator):
     """
 
     name: ClassVar[str] = "choices"
+    compares: ClassVar[bool] = False
 
     path: Path = option(help="a file of JSON lines with query, choices and gold")
     limit: int | None = option(None, help="use the first questions only; null for all", minimum=1)

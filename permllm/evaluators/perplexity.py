@@ -32,6 +32,7 @@ class Perplexity(Evaluator):
     """
 
     name: ClassVar[str] = "perplexity"
+    compares: ClassVar[bool] = False
 
     dataset: Dataset = option(factory=PythonDocs, help="where the text comes from")
     split: str = option("test", help="the dataset's split", choices=("test", "train"))

@@ -26,6 +26,7 @@ class Sparsity(Evaluator):
     """
 
     name: ClassVar[str] = "sparsity"
+    compares: ClassVar[bool] = False
 
     def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> dict[str, float]:
         """``{"sparsity": …, "sparsity/nm_violations": …}``; the second only if pruned.

@@ -31,27 +31,26 @@ class LoadedModel:
         model: in eval mode, on the CPU.
         tokenizer: as transformers makes it.
         description: where it came from, for people.
-        fingerprint: the SHA-256 of its parameters.
     """
 
     model: Any
     tokenizer: Any
     description: str
-    fingerprint: str
 
 
-def load(source: Source, dtype: torch.dtype | None = None) -> LoadedModel:
+def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
         source: where from.
         dtype: type of its parameters, None for the one they are saved in; a quantised GGUF
             file is dequantised.
+        tokenizer: its tokenizer, where it is loaded already.
 
     Raises:
         UserError: something is missing or damaged, or transformers cannot read it.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     description = source.describe()
     # Before loading, since transformers makes up weights and sizes that it does not find.
@@ -70,10 +69,7 @@ def load(source: Source, dtype: torch.dtype | None = None) -> LoadedModel:
             )
         except (*_BROKEN, ImportError) as error:
             raise _unreadable(source, "model", error) from error
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-        except (*_BROKEN, ImportError) as error:
-            raise _unreadable(source, "tokenizer", error) from error
+    tokenizer = tokenizer or load_tokenizer(source)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"{description} has no weights for {_some(missing)}")
@@ -81,7 +77,23 @@ def load(source: Source, dtype: torch.dtype | None = None) -> LoadedModel:
         # Older versions of transformers leave a note that stops the model from being saved.
         del model.config.quantization_config
     model.eval()
-    return LoadedModel(model, tokenizer, description, fingerprint(model))
+    return LoadedModel(model, tokenizer, description)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load a model's tokenizer alone.
+
+    Raises:
+        UserError: it is missing or damaged, or transformers cannot read it.
+    """
+    from transformers import AutoTokenizer
+
+    folder, options = _located(source)
+    with _quiet():
+        try:
+            return AutoTokenizer.from_pretrained(folder, **options)
+        except (*_BROKEN, ImportError) as error:
+            raise _unreadable(source, "tokenizer", error) from error
 
 
 def read_config(source: Source) -> Any:
@@ -100,14 +112,31 @@ def read_config(source: Source) -> Any:
             raise _unreadable(source, "configuration", error) from error
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """The SHA-256 over names, shapes, dtypes and bytes of a model's parameters."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        tensor = parameter.detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def fingerprint(source: Source) -> str:
+    """The SHA-256 over the files that model and tokenizer are read from, and their names.
+
+    Raises:
+        UserError: the model is not there, or cannot be fetched.
+    """
+    source.check()
+    folder, options = _located(source)
+    names = [options["gguf_file"]] if "gguf_file" in options else _model_files(folder)
+    found = hashlib.sha256()
+    for name in names:
+        with (folder / name).open("rb") as file:
+            inside = hashlib.file_digest(file, "sha256").hexdigest()
+        found.update(f"{name}\0{inside}\n".encode())
+    return found.hexdigest()
+
+
+def _model_files(folder: Path) -> list[str]:
+    """The files of a model's folder that may be read, without what merely lies beside them."""
+    return sorted(
+        str(path.relative_to(folder))
+        for pattern in (*_HUB_FILES, "*.py")
+        for path in folder.glob(pattern)
+        if path.is_file()
+    )
 
 
 def _located(source: Source, config_only: bool = False) -> tuple[Path, dict[str, Any]]:

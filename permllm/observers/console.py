@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 
 from permllm.components import Observer
+from permllm.errors import PermllmError
 from permllm.hookspecs import hookimpl
 from permllm.observers.displays import Display, best_display
 from permllm.observers.stages import Stage, evaluation_line, span, started, training_line
@@ -19,6 +20,13 @@ from permllm.report.units import duration, percent
 if TYPE_CHECKING:
     from permllm.results import LayerReport, Results, RunResult
     from permllm.runner.plan import Plan, Run
+
+
+WORTH_SAYING = 1.0
+"""Seconds; what saved less is not printed."""
+
+NAMED = 8
+"""How many of a study's runs are named at its start."""
 
 
 @attrs.frozen
@@ -51,9 +59,9 @@ class Narrator:
     def permllm_plan_started(self, plan: Plan) -> None:
         """Say what is going to be done, and where it goes."""
         self.labels = [run.label for run in (plan.dense, *plan.runs)]
-        self.display.line(
-            f"{plan.pipeline.name}: {len(self.labels)} runs ({', '.join(self.labels)})", "bold"
-        )
+        more = len(self.labels) - NAMED
+        named = ", ".join(self.labels[:NAMED]) + (f" and {more} more" if more > 0 else "")
+        self.display.line(f"{plan.pipeline.name}: {len(self.labels)} runs ({named})", "bold")
         self.display.line(f"folder: {plan.out}")
 
     @hookimpl
@@ -118,7 +126,22 @@ class Narrator:
         self.display.line(f"  {evaluation_line(result.figures)}", "green")
 
     @hookimpl
-    def permllm_run_failed(self, run: Run | None, error: BaseException) -> None:
+    def permllm_stage_reused(self, run: Run | None, stage: str, seconds: float) -> None:
+        """Print what did not have to be done again."""
+        if seconds >= WORTH_SAYING:
+            self._nothing_goes_on()
+            self.display.line(f"  {stage}: done before, {duration(seconds)} saved")
+
+    @hookimpl
+    def permllm_run_failed(self, run: Run, error: Exception) -> None:
+        """Print what broke the run."""
+        said = str(error) if isinstance(error, PermllmError) else f"{type(error).__name__}: {error}"
+        stage = f" in '{self.current.name}'" if self.current else ""
+        self._nothing_goes_on()
+        self.display.line(f"  failed{stage}: {said}; the other runs go on", "red")
+
+    @hookimpl
+    def permllm_plan_failed(self, run: Run | None, error: BaseException) -> None:
         """Print where it ended; what the error says is the caller's to print."""
         stage, verb = self.current, "failed"
         if isinstance(error, KeyboardInterrupt):

@@ -120,9 +120,19 @@ class EventLog:
         self._write("run_finished", run, **said)
 
     @hookimpl
-    def permllm_run_failed(self, run: Run | None, error: BaseException) -> None:
-        """Log what ended the plan early."""
+    def permllm_stage_reused(self, run: Run | None, stage: str, seconds: float) -> None:
+        """Log what did not have to be done again."""
+        self._write("stage_reused", run, stage=stage, seconds=seconds)
+
+    @hookimpl
+    def permllm_run_failed(self, run: Run, error: Exception) -> None:
+        """Log what broke a run."""
         self._write("run_failed", run, error=type(error).__name__, message=str(error))
+
+    @hookimpl
+    def permllm_plan_failed(self, run: Run | None, error: BaseException) -> None:
+        """Log what ended the plan early."""
+        self._write("plan_failed", run, error=type(error).__name__, message=str(error))
 
     @hookimpl
     def permllm_warning(self, message: str) -> None:

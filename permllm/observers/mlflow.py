@@ -125,10 +125,10 @@ class Recorder:
         self.attempt(self._end_parent, plan, results)
 
     @hookimpl
-    def permllm_run_failed(self, run: Run | None, error: BaseException) -> None:
+    def permllm_plan_failed(self, run: Run | None, error: BaseException) -> None:
         """End what is open as failed, or as killed where the user stopped it."""
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        self.attempt(self._end_early, status, f"{type(error).__name__}: {error}")
+        self.attempt(self._end_early, status, reason(error))
 
     # --- one run --------------------------------------------------------------------
 
@@ -158,7 +158,13 @@ class Recorder:
         """Log the figures and end the run."""
         cost = {"seconds": result.seconds, "peak_memory_bytes": float(result.peak_memory_bytes)}
         self._log(result.figures | cost, 0)
-        self.attempt(self._end_nested)
+        self.attempt(self._end_nested, "FINISHED")
+
+    @hookimpl
+    def permllm_run_failed(self, run: Run, error: Exception) -> None:
+        """End the run as failed."""
+        self.attempt(self._tag_failure, run, error)
+        self.attempt(self._end_nested, "FAILED")
 
     # --- what is attempted ------------------------------------------------------------
 
@@ -184,10 +190,14 @@ class Recorder:
             text = json.dumps({"uri": without_password(self.store.uri), "runs": self.ids}, indent=2)
             (self.out / IDS).write_text(text + "\n", encoding="utf-8")
 
-    def _end_nested(self) -> None:
+    def _tag_failure(self, run: Run, error: Exception) -> None:
+        if self.current:
+            self.store.set_tags(self.current, {"permllm.error": reason(error)})
+
+    def _end_nested(self, status: str) -> None:
         self._flush()
         if self.current:
-            self.store.end(self.current, "FINISHED")
+            self.store.end(self.current, status)
         self.current = None
 
     def _end_parent(self, plan: Plan, results: Results) -> None:
@@ -196,7 +206,8 @@ class Recorder:
         self.store.log_folder(parent, self.out / "plots", "plots")
         for run in plan.runs:
             self.store.log_folder(self.ids[run.label], run.directory / "plots", "plots")
-        self.store.end(parent, "FINISHED")
+        failed = any(run.error for run in results.runs)
+        self.store.end(parent, "FAILED" if failed else "FINISHED")
 
     def _end_early(self, status: str, reason: str) -> None:
         self._flush()
@@ -246,6 +257,11 @@ class Recorder:
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         same = kept.get("uri") == without_password(self.store.uri)
         return dict(kept["runs"]) if same else {}
+
+
+def reason(error: BaseException) -> str:
+    """An error for the tag of a run."""
+    return f"{type(error).__name__}: {error}"
 
 
 def flattened(pipeline: Any) -> dict[str, Any]:

@@ -95,11 +95,19 @@ class Store:
             self.client.set_terminated(run_id, status)
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Log parameters, with names and values cut to what MLflow takes."""
+        """Log parameters, with names and values cut to what MLflow takes.
+
+        Those that the run has already stay as they are: MLflow has no way to change them.
+        """
         with _quiet(self.uri):
             from mlflow.entities import Param
 
-            entities = [Param(key(name), str(value)[:MAX_VALUE]) for name, value in params.items()]
+            known = self.client.get_run(run_id).data.params
+            entities = [
+                Param(key(name), str(value)[:MAX_VALUE])
+                for name, value in params.items()
+                if key(name) not in known
+            ]
             for part in in_parts(entities, MAX_PARAMS):
                 self.client.log_batch(run_id, params=part)
 

@@ -33,6 +33,7 @@ class Cp(PermutationLearner):
     """
 
     name: ClassVar[str] = "cp"
+    only_scores: ClassVar[bool] = True
     seconds_per_group: ClassVar[float] = 0.25
     """What a group takes without a limit, about: for estimates."""
 

@@ -27,6 +27,7 @@ class Greedy(PermutationLearner):
     """
 
     name: ClassVar[str] = "greedy"
+    only_scores: ClassVar[bool] = True
     seconds_per_group: ClassVar[float] = 0.75
     """What a group takes without a limit, about: for estimates."""
 

@@ -20,6 +20,7 @@ class NoPermutation(PermutationLearner):
     """Keeps the channels in their original order."""
 
     name: ClassVar[str] = "none"
+    only_scores: ClassVar[bool] = True
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """The identity for every group."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from permllm.datasets.sequences import calibration_sequences
 from permllm.pipeline.schema import Calibration, Pipeline
+from permllm.runner.windows import row_batches
 
 
 @attrs.frozen(eq=False)
@@ -30,6 +31,22 @@ class Sequences:
     learning: Tensor
     held_out: Tensor
     batch_size: int
+
+    @classmethod
+    def of(cls, calibration: Calibration, tokens: Tensor) -> Sequences:
+        """The sequences of a calibration, from all their tokens: learning, then held out."""
+        count = len(tokens) - calibration.held_out
+        return cls(
+            tokens=tokens,
+            calibration=calibration.sequences,
+            learning=torch.arange(count),
+            held_out=torch.arange(count, len(tokens)),
+            batch_size=calibration.batch_size,
+        )
+
+    def batches(self) -> list[Tensor]:
+        """All rows in batches for forward passes; see :func:`row_batches`."""
+        return row_batches(self.learning, self.held_out, self.batch_size)
 
     def fingerprint(self) -> str:
         """A hash of the calibration and held-out tokens."""
@@ -66,11 +83,4 @@ def read_sequences(calibration: Calibration, tokenizer: Any, learning: int) -> S
         seed=calibration.seed,
         wish=learning,
     )
-    count = len(learned)
-    return Sequences(
-        tokens=torch.cat([learned, held_out]),
-        calibration=calibration.sequences,
-        learning=torch.arange(count),
-        held_out=torch.arange(count, count + len(held_out)),
-        batch_size=calibration.batch_size,
-    )
+    return Sequences.of(calibration, torch.cat([learned, held_out]))

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,29 @@ import attrs
 import torch
 from torch import Tensor
 
-from permllm.core.patterns import is_nm, retained_share
-from permllm.core.permutations import invert, is_permutation
-from permllm.core.statistics import SQUARE_SUM, Statistic
-from permllm.errors import RunFailed
+from permllm.components import PermutationLearner
+from permllm.core.permutations import is_permutation
+from permllm.core.statistics import Statistic
+from permllm.errors import RunFailed, UserError
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 from permllm.pipeline.schema import Pipeline
 from permllm.results import LayerReport
 from permllm.runner.calibration import Sequences
-from permllm.runner.checkpoints import PrunedWindow, load_window, save_window, window_path
+from permllm.runner.chain_keys import ChainKeys
+from permllm.runner.checkpoints import (
+    PrunedWindow,
+    load_window,
+    place_window,
+    save_window,
+    window_path,
+)
 from permllm.runner.plan import Run
+from permllm.runner.pruning import LinearPruning
 from permllm.runner.settings import LinearSettings, needed, pruned_groups, settle
+from permllm.runner.stages import Cost, Meter, Outcome, Stages
 from permllm.runner.statistics import Sums, add_sums, fill_unseen
+from permllm.runner.streams import Streams
 from permllm.runner.windows import Window, cut_windows, span
 
 
@@ -33,8 +43,7 @@ class Chain:
     """Prunes a model window by window.
 
     The decoder keeps its dense weights throughout; pruned ones are substituted at
-    call time. Streams of hidden states, ``[n, L, H]`` for all sequences, carry the
-    inputs of the next window; None stands for the embedded tokens.
+    call time. Every stage's result is taken from the cache where a run before had the same.
 
     Attributes:
         decoder: the dense model.
@@ -44,8 +53,7 @@ class Chain:
         run: names the run for the observers.
         hook: the life-cycle hooks (pluggy's relay).
         directory: where finished windows are kept, or None.
-        learned: permutations of the first window by what they depend on, with the
-            seconds that they took: runs that differ in their pruner alone share them.
+        stages: computes results, or finds them.
     """
 
     decoder: Decoder
@@ -55,13 +63,19 @@ class Chain:
     run: Run
     hook: Any
     directory: Path | None = None
-    learned: dict[Any, tuple[dict[str, Tensor], float]] = attrs.field(factory=dict)
+    stages: Stages = attrs.field(factory=Stages)
     settings: dict[str, LinearSettings] = attrs.field(init=False)
-    pruned_stream: Tensor | None = attrs.field(default=None, init=False)
-    dense_stream: Tensor | None = attrs.field(default=None, init=False)
+    streams: Streams = attrs.field(init=False)
+    keys: ChainKeys = attrs.field(init=False)
+    pruning: LinearPruning = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.settings = settle(self.decoder, self.pipeline)
+        self.pruning = LinearPruning(self.decoder, self.settings, self.device)
+        dense = self.pipeline.layers.inputs == "dense"
+        self.streams = Streams(self.decoder, self.sequences, self.device, self.stages, dense)
+        layer_of = {name: linear.layer for name, linear in self.decoder.linears.items()}
+        self.keys = ChainKeys(self.stages, self.pipeline, self.sequences, self.settings, layer_of)
 
     def prune(self) -> PrunedWindow:
         """Prune all windows; the result covers the whole model."""
@@ -69,88 +83,121 @@ class Chain:
         perms: dict[str, Tensor] = {}
         importance: dict[str, Tensor] = {}
         reports: list[LayerReport] = []
-        seconds = 0.0
+        cost = Cost()
         spans = cut_windows(len(self.decoder.layers), self.pipeline.layers.window)
         for index, layers in enumerate(spans):
             names = tuple(self.decoder.layer_names[layer] for layer in layers)
             self.hook.permllm_window_started(
                 run=self.run, window=index, windows=len(spans), layers=names
             )
-            self.decoder.place(self.device, layers)
-            window = self._finished(index) or self._prune_window(index, layers)
+            key = self.keys.window(layers)
+            window = self._kept(index, layers, key) or self._prune_window(index, layers, key)
             weights |= window.weights
             perms |= window.perms
             importance |= window.importance
             reports += window.reports
-            seconds += window.seconds
+            cost += window.cost
             self.hook.permllm_window_finished(
-                run=self.run, window=index, reports=window.reports, seconds=window.seconds
+                run=self.run, window=index, reports=window.reports, seconds=window.cost.seconds
             )
-            if index + 1 < len(spans):
-                self._advance(layers, window.weights)
-        return PrunedWindow(weights, perms, importance, tuple(reports), seconds)
+            self.streams.later(layers, window.weights)
+            self.keys.passed(key)
+        return PrunedWindow(weights, perms, importance, tuple(reports), cost, self.keys.model())
 
     # --- one window --------------------------------------------------------------
 
-    def _finished(self, index: int) -> PrunedWindow | None:
-        """The window from an earlier attempt, if it was finished."""
+    def _kept(self, index: int, layers: range, key: str | None) -> PrunedWindow | None:
+        """The window from an earlier attempt or from another run, if there is one."""
+        cache = self.stages.cache
         path = self.directory and window_path(self.directory, index)
-        return load_window(path) if path and path.exists() else None
+        if path and path.exists() and (window := self._readable(path, key)):
+            return window
+        entry = cache.find("windows", key) if cache and key else None
+        window = self._readable(entry, key) if entry else None
+        if window is None:
+            return None
+        if path:
+            place_window(path, window, entry)
+        self.stages.on_found(f"pruning, {span(layers)}", window.cost.seconds)
+        return window
 
-    def _prune_window(self, index: int, layers: range) -> PrunedWindow:
-        began = time.perf_counter()
-        window = self.window(index, layers)
-        perms, shared = self._learn(window)
-        importance = {
-            group: window.group_scores(group).sum(0, dtype=torch.float32).cpu()
-            for group in window.groups
-        }
-        weights, reports = self._prune_layers(window, perms)
-        seconds = time.perf_counter() - began + shared
-        result = PrunedWindow(weights, perms, importance, tuple(reports), seconds)
+    def _readable(self, path: Path, key: str | None) -> PrunedWindow | None:
+        try:
+            window = load_window(path)
+        except UserError as error:
+            self.hook.permllm_warning(message=f"{error.message}: the window is pruned again")
+            return None
+        return window if window.key == (key or "") else None
+
+    def _prune_window(self, index: int, layers: range, key: str | None) -> PrunedWindow:
+        self.streams.catch_up()
+        self.decoder.place(self.device, layers)
+        window, before = self._window(index, layers)
+        outcome = self._permutations(self.pipeline.layers.permutation, window)
+        with Meter().running() as meter:
+            importance = {
+                group: window.group_scores(group).sum(0, dtype=torch.float32).cpu()
+                for group in window.groups
+            }
+            weights, reports = self._prune_layers(window, outcome.tensors)
+        cost = before + outcome.cost + meter.cost
+        result = PrunedWindow(weights, outcome.tensors, importance, tuple(reports), cost, key or "")
         if self.directory:
-            save_window(window_path(self.directory, index), result)
+            cache = self.stages.cache
+            entry = None
+            if cache and key:
+                write = partial(save_window, window=result)
+                entry = cache.put("windows", key, ".safetensors", write)
+            place_window(window_path(self.directory, index), result, entry)
         return result
 
-    def _learn(self, window: Window) -> tuple[dict[str, Tensor], float]:
-        """The window's permutations, and the seconds that another run spent on them."""
-        key: Any = window.index or self._what_the_first_permutations_depend_on()
-        if key in self.learned:
-            return self.learned[key]
-        began = time.perf_counter()
-        learner = self.pipeline.layers.permutation
-        perms = learner.learn(window)
-        _check_perms(perms, window.groups, learner.name)
-        if window.index == 0:
-            self.learned[key] = perms, time.perf_counter() - began
-        return perms, 0.0
+    def _permutations(self, learner: PermutationLearner, window: Window) -> Outcome:
+        """What a learner finds for a window, now or in an earlier run."""
 
-    def _what_the_first_permutations_depend_on(self) -> tuple[Any, ...]:
-        layers = self.pipeline.layers
-        overrides = tuple(attrs.evolve(override, pruner=None) for override in layers.overrides)
-        return (
-            self.pipeline.calibration,
-            self.pipeline.pattern,
-            self.pipeline.seed,
-            (layers.metric, layers.permutation, layers.window, layers.skip, overrides),
+        def learn(log: list[Any]) -> dict[str, Tensor]:
+            outer, window.on_step = window.on_step, partial(self._on_step, window, log)
+            try:
+                perms = learner.learn(window)
+            finally:
+                window.on_step = outer
+            _check_perms(perms, window.groups, learner.name)
+            return {group: perms[group] for group in window.groups}
+
+        key = self.keys.permutations(learner, window.layers)
+        said = f"order ({learner.name}), {window.name}"
+        outcome = self.stages.tensors("permutations", key, learn, said=said)
+        if outcome.found:
+            # Its course belongs to this run's record as well.
+            for step, total, figures in outcome.log:
+                self._training_step(window, step, total, figures)
+        return outcome
+
+    def _on_step(
+        self, window: Window, log: list[Any], step: int, total: int, figures: dict[str, float]
+    ) -> None:
+        log.append((step, total, figures))
+        self._training_step(window, step, total, figures)
+        self._progress(f"learning, {window.name}", step, total)
+
+    def _training_step(
+        self, window: Window, step: int, total: int, figures: dict[str, float]
+    ) -> None:
+        self.hook.permllm_training_step(
+            run=self.run, window=window.index, step=step, total=total, figures=figures
         )
 
     def window(self, index: int, layers: range) -> Window:
         """The window over some layers as the learner sees it: inputs, statistics, scores."""
+        return self._window(index, layers)[0]
+
+    def _window(self, index: int, layers: range) -> tuple[Window, Cost]:
         groups = pruned_groups(self.decoder, self.settings, layers)
         used = [self.settings[linear] for group in groups.values() for linear in group.linears]
         metrics = [settings.metric for settings in used]
         pruners = [settings.pruner for settings in used if not settings.pruner.sequential]
         extra = self.pipeline.layers.permutation.needs
-        sums = self._statistics(layers, needed([*metrics, *pruners], extra))
-
-        def on_step(step: int, total: int, figures: dict[str, float]) -> None:
-            self.hook.permllm_training_step(
-                run=self.run, window=index, step=step, total=total, figures=figures
-            )
-            self._progress(f"learning, {span(layers)}", step, total)
-
-        return Window(
+        sums, cost = self._statistics(layers, needed([*metrics, *pruners], extra))
+        window = Window(
             index=index,
             layers=layers,
             decoder=self.decoder,
@@ -159,40 +206,23 @@ class Chain:
             calibration=self.sequences.calibration,
             learning=self.sequences.learning,
             held_out=self.sequences.held_out,
-            pruned_inputs=self.pruned_stream,
-            dense_inputs=self.dense_stream,
+            pruned_inputs=self.streams.pruned,
+            dense_inputs=self.streams.dense,
             groups=groups,
             patterns={
                 name: self.settings[group.linears[0]].pattern for name, group in groups.items()
             },
-            all_scores=self._scores(groups, sums),
+            all_scores=self.pruning.scores(groups, sums),
             all_statistics=sums,
             seed=self.pipeline.seed * 1_000_003 + index,
             batch_size=self.sequences.batch_size,
-            on_step=on_step,
             on_progress=self._progress,
+            keep_states=self.streams.keep,
+            find_perms=lambda learner, window: self._permutations(learner, window).tensors,
         )
-
-    def _scores(
-        self, groups: Mapping[str, Group], sums: Mapping[str, Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """The scores of every linear of some groups."""
-        scores = {}
-        for name, group in groups.items():
-            for linear in group.linears:
-                metric = self.settings[linear].metric
-                weight = self.decoder.weight(linear).to(self.device)
-                scores[linear] = metric.scores(weight, sums[name])
-                self._check_scores(f"metric '{metric.name}'", linear, scores[linear])
-        return scores
-
-    def _check_scores(self, whose: str, linear: str, scores: Tensor) -> None:
-        shape = tuple(self.decoder.weight(linear).shape)
-        if scores.shape != shape or not bool((scores >= 0).all() & scores.isfinite().all()):
-            raise RunFailed(
-                f"{whose} gave scores for {linear} that are not finite and non-negative of "
-                f"shape {shape}"
-            )
+        # A pruner may train, too.
+        window.on_step = partial(self._on_step, window, [])
+        return window, cost
 
     def _prune_layers(
         self, window: Window, perms: Mapping[str, Tensor]
@@ -208,7 +238,7 @@ class Chain:
         in_turn = any(settings.pruner.sequential for settings in used)
         wanted = needed([part for settings in used for part in (settings.metric, settings.pruner)])
         rows = self._calibration_rows()
-        stream = self._stream_batches(self.pruned_stream, rows) if in_turn else []
+        stream = self.streams.batches(self.streams.pruned, rows) if in_turn else []
         refined = self._refine(window, perms)
         scores, sums = {**window.all_scores, **refined}, window.all_statistics
         stage, total = f"pruning, {self.run.label}", len(window.layers)
@@ -217,8 +247,8 @@ class Chain:
             here = {name: group for name, group in window.groups.items() if group.layer == layer}
             if in_turn:
                 sums = self._layer_statistics(layer, stream, wanted)
-                scores = self._scores(here, sums) | refined
-            found, said = self._prune_groups(here, perms, scores, sums)
+                scores = self.pruning.scores(here, sums) | refined
+            found, said = self.pruning.prune(here, perms, scores, sums)
             weights |= found
             reports += said
             with torch.no_grad():
@@ -235,7 +265,7 @@ class Chain:
         for pruner in dict.fromkeys(self.settings[linear].pruner for linear in window.linears):
             for linear, scores in pruner.refine(window, perms).items():
                 if self.settings[linear].pruner == pruner:
-                    self._check_scores(f"pruner '{pruner.name}'", linear, scores)
+                    self.pruning.check_scores(f"pruner '{pruner.name}'", linear, scores)
                     refined[linear] = scores
         return refined
 
@@ -250,85 +280,50 @@ class Chain:
         self._fill_unseen(sums)
         return sums
 
-    def _prune_groups(
-        self,
-        groups: Mapping[str, Group],
-        perms: Mapping[str, Tensor],
-        scores: Mapping[str, Tensor],
-        sums: Mapping[str, Mapping[str, Tensor]],
-    ) -> tuple[dict[str, Tensor], list[LayerReport]]:
-        """Prune the linears of some groups under their permutations."""
-        weights: dict[str, Tensor] = {}
-        reports = []
-        for name, group in groups.items():
-            for linear in group.linears:
-                dense = self.decoder.weight(linear).detach().to(self.device)
-                pruned = self._prune_linear(linear, dense, scores[linear], perms[name], sums[name])
-                reports.append(
-                    report(linear, group, self.settings[linear], dense, pruned, scores[linear],
-                           perms[name], sums[name])
-                )  # fmt: skip
-                weights[linear] = pruned.cpu()
-        return weights, reports
-
-    def _prune_linear(
-        self,
-        linear: str,
-        dense: Tensor,
-        scores: Tensor,
-        perm: Tensor,
-        sums: Mapping[str, Tensor],
-    ) -> Tensor:
-        """The pruned weight of one linear, in original channel order."""
-        settings = self.settings[linear]
-        perm = perm.to(dense.device)
-        needs = {need.name: need for need in settings.pruner.needs}
-        moved = {
-            key: need.permuted(sums[key].to(dense.device), perm) for key, need in needs.items()
-        }
-        pruned, _ = settings.pruner.prune(
-            dense[:, perm], scores.to(dense.device)[:, perm], settings.pattern, moved
-        )
-        if pruned.shape != dense.shape or not is_nm(pruned, settings.pattern):
-            raise RunFailed(
-                f"pruner '{settings.pruner.name}' gave {linear} a weight that is not "
-                f"{settings.pattern} of shape {tuple(dense.shape)}"
-            )
-        if not bool(pruned.isfinite().all()):
-            raise RunFailed(
-                f"pruner '{settings.pruner.name}' gave {linear} NaN or infinite weights"
-            )
-        return pruned[:, invert(perm)]
-
-    # --- streams ------------------------------------------------------------------
+    # --- statistics ---------------------------------------------------------------
 
     def _calibration_rows(self) -> Tensor:
         return self.sequences.learning[: self.sequences.calibration]
 
-    def _stream_batches(self, stream: Tensor | None, rows: Tensor) -> list[tuple[Tensor, Any]]:
-        """Hidden states that enter the window, with the layers' other arguments, in batches."""
-        batches = []
-        for part in rows.split(self.sequences.batch_size):
-            calls = self.decoder.embed(self.sequences.tokens[part].to(self.device))
-            batches.append(
-                (calls.hidden if stream is None else stream[part].to(self.device), calls)
-            )
-        return batches
-
-    def _statistics(self, layers: range, wanted: list[Statistic]) -> Sums:
+    def _statistics(self, layers: range, wanted: list[Statistic]) -> tuple[Sums, Cost]:
         """Statistics of all groups of a window, its own weights being dense."""
+        stage = f"statistics, {span(layers)}"
+        keys = {wish.name: self.keys.statistic(wish, layers) for wish in wanted}
+        outcomes = {name: self.stages.find("statistics", key) for name, key in keys.items()}
+        missing = [wish for wish in wanted if outcomes[wish.name] is None]
+        if missing:
+            with Meter().running() as meter:
+                gathered = self._gathered(layers, missing, stage)
+            for wish in missing:
+                totals = {group: sums[wish.name].cpu() for group, sums in gathered.items()}
+                made = outcomes[wish.name] = Outcome(totals, meter.cost)
+                self.stages.keep("statistics", keys[wish.name], made)
+        sums: Sums = {}
+        cost = Cost()
+        for name, outcome in outcomes.items():
+            assert outcome is not None  # those that were missing are there now
+            # One pass gathers them all.
+            cost = max(cost, outcome.cost, key=lambda cost: cost.seconds)
+            for group, total in outcome.tensors.items():
+                sums.setdefault(group, {})[name] = total.to(self.device)
+        if not missing:
+            self.stages.on_found(stage, cost.seconds)
+        self._fill_unseen(sums)
+        return sums, cost
+
+    def _gathered(self, layers: range, wanted: list[Statistic], stage: str) -> Sums:
+        """Statistics of all groups of some layers, from a pass over the calibration sequences."""
         sums: Sums = {}
         parts = self._calibration_rows().split(self.sequences.batch_size)
         total = len(parts) * len(layers)
         for index, part in enumerate(parts):
-            ((hidden, calls),) = self._stream_batches(self.pruned_stream, part)
+            ((hidden, calls),) = self.streams.batches(self.streams.pruned, part)
             for layer in layers:
                 done = index * len(layers) + layer - layers.start
-                self._progress(f"statistics, {span(layers)}", done, total)
+                self._progress(stage, done, total)
                 hidden, share = self.decoder.statistics(layer, hidden, calls, wanted)
                 add_sums(sums, share)
-        self._progress(f"statistics, {span(layers)}", total, total)
-        self._fill_unseen(sums)
+        self._progress(stage, total, total)
         return sums
 
     def _fill_unseen(self, sums: Sums) -> None:
@@ -339,58 +334,8 @@ class Chain:
                 "alone; more calibration sequences may help"
             )
 
-    def _advance(self, layers: range, weights: Mapping[str, Tensor]) -> None:
-        """Move the streams to the end of a finished window."""
-        weights = {name: weight.to(self.device) for name, weight in weights.items()}
-        self.dense_stream = self._through(self.dense_stream, layers, {})
-        dense_inputs = self.pipeline.layers.inputs == "dense"
-        self.pruned_stream = (
-            self.dense_stream
-            if dense_inputs
-            else self._through(self.pruned_stream, layers, weights)
-        )
-
-    @torch.no_grad()
-    def _through(
-        self, stream: Tensor | None, layers: range, weights: Mapping[str, Tensor]
-    ) -> Tensor:
-        """The stream ``[n, L, H]`` after some layers."""
-        outputs = []
-        for part in torch.arange(len(self.sequences.tokens)).split(self.sequences.batch_size):
-            ((hidden, calls),) = self._stream_batches(stream, part)
-            for layer in layers:
-                hidden = self.decoder.run_layer(layer, hidden, calls, weights)
-            outputs.append(hidden.cpu())
-        return torch.cat(outputs)
-
     def _progress(self, stage: str, done: int, total: int) -> None:
         self.hook.permllm_progress(run=self.run, stage=stage, done=done, total=total)
-
-
-def report(
-    linear: str,
-    group: Group,
-    settings: LinearSettings,
-    dense: Tensor,
-    pruned: Tensor,
-    scores: Tensor,
-    perm: Tensor,
-    sums: Mapping[str, Tensor],
-) -> LayerReport:
-    """The figures of one pruned linear; all tensors ``[C_out, C_in]`` in original order."""
-    pattern = settings.pattern
-    norms = sums[SQUARE_SUM.name].to(dense.device)
-    change = ((dense - pruned).float().square() * norms).sum()
-    return LayerReport(
-        linear=linear,
-        group=group.name,
-        shape=(dense.shape[0], dense.shape[1]),
-        pattern=str(pattern),
-        retained_before=retained_share(scores, pattern),
-        retained=retained_share(scores, pattern, perm.to(scores.device)),
-        sparsity=float((pruned == 0).double().mean()),
-        error=float(change / (dense.float().square() * norms).sum().clamp_min(1e-30)),
-    )
 
 
 def _check_perms(perms: Mapping[str, Tensor], groups: Mapping[str, Group], learner: str) -> None:

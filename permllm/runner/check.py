@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,14 @@ class Checked:
         ]
 
 
-def check_plan(plan: Plan, path: Path | None = None) -> Checked:
+def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False) -> Checked:
     """Look at everything that can be known without loading weights.
 
     Args:
         plan: what is to be done.
         path: the pipeline file, for the places of mistakes.
+        elsewhere: it is to be done on another machine: too little memory or disk on this
+            one is no mistake.
 
     Raises:
         UserError: the model or a file is not there, the pattern does not fit, the
@@ -81,7 +84,17 @@ def check_plan(plan: Plan, path: Path | None = None) -> Checked:
     found = estimate(plan, shape, number_bytes, measured_speed(device))
     # On another device, only the weights have to fit into the machine's own memory.
     needed = found if device.type == "cpu" else attrs.evolve(found, memory_bytes=0)
-    warnings = check_memory(needed, available_memory()) + check_disk(found, plan.out)
+    warnings: list[str] = []
+    for look in (
+        partial(check_memory, needed, available_memory()),
+        partial(check_disk, found, plan.out),
+    ):
+        try:
+            warnings += look()
+        except UserError as error:
+            if not elsewhere:
+                raise
+            warnings.append(f"on this machine, {error.message}")
     return Checked(found, tuple(warnings))
 
 

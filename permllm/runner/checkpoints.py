@@ -1,4 +1,4 @@
-"""Finished windows on disk: written whole, then renamed, so that a run can resume."""
+"""Finished windows on disk, so that a run can resume and others can share them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from permllm.errors import UserError
 from permllm.results import LayerReport
+from permllm.runner.stages import Cost
 
 FORMAT = "permllm-window-2"
 """Names the layout of a window file in its metadata."""
@@ -29,14 +30,16 @@ class PrunedWindow:
         importance: by group, ``[C_in]`` in float32: the scores that the linears of the
             group were ordered by, summed over their outputs, in original order.
         reports: one per linear, in order of execution.
-        seconds: wall time.
+        cost: of all its stages.
+        key: the hash of all that it depends on; empty where that cannot be told.
     """
 
     weights: dict[str, Tensor]
     perms: dict[str, Tensor]
     importance: dict[str, Tensor]
     reports: tuple[LayerReport, ...]
-    seconds: float
+    cost: Cost
+    key: str = ""
 
 
 def window_path(directory: Path, index: int) -> Path:
@@ -45,18 +48,47 @@ def window_path(directory: Path, index: int) -> Path:
 
 
 def save_window(path: Path, window: PrunedWindow) -> None:
-    """Write a window under a temporary name and rename it once it is complete."""
+    """Write a window to a file.
+
+    Raises:
+        OSError: that fails.
+    """
     tensors = {f"weight/{name}": weight.contiguous() for name, weight in window.weights.items()}
     tensors |= {f"perm/{name}": perm.contiguous() for name, perm in window.perms.items()}
     tensors |= {f"importance/{name}": sums for name, sums in window.importance.items()}
     metadata = {
         "format": FORMAT,
-        "seconds": repr(window.seconds),
+        "cost": json.dumps(attrs.asdict(window.cost)),
+        "key": window.key,
         "reports": json.dumps([attrs.asdict(report) for report in window.reports]),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def place_window(path: Path, window: PrunedWindow, entry: Path | None) -> None:
+    """Put a window where a run keeps it, at once whole.
+
+    Args:
+        path: where.
+        window: the window.
+        entry: a file that holds it already, on which the new name may be set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".partial")
-    save_file(tensors, unfinished, metadata=metadata)
+    unfinished.unlink(missing_ok=True)
+    try:
+        if entry is None:
+            save_window(unfinished, window)
+        else:
+            # A second name costs no space.
+            unfinished.hardlink_to(entry)
+    except OSError:
+        # Another file system, one without links, or the entry has just made room.
+        save_window(unfinished, window)
     unfinished.replace(path)
 
 
@@ -81,7 +113,8 @@ def load_window(path: Path) -> PrunedWindow:
         perms=_under("perm/", tensors),
         importance=_under("importance/", tensors),
         reports=read_reports(metadata),
-        seconds=float(metadata["seconds"]),
+        cost=Cost(**json.loads(metadata["cost"])),
+        key=metadata["key"],
     )
 
 

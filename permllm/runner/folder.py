@@ -63,6 +63,8 @@ def unique_slugs(labels: Sequence[str]) -> list[str]:
 def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
     """Make the folder the own of the resolved pipeline ``mine``, and keep that in it.
 
+    A study that goes on may have grown: its matrix alone may differ.
+
     Raises:
         UserError: it cannot be written, holds something else, or belongs to another
             pipeline (which says what differs).
@@ -84,12 +86,17 @@ def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
         write_text(kept, dump_yaml(mine))
         return
     changed = differences(load_plain_yaml(kept), mine)
+    if resume and all(change.startswith("matrix") for change in changed):
+        write_text(kept, dump_yaml(mine))
+        return
     if changed:
         listing = "\n    ".join(changed)
         raise UserError(
             f"the output folder {folder} belongs to another pipeline, which differs in\n"
             f"    {listing}",
-            hint="choose another --out",
+            hint="choose another --out; with --resume the matrix alone may differ"
+            if all(change.startswith("matrix") for change in changed)
+            else "choose another --out",
         )
     if not resume:
         raise UserError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -11,6 +13,15 @@ from torch import Tensor
 from permllm.core.patterns import Pattern
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
+
+if TYPE_CHECKING:
+    from permllm.components import PermutationLearner
+
+KeepStates = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
+"""From the layer where they end, the rows, and how to compute them, to dense hidden states."""
+
+FindPerms = Callable[["PermutationLearner", "Window"], dict[str, Tensor]]
+"""From a learner and the window to what it learns there."""
 
 StepCallback = Callable[[int, int, dict[str, float]], None]
 ProgressCallback = Callable[[str, int, int], None]
@@ -41,6 +52,9 @@ class Window:
         all_statistics: the statistics of each group.
         seed: for everything random.
         batch_size: sequences per forward pass where no gradient is needed.
+        on_step, on_progress: are told how far learning is.
+        keep_states: keeps the dense model's states for other runs.
+        find_perms: lets a learner learn, unless a run has kept what it found.
     """
 
     index: int
@@ -61,6 +75,8 @@ class Window:
     batch_size: int
     on_step: StepCallback = lambda step, total, figures: None
     on_progress: ProgressCallback = lambda stage, done, total: None
+    keep_states: KeepStates = lambda layer, rows, make: make()
+    find_perms: FindPerms = lambda learner, window: learner.learn(window)
     _targets: dict[int, Tensor] = attrs.field(factory=dict, init=False)
 
     @property
@@ -113,14 +129,23 @@ class Window:
     def targets(self, rows: Tensor) -> Tensor:
         """The dense model's hidden states ``[b, L, H]`` at the window's end.
 
-        Computed once per sequence and kept.
+        Computed once per sequence and kept. Batches are those of :func:`row_batches`,
+        whatever rows are asked for, so that runs which share them round alike.
         """
-        missing = torch.tensor([row for row in rows.tolist() if row not in self._targets])
-        with torch.no_grad():
-            for part in missing.split(self.batch_size) if len(missing) else ():
-                hidden = self._run(self.dense_inputs, part, {})
-                self._targets.update(zip(part.tolist(), hidden, strict=True))
+        wanted = set(rows.tolist())
+        if missing := wanted - self._targets.keys():
+            for part in row_batches(self.learning, self.held_out, self.batch_size):
+                if missing & set(part.tolist()):
+                    hidden = self.keep_states(self.layers.stop, part, partial(self._dense, part))
+                    self._targets.update(zip(part.tolist(), hidden, strict=True))
         return torch.stack([self._targets[row] for row in rows.tolist()])
+
+    def permutations(self, learner: PermutationLearner) -> dict[str, Tensor]:
+        """What another learner finds for this window, such as one to start from.
+
+        A run that used it before may have kept that.
+        """
+        return self.find_perms(learner, self)
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """The model's logits ``[b, L, V]`` for hidden states at the last layer's end."""
@@ -139,12 +164,29 @@ class Window:
         """Say that training step ``step`` of ``total`` is done, with its figures."""
         self.on_step(step, total, figures)
 
+    @torch.no_grad()
+    def _dense(self, rows: Tensor) -> Tensor:
+        return self._run(self.dense_inputs, rows, {})
+
     def _run(self, inputs: Tensor | None, rows: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         calls = self.decoder.embed(self.tokens[rows].to(self.device))
         hidden = calls.hidden if inputs is None else inputs[rows].to(self.device)
         for layer in self.layers:
             hidden = self.decoder.run_layer(layer, hidden, calls, weights)
         return hidden
+
+
+def row_batches(learning: Tensor, held_out: Tensor, size: int) -> list[Tensor]:
+    """All rows in batches of ``size``, of which none holds both kinds of sequences.
+
+    So the batches of a longer request begin with those of a shorter one.
+
+    Args:
+        learning, held_out: ``LongTensor[n]``, rows.
+        size: rows of a batch, at most.
+    """
+    parts = [part for part in (learning, held_out) if len(part)]
+    return [rows for part in parts for rows in part.split(size)]
 
 
 def span(layers: range) -> str:

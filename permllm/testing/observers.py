@@ -22,10 +22,16 @@ def check_observer(observer: Observer) -> None:
     """Fail unless an observer can follow a pipeline from its start to its end.
 
     What it watches with has hook implementations, and only for hooks that exist. It is
-    led through a pipeline that succeeds, one that breaks before its first run and one that
-    is interrupted in a window, each in a folder of its own, and must raise nothing.
+    led through a pipeline that succeeds, one of which a run fails, one that breaks before its
+    first run and one that is interrupted in a window, each in a folder of its own, and must
+    raise nothing.
     """
-    for lead in (lead_through, lead_to_an_early_failure, lead_to_an_interruption):
+    for lead in (
+        lead_through,
+        lead_around_a_failed_run,
+        lead_to_an_early_failure,
+        lead_to_an_interruption,
+    ):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             lead(toy_plan(Path(folder)), watched(observer, Path(folder)))
 
@@ -70,10 +76,30 @@ def lead_through(plan: Plan, hook: Any) -> None:
     hook.permllm_plan_finished(plan=plan, results=whole)
 
 
+def lead_around_a_failed_run(plan: Plan, hook: Any) -> None:
+    """Call the hooks as for a pipeline of which one run breaks, and the other needs no work."""
+    broken, reused = plan.runs
+    dense = RunResult(DENSE, {"perplexity/toy": 16.8, "sparsity": 0.0}, 0.0, 2**30)
+    hook.permllm_plan_started(plan=plan)
+    hook.permllm_run_started(run=plan.dense)
+    hook.permllm_run_finished(run=plan.dense, result=dense)
+    hook.permllm_run_started(run=broken)
+    hook.permllm_run_failed(run=broken, error=RuntimeError("it does not converge"))
+    hook.permllm_run_started(run=reused)
+    hook.permllm_stage_reused(run=reused, stage="perplexity, seed=2", seconds=7.5)
+    figures = {"perplexity/toy": 59.2, "sparsity": 0.5, "retained": 0.8}
+    result = RunResult(reused.label, figures, 2.0, 2**30, layers=REPORTS, options=reused.options)
+    hook.permllm_evaluated(run=reused, figures=figures)
+    hook.permllm_run_finished(run=reused, result=result)
+    failed = RunResult(broken.label, {}, 0.0, 0, error="RuntimeError: it does not converge")
+    whole = Results(plan.pipeline.name, str(plan.out), (dense, failed, result))
+    hook.permllm_plan_finished(plan=plan, results=whole)
+
+
 def lead_to_an_early_failure(plan: Plan, hook: Any) -> None:
     """Call the hooks as for a pipeline that breaks before its first run."""
     hook.permllm_plan_started(plan=plan)
-    hook.permllm_run_failed(run=None, error=RuntimeError("the model cannot be loaded"))
+    hook.permllm_plan_failed(run=None, error=RuntimeError("the model cannot be loaded"))
 
 
 def lead_to_an_interruption(plan: Plan, hook: Any) -> None:
@@ -83,7 +109,7 @@ def lead_to_an_interruption(plan: Plan, hook: Any) -> None:
     hook.permllm_run_started(run=run)
     hook.permllm_window_started(run=run, window=0, windows=1, layers=("model.layers.0",))
     hook.permllm_training_step(run=run, window=0, step=1, total=3, figures={"loss": 0.3})
-    hook.permllm_run_failed(run=run, error=KeyboardInterrupt())
+    hook.permllm_plan_failed(run=run, error=KeyboardInterrupt())
 
 
 def toy_plan(out: Path) -> Plan:

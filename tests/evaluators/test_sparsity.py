@@ -12,6 +12,7 @@ from permllm.evaluators.context import EvaluationContext
 from permllm.evaluators.sparsity import Sparsity, nm_violations
 from permllm.results import LayerReport
 from permllm.runner.checkpoints import PrunedWindow, save_window, window_path
+from permllm.runner.stages import Cost
 from permllm.testing import check_evaluator
 from permllm.testing.models import tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
@@ -31,7 +32,7 @@ def save(folder: Path, index: int, pattern: Pattern, *, wrong: int = 0) -> None:
         permuted[row, : pattern.m] = 1
     report = LayerReport(f"l{index}", f"g{index}", (6, 16), str(pattern), 0.7, 0.8, 0.5, 0.1)
     window = PrunedWindow(
-        {f"l{index}": permuted[:, invert(perm)]}, {f"g{index}": perm}, {}, (report,), 1.0
+        {f"l{index}": permuted[:, invert(perm)]}, {f"g{index}": perm}, {}, (report,), Cost(1.0)
     )
     save_window(window_path(folder, index), window)
 

@@ -77,7 +77,7 @@ def test_interruption_says_where_it_was(tmp_path: Path) -> None:
     narrator.permllm_plan_started(plan)
     narrator.permllm_run_started(plan.runs[0])
     narrator.permllm_progress(plan.runs[0], "learning, layers 0 to 29", 23, 64)
-    narrator.permllm_run_failed(plan.runs[0], KeyboardInterrupt())
+    narrator.permllm_plan_failed(plan.runs[0], KeyboardInterrupt())
     last = texts(lines)[-1]
     assert last == "interrupted: run 2 of 3: seed=1, learning, layers 0 to 29 (23 of 64)"
 
@@ -149,7 +149,7 @@ def test_live_display_stops_when_a_run_fails(tmp_path: Path) -> None:
     narrator.permllm_plan_started(plan)
     narrator.permllm_progress(None, "loading the model", 0, 1)
     assert display.live is not None
-    narrator.permllm_run_failed(None, RuntimeError("x"))
+    narrator.permllm_plan_failed(None, RuntimeError("x"))
     assert display.live is None
     assert "failed: loading the model" in screen.getvalue()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -15,6 +17,7 @@ from permllm.registry import Registry
 from permllm.runner import check
 from permllm.runner.estimate import Estimate
 from permllm.runner.plan import components_in
+from permllm.runner.run import make_plan
 
 FOUND = Estimate(
     parameters=10**8,
@@ -130,3 +133,84 @@ def test_what_is_not_there_is_named_at_its_place(
         look_at(file)
     error = caught.value
     assert (error.file, error.line, error.column) == (str(file), *place)
+
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+CONFIGS = {
+    "llama-2-7b": LLAMA | {"model_type": "llama", "intermediate_size": 11008},
+    "llama-3.1-8b": LLAMA
+    | {
+        "model_type": "llama",
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+    },
+    "qwen2.5-7b": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "max_position_embeddings": 32768,
+    },
+    "opt-6.7b": {
+        "architectures": ["OPTForCausalLM"],
+        "model_type": "opt",
+        "hidden_size": 4096,
+        "ffn_dim": 16384,
+        "word_embed_proj_dim": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 50272,
+        "max_position_embeddings": 2048,
+    },
+}
+"""What the hub's config.json says of the models of ``pipelines/paper/``, as far as it counts."""
+
+SIZES = {"llama-2-7b": 6.7, "llama-3.1-8b": 8.0, "qwen2.5-7b": 7.6, "opt-6.7b": 6.7}
+"""Billions of parameters."""
+
+PAPER = Path(__file__).parents[2] / "pipelines/paper"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_papers_pipelines_on_configurations_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]), encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    path = PAPER / f"{name}.yaml"
+    plan = make_plan(path, Registry.load(), out=tmp_path / "out")
+    found = check.check_plan(plan, path, elsewhere=True)
+    assert found.estimate.parameters / 1e9 == pytest.approx(SIZES[name], abs=0.05)
+    assert len(plan.runs) == found.estimate.runs == 7
+    learner = plan.runs[2].pipeline.layers.permutation
+    assert (learner.name, getattr(learner, "passes", None)) == ("lcp", 50)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_pipeline_of_the_paper_is_checked() -> None:
+    assert {path.stem for path in PAPER.glob("*.yaml")} == set(CONFIGS)
+
+
+def test_what_does_not_fit_here_is_a_warning_where_it_runs_elsewhere(
+    write_pipeline: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pipeline()
+    plan = make_plan(path, Registry.load(), out=tmp_path / "out")
+    monkeypatch.setattr(check, "available_memory", lambda: 10**6)
+    with pytest.raises(UserError, match="not enough memory"):
+        check.check_plan(plan, path)
+    (warning,) = check.check_plan(plan, path, elsewhere=True).warnings
+    assert warning.startswith("on this machine, not enough memory")

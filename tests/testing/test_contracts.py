@@ -245,7 +245,15 @@ class Steps:
         self.seen.append(f"step {step}")
 
     @hookimpl
-    def permllm_run_failed(self, error: BaseException) -> None:
+    def permllm_run_failed(self, run: Any) -> None:
+        self.seen.append(f"{run.label} failed")
+
+    @hookimpl
+    def permllm_stage_reused(self, run: Any) -> None:
+        self.seen.append(f"{run.label} reused")
+
+    @hookimpl
+    def permllm_plan_failed(self, error: BaseException) -> None:
         self.seen.append(type(error).__name__)
 
     @hookimpl
@@ -257,7 +265,8 @@ def test_an_observer_is_led_through_every_course() -> None:
     steps = Steps()
     check_observer(AnyObserver(steps))
     whole = ["step 1", "step 2", "step 3"] * 2 + ["dense,seed=1,seed=2"]
-    assert steps.seen == [*whole, "RuntimeError", "step 1", "KeyboardInterrupt"]
+    around = ["seed=1 failed", "seed=2 reused", "dense,seed=1,seed=2"]
+    assert steps.seen == [*whole, *around, "RuntimeError", "step 1", "KeyboardInterrupt"]
 
 
 def test_bad_observers() -> None:
@@ -268,7 +277,7 @@ def test_bad_observers() -> None:
 
     class Breaks:
         @hookimpl
-        def permllm_run_failed(self, run: Any) -> None:
+        def permllm_plan_failed(self, run: Any) -> None:
             raise LookupError(run.label)
 
     fails(check_observer, AnyObserver(object()), "has no method with @permllm.hookimpl")

@@ -1,0 +1,113 @@
+"""``permllm cache``: what a cache holds, whether it is whole, and making room in it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from permllm.cli.errors import debug_option
+from permllm.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from permllm.runner.cache import Cache
+
+folder_argument = click.argument("folder", type=click.Path(path_type=Path))
+
+
+@click.group("cache")
+@debug_option
+def command() -> None:
+    """Look after the cache FOLDER of `permllm run --cache`, or the one in a run's folder."""
+
+
+@command.command("list")
+@folder_argument
+@debug_option
+def list_entries(folder: Path) -> None:
+    """Show how many entries of each kind there are, their size and their last use."""
+    from rich.console import Console
+    from rich.table import Table
+
+    entries = _open(folder).entries()
+    table = Table("kind", "entries", "size", "last used")
+    for kind in sorted({entry.kind for entry in entries}):
+        own = [entry for entry in entries if entry.kind == kind]
+        used = datetime.fromtimestamp(max(entry.used for entry in own))
+        table.add_row(
+            kind, str(len(own)), _size(sum(e.bytes for e in own)), f"{used:%Y-%m-%d %H:%M}"
+        )
+    table.add_section()
+    table.add_row("all", str(len(entries)), _size(sum(entry.bytes for entry in entries)), "")
+    Console().print(table)
+
+
+@command.command("prune")
+@folder_argument
+@click.option(
+    "--limit",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="GB",
+    help="What may stay; what was used last stays longest.",
+)
+@debug_option
+def prune(folder: Path, limit: float) -> None:
+    """Remove entries until the rest takes no more than --limit, and unfinished files."""
+    cache = _open(folder)
+    abandoned = cache.sweep()
+    removed = cache.make_room(int(limit * 1e9))
+    left = cache.entries()
+    click.echo(
+        f"removed {len(removed)} entries ({_size(sum(entry.bytes for entry in removed))}) and "
+        f"{abandoned} unfinished files; {len(left)} entries "
+        f"({_size(sum(entry.bytes for entry in left))}) stay"
+    )
+
+
+@command.command("verify")
+@folder_argument
+@debug_option
+def verify(folder: Path) -> None:
+    """Read every entry, and name those whose content is not what was written.
+
+    A run that meets one computes it again, so nothing has to be done; the exit code is 1.
+    """
+    damaged, count = [], 0
+    for entry, is_damaged in _open(folder).damaged():
+        count += 1
+        if is_damaged:
+            damaged.append(entry)
+            click.echo(f"damaged: {entry.path}")
+    if damaged:
+        raise RunFailed(f"{len(damaged)} of {count} entries are damaged")
+    click.echo(f"all {count} entries are whole")
+
+
+def _open(folder: Path) -> Cache:
+    """The cache in a folder or in a run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    from permllm.runner.cache import Cache
+    from permllm.runner.folder import PIPELINE
+    from permllm.runner.run import CACHE
+
+    place = folder / CACHE if (folder / PIPELINE).exists() else folder
+    cache = Cache(place)
+    if not place.is_dir() or (any(place.iterdir()) and not cache.entries()):
+        raise UserError(
+            f"{place} is no cache of permllm",
+            hint="name the folder given to `permllm run --cache`, or a run's folder",
+        )
+    return cache
+
+
+def _size(count: int) -> str:
+    from permllm.report.units import memory
+
+    return memory(count)

@@ -1,0 +1,149 @@
+"""Prunes linears under their permutations: scores in, checked weights and reports out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from permllm.core.patterns import is_nm, retained_share
+from permllm.core.permutations import invert
+from permllm.core.statistics import SQUARE_SUM
+from permllm.errors import RunFailed
+from permllm.models.decoder import Decoder
+from permllm.models.linears import Group
+from permllm.results import LayerReport
+from permllm.runner.settings import LinearSettings
+
+GroupSums = Mapping[str, Mapping[str, Tensor]]
+"""By group, by statistic."""
+
+
+@attrs.frozen(eq=False)
+class LinearPruning:
+    """What pruning a linear takes besides its scores and its order.
+
+    Attributes:
+        decoder: has the dense weights.
+        settings: pattern, metric and pruner of every linear.
+        device: where to compute.
+    """
+
+    decoder: Decoder
+    settings: Mapping[str, LinearSettings]
+    device: torch.device
+
+    def scores(self, groups: Mapping[str, Group], sums: GroupSums) -> dict[str, Tensor]:
+        """The scores of every linear of some groups."""
+        scores = {}
+        for name, group in groups.items():
+            for linear in group.linears:
+                metric = self.settings[linear].metric
+                weight = self.decoder.weight(linear).to(self.device)
+                scores[linear] = metric.scores(weight, sums[name])
+                self.check_scores(f"metric '{metric.name}'", linear, scores[linear])
+        return scores
+
+    def check_scores(self, whose: str, linear: str, scores: Tensor) -> None:
+        """Refuse scores that cannot be used.
+
+        Raises:
+            RunFailed: they are of another shape, negative or not finite.
+        """
+        shape = tuple(self.decoder.weight(linear).shape)
+        if scores.shape != shape or not bool((scores >= 0).all() & scores.isfinite().all()):
+            raise RunFailed(
+                f"{whose} gave scores for {linear} that are not finite and non-negative of "
+                f"shape {shape}"
+            )
+
+    def prune(
+        self,
+        groups: Mapping[str, Group],
+        perms: Mapping[str, Tensor],
+        scores: Mapping[str, Tensor],
+        sums: GroupSums,
+    ) -> tuple[dict[str, Tensor], list[LayerReport]]:
+        """Prune the linears of some groups under their permutations.
+
+        Args:
+            groups: whose linears.
+            perms: ``LongTensor[C_in]`` by group.
+            scores: ``[C_out, C_in]`` by linear, in original order.
+            sums: the statistics.
+
+        Returns:
+            the pruned weights on the CPU, in original order, and a report on each.
+
+        Raises:
+            RunFailed: a pruner gave something else than an N:M weight.
+        """
+        weights: dict[str, Tensor] = {}
+        reports = []
+        for name, group in groups.items():
+            for linear in group.linears:
+                dense = self.decoder.weight(linear).detach().to(self.device)
+                pruned = self._pruned(linear, dense, scores[linear], perms[name], sums[name])
+                reports.append(
+                    report(linear, group, self.settings[linear], dense, pruned, scores[linear],
+                           perms[name], sums[name])
+                )  # fmt: skip
+                weights[linear] = pruned.cpu()
+        return weights, reports
+
+    def _pruned(
+        self,
+        linear: str,
+        dense: Tensor,
+        scores: Tensor,
+        perm: Tensor,
+        sums: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The pruned weight of one linear, in original channel order."""
+        settings = self.settings[linear]
+        perm = perm.to(dense.device)
+        needs = {need.name: need for need in settings.pruner.needs}
+        moved = {
+            key: need.permuted(sums[key].to(dense.device), perm) for key, need in needs.items()
+        }
+        pruned, _ = settings.pruner.prune(
+            dense[:, perm], scores.to(dense.device)[:, perm], settings.pattern, moved
+        )
+        if pruned.shape != dense.shape or not is_nm(pruned, settings.pattern):
+            raise RunFailed(
+                f"pruner '{settings.pruner.name}' gave {linear} a weight that is not "
+                f"{settings.pattern} of shape {tuple(dense.shape)}"
+            )
+        if not bool(pruned.isfinite().all()):
+            raise RunFailed(
+                f"pruner '{settings.pruner.name}' gave {linear} NaN or infinite weights"
+            )
+        return pruned[:, invert(perm)]
+
+
+def report(
+    linear: str,
+    group: Group,
+    settings: LinearSettings,
+    dense: Tensor,
+    pruned: Tensor,
+    scores: Tensor,
+    perm: Tensor,
+    sums: Mapping[str, Tensor],
+) -> LayerReport:
+    """The figures of one pruned linear; all tensors ``[C_out, C_in]`` in original order."""
+    pattern = settings.pattern
+    norms = sums[SQUARE_SUM.name].to(dense.device)
+    change = ((dense - pruned).float().square() * norms).sum()
+    return LayerReport(
+        linear=linear,
+        group=group.name,
+        shape=(dense.shape[0], dense.shape[1]),
+        pattern=str(pattern),
+        retained_before=retained_share(scores, pattern),
+        retained=retained_share(scores, pattern, perm.to(scores.device)),
+        sparsity=float((pruned == 0).double().mean()),
+        error=float(change / (dense.float().square() * norms).sum().clamp_min(1e-30)),
+    )

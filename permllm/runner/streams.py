@@ -1,0 +1,89 @@
+"""Streams of hidden states between windows: what the dense and the pruned layers hand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from permllm.models.decoder import Decoder
+from permllm.runner.calibration import Sequences
+from permllm.runner.keys import tensor_digest
+from permllm.runner.stages import Stages
+
+
+@attrs.define(eq=False)
+class Streams:
+    """The hidden states ``[n, L, H]`` of all sequences that enter the current window.
+
+    None stands for the embedded tokens, before the first window. A stream moves on in
+    batches that are the same in every run, so that equal runs round alike.
+
+    Attributes:
+        decoder: the dense model.
+        sequences: the calibration tokens.
+        device: where layers compute.
+        stages: keeps the dense model's states.
+        dense_inputs: whether windows see what the dense layers hand on.
+        dense, pruned: the streams.
+        passed: finished windows that the streams have not gone through yet: their layers
+            and the pruned weights.
+    """
+
+    decoder: Decoder
+    sequences: Sequences
+    device: torch.device
+    stages: Stages
+    dense_inputs: bool = False
+    dense: Tensor | None = None
+    pruned: Tensor | None = None
+    passed: list[tuple[range, Mapping[str, Tensor]]] = attrs.field(factory=list)
+
+    def later(self, layers: range, weights: Mapping[str, Tensor]) -> None:
+        """Note a finished window; the streams go through it once they are asked for."""
+        self.passed.append((layers, weights))
+
+    def catch_up(self) -> None:
+        """Move the streams through all finished windows."""
+        for layers, weights in self.passed:
+            self.decoder.place(self.device, layers)
+            here = {name: weight.to(self.device) for name, weight in weights.items()}
+            self.dense = self._joined(partial(self._dense, layers, self.dense))
+            if self.dense_inputs:
+                self.pruned = self.dense
+            else:
+                self.pruned = self._joined(partial(self._run, layers, self.pruned, here))
+        self.passed.clear()
+
+    def keep(self, layer: int, rows: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """Dense states at the end of the layer before ``layer``, computed once for all runs."""
+        tokens = self.sequences.tokens[rows]
+        key = self.stages.key("states", lambda: [layer, tensor_digest(tokens)])
+        return self.stages.part("states", key, make).to(self.device)
+
+    def batches(self, stream: Tensor | None, rows: Tensor) -> list[tuple[Tensor, Any]]:
+        """A stream in batches, with the layers' other arguments."""
+        return [self._batch(stream, part) for part in rows.split(self.sequences.batch_size)]
+
+    def _batch(self, stream: Tensor | None, rows: Tensor) -> tuple[Tensor, Any]:
+        calls = self.decoder.embed(self.sequences.tokens[rows].to(self.device))
+        return (calls.hidden if stream is None else stream[rows].to(self.device)), calls
+
+    def _dense(self, layers: range, before: Tensor | None, rows: Tensor) -> Tensor:
+        return self.keep(layers.stop, rows, partial(self._run, layers, before, {}, rows))
+
+    @torch.no_grad()
+    def _run(
+        self, layers: range, before: Tensor | None, weights: Mapping[str, Tensor], rows: Tensor
+    ) -> Tensor:
+        hidden, calls = self._batch(before, rows)
+        for layer in layers:
+            hidden = self.decoder.run_layer(layer, hidden, calls, weights)
+        return hidden
+
+    def _joined(self, run: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.cat([run(rows).cpu() for rows in self.sequences.batches()])
