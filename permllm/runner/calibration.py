@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import attrs
@@ -47,11 +46,6 @@ class Sequences:
     def batches(self) -> list[Tensor]:
         """All rows in batches for forward passes; see :func:`row_batches`."""
         return row_batches(self.learning, self.held_out, self.batch_size)
-
-    def fingerprint(self) -> str:
-        """A hash of the calibration and held-out tokens."""
-        kept = torch.cat([self.tokens[: self.calibration], self.tokens[self.held_out]])
-        return hashlib.sha256(kept.contiguous().numpy().tobytes()).hexdigest()
 
 
 def wished_sequences(pipeline: Pipeline) -> int:

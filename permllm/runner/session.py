@@ -59,11 +59,13 @@ class Session:
         base = digest(self.fingerprint, machine(self.device, self.dtype), own_code())
         self.stages = Stages(cache, base, self._found)
         self.read: dict[Any, Sequences] = {}
-        first = self.sequences(plan.dense) if plan.runs else None
+        if plan.runs:
+            # Before anything long: the text may be too short.
+            self.sequences(plan.dense)
         self.environment = folder.environment(
             model_fingerprint=self.fingerprint,
             model=pipeline.model.describe(),
-            calibration_fingerprint=first.fingerprint() if first else "",
+            calibration_fingerprint=pipeline.calibration.dataset.fingerprint("train"),
         )
         folder.check_same_inputs(plan.out, self.environment)
         folder.write_json(plan.out / folder.ENVIRONMENT, self.environment)
