@@ -61,7 +61,7 @@ def noted(error: Exception, note: str) -> Exception:
 
 def of_default(key: str, error: Exception) -> FieldError:
     """The error that a key's default, which no file spells, cannot be made."""
-    leaf = next(inner for _, inner in _leaves(error, ()))
+    leaf = next(inner for _, inner in leaves(error, ()))
     message = getattr(leaf, "message", str(leaf))
     hint = getattr(leaf, "hint", None)
     return FieldError(f"the default of '{key}' cannot be used: {message}", hint, missing=True)
@@ -74,21 +74,26 @@ def first_error(document: Document, error: Exception) -> UserError:
         document: where everything stands.
         error: a tree of exceptions with cattrs' notes, or one exception.
     """
-    found = [_placed(document, place, leaf) for place, leaf in _leaves(error, ())]
+    found = [_placed(document, place, leaf) for place, leaf in leaves(error, ())]
     return min(found, key=lambda pair: pair[0])[1]
 
 
-def _leaves(error: Exception, place: Keys) -> Iterator[tuple[Keys, Exception]]:
-    """The errors of a tree of exceptions, each with the path that cattrs noted."""
+def leaves(error: Exception, place: Keys) -> Iterator[tuple[Keys, Exception]]:
+    """The errors of a tree of exceptions, each with the path that cattrs noted.
+
+    Args:
+        error: a tree of exceptions with cattrs' notes, or one exception.
+        place: where its root stands.
+    """
     if not isinstance(error, (ClassValidationError, IterableValidationError)):
         yield place, error
         return
     located, others = error.group_exceptions()
     for inner, note in located:
         key = note.name if isinstance(note, AttributeValidationNote) else note.index
-        yield from _leaves(inner, (*place, key))
+        yield from leaves(inner, (*place, key))
     for inner in others:
-        yield from _leaves(inner, place)
+        yield from leaves(inner, place)
 
 
 def _placed(document: Document, place: Keys, error: Exception) -> tuple[Any, UserError]:

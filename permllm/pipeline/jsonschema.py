@@ -15,6 +15,7 @@ import attrs
 
 from permllm.components import KINDS, Component
 from permllm.core.patterns import Pattern
+from permllm.pipeline.matrix import MAX_REPEAT
 from permllm.pipeline.options import (
     OptionInfo,
     component_kind,
@@ -24,6 +25,7 @@ from permllm.pipeline.options import (
     members,
 )
 from permllm.pipeline.schema import SOURCES, Pipeline
+from permllm.pipeline.settings import EXCLUDE, INCLUDE, REPEAT
 from permllm.registry import Registry
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -176,9 +178,36 @@ def _track(registry: Registry) -> Schema:
 
 
 def _matrix() -> Schema:
-    """``matrix:``: dotted keys with lists of values, whose types the reader checks."""
+    """``matrix:``: dotted keys with values, whose types the reader checks, and what goes with them.
+
+    The values of a key are a list, or a mapping of their names.
+    """
+    keys = {"pattern": r"^[^.\s]+(\.[^.\s]+)*$"}
+    named = {"type": "object", "minProperties": 1, "propertyNames": {"not": {"const": "name"}}}
+    entry = {"type": "object", "propertyNames": keys}
     return {
         "type": ["object", "null"],
-        "propertyNames": {"pattern": r"^[^.\s]+(\.[^.\s]+)*$"},
-        "additionalProperties": {"type": "array", "minItems": 1},
+        "propertyNames": keys,
+        "properties": {
+            INCLUDE: {
+                "description": "further combinations beside the product",
+                "type": "array",
+                "minItems": 1,
+                "items": entry,
+            },
+            EXCLUDE: {
+                "description": "values of combinations that are left out of the product",
+                "type": "array",
+                "minItems": 1,
+                "items": {**entry, "minProperties": 1},
+            },
+            REPEAT: {
+                "description": "how often each combination runs, with other seeds each time",
+                "type": "integer",
+                "minimum": 1,
+                "maximum": MAX_REPEAT,
+                "default": 1,
+            },
+        },
+        "additionalProperties": {"anyOf": [{"type": "array", "minItems": 1}, named]},
     }

@@ -132,7 +132,7 @@ def _read_document(
     _check_version(document)
     check_axes(document)
     base_dir = base_dir.absolute()
-    pipeline = structure(base_document(document), Pipeline, registry, base_dir)
+    pipeline = structure(base_document(document, registry, base_dir), Pipeline, registry, base_dir)
     if not document.data.get(MATRIX):
         return pipeline
     return attrs.evolve(pipeline, matrix=resolved_axes(document, registry, base_dir))

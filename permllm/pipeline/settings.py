@@ -14,6 +14,11 @@ from permllm.pipeline.schema import Pipeline
 
 MATRIX = "matrix"
 
+INCLUDE, EXCLUDE, REPEAT = "include", "exclude", "repeat"
+
+RESERVED = (INCLUDE, EXCLUDE, REPEAT)
+"""What a matrix holds beside dotted keys."""
+
 
 def apply_settings(document: Document, settings: Iterable[str]) -> Document:
     """A document with the ``KEY=VALUE`` of each ``--set`` put in, the values read as YAML.
@@ -63,12 +68,20 @@ def _parts(document: Document, key: str) -> list[str]:
     parts = key.split(".")
     if parts[0] != MATRIX or len(parts) == 1:
         return parts
-    axes = document.data.get(MATRIX)
     rest = parts[1:]
-    for size in range(len(rest), 0, -1):
-        if isinstance(axes, Mapping) and ".".join(rest[:size]) in axes:
-            return [MATRIX, ".".join(rest[:size]), *rest[size:]]
-    return [MATRIX, ".".join(rest)]
+    if rest[0] not in (INCLUDE, EXCLUDE):
+        return [MATRIX, *_grouped(document.data.get(MATRIX), rest)]
+    place = (MATRIX, rest[0], int(rest[1]) if rest[1:] and rest[1].isdecimal() else -1)
+    entry = _at(document, place) if document.holds(place) else None
+    return [MATRIX, *rest[:2], *_grouped(entry, rest[2:])]
+
+
+def _grouped(holder: Any, parts: list[str]) -> list[str]:
+    """The parts with those joined that are one dotted key of ``holder``, or all of them."""
+    for size in range(len(parts), 0, -1):
+        if isinstance(holder, Mapping) and ".".join(parts[:size]) in holder:
+            return [".".join(parts[:size]), *parts[size:]]
+    return [".".join(parts)] if parts else []
 
 
 def _opened(document: Document, place: Keys, origin: Origin) -> Document:
@@ -129,7 +142,7 @@ def _refuse_overruled(document: Document, keys: Iterable[str]) -> None:
     axes = document.data.get(MATRIX)
     for key in keys if isinstance(axes, Mapping) else ():
         for axis in axes:
-            if f"{key}.".startswith(f"{axis}."):
+            if axis not in RESERVED and f"{key}.".startswith(f"{axis}."):
                 raise Origin(setting=key).error(
                     f"the matrix sets '{axis}', so this would have no effect",
                     f"set matrix.{axis}, or drop the matrix with --set matrix=null",

@@ -25,11 +25,12 @@ from permllm.components import Observer
 from permllm.core.patterns import Pattern
 from permllm.errors import UserError, did_you_mean
 from permllm.pipeline import scalars
-from permllm.pipeline.document import Document
+from permllm.pipeline.document import Document, Keys
 from permllm.pipeline.field_errors import (
     FieldError,
     expected,
     first_error,
+    leaves,
     noted,
     of_default,
     shown,
@@ -70,6 +71,25 @@ def structure(document: Document, cls: type[T], registry: Registry, base_dir: Pa
         return _Structurer(registry, base_dir).converter.structure(document.data, cls)
     except _ERRORS as error:
         raise first_error(document, error) from None
+
+
+def missing_keys(
+    document: Document, cls: type, registry: Registry, base_dir: Path
+) -> tuple[Keys, ...]:
+    """Where a document lacks what a ``cls`` cannot do without.
+
+    Args:
+        document, cls, registry, base_dir: as for :func:`structure`.
+    """
+    try:
+        _Structurer(registry, base_dir).converter.structure(document.data, cls)
+    except _ERRORS as error:
+        return tuple(
+            place
+            for place, leaf in leaves(error, ())
+            if isinstance(leaf, FieldError) and leaf.missing
+        )
+    return ()
 
 
 class _Structurer:

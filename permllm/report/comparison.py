@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import attrs
 
+from permllm.report.repeats import Paired, Setting, Spread, paired, settings, spread
 from permllm.results import Results, RunResult
 
 PERPLEXITY = "perplexity/"
@@ -46,6 +48,37 @@ class Gap:
         return (self.unordered - self.ordered) / opened
 
 
+@attrs.frozen
+class Gaps:
+    """The gaps of a setting, one of each repeat that has one.
+
+    Attributes:
+        each: they, at least one.
+    """
+
+    each: tuple[Gap, ...]
+
+    @property
+    def dense(self) -> float:
+        """The dense model's perplexity, which all repeats share."""
+        return self.each[0].dense
+
+    @property
+    def unordered(self) -> Spread:
+        """The perplexities in the original channel order."""
+        return _spread(gap.unordered for gap in self.each)
+
+    @property
+    def ordered(self) -> Spread:
+        """The perplexities of the repeats."""
+        return _spread(gap.ordered for gap in self.each)
+
+    @property
+    def closed(self) -> Spread | None:
+        """The repeats' closed shares; None if there was no gap in any of them."""
+        return spread(gap.closed for gap in self.each if gap.closed is not None)
+
+
 def perplexities(results: Results) -> list[str]:
     """The names of the perplexity figures, in the order measured."""
     return [name for name in figure_names(results) if name.startswith(PERPLEXITY)]
@@ -64,17 +97,44 @@ def dense_run(results: Results) -> RunResult | None:
 def reference(results: Results, run: RunResult) -> RunResult | None:
     """The run without a permutation that is otherwise like ``run``, or None.
 
-    Without a matrix over permutations, it is the run with the label ``none``.
+    Without a matrix over permutations, it is the run with the label ``none``. Repeats are
+    compared with the same repeat.
     """
     others = _other_options(run)
     for candidate in results.runs:
+        if candidate.repeat != run.repeat:
+            continue
         order = candidate.options.get(PERMUTATION)
         if order is not None and name_of(order) == UNCHANGED:
             if _other_options(candidate) == others and PERMUTATION in run.options:
                 return candidate
-        elif order is None and candidate.label == UNCHANGED and PERMUTATION not in run.options:
+        elif order is None and candidate.setting == UNCHANGED and PERMUTATION not in run.options:
             return candidate
     return None
+
+
+def rival(results: Results, setting: Setting) -> Setting | None:
+    """The setting that another is compared with, or None for one that is a rival itself.
+
+    It is the one without a permutation that is otherwise alike or, where there is none,
+    the first one of pruned models.
+    """
+    if setting.label == DENSE:
+        return None
+    pruned = [other for other in settings(results) if other.label != DENSE]
+    own = next((run for run in (*setting.runs, *setting.failed)), None)
+    without = None if own is None else reference(results, own)
+    if without is not None:
+        found = next(other for other in pruned if other.label == without.setting)
+    else:
+        found = next((other for other in pruned if other.runs), setting)
+    return None if found.label == setting.label else found
+
+
+def difference(results: Results, setting: Setting, figure: str) -> Paired | None:
+    """How a setting differs from its rival; None where there is none or no pair of repeats."""
+    other = rival(results, setting)
+    return None if other is None else paired(setting, other, figure)
 
 
 def gap(results: Results, run: RunResult, figure: str) -> Gap | None:
@@ -90,10 +150,28 @@ def gap(results: Results, run: RunResult, figure: str) -> Gap | None:
     return Gap(figure, dense.figures[figure], without.figures[figure], run.figures[figure])
 
 
+def gaps(results: Results, setting: Setting, figure: str) -> Gaps | None:
+    """The gaps of a setting's repeats in one perplexity; None if none has one."""
+    each = [found for run in setting.runs if (found := gap(results, run, figure))]
+    return Gaps(tuple(each)) if each else None
+
+
 def name_of(value: Any) -> str:
     """The component's name in a matrix value, bare or with options."""
     return str(value.get("name", "")) if isinstance(value, dict) else str(value)
 
 
 def _other_options(run: RunResult) -> dict[str, Any]:
-    return {key: value for key, value in run.options.items() if key != PERMUTATION}
+    """What was set besides the permutation and its options."""
+    below = f"{PERMUTATION}."
+    return {
+        key: value
+        for key, value in run.options.items()
+        if key != PERMUTATION and not key.startswith(below)
+    }
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    found = spread(values)
+    assert found is not None
+    return found

@@ -14,7 +14,8 @@ from permllm.observers.events import read_events
 from permllm.report.comparison import DENSE, PERPLEXITY, perplexities
 from permllm.report.history import Series, training_history
 from permllm.report.layers import by_kind, by_layer, mean
-from permllm.report.units import number
+from permllm.report.repeats import Setting, Spread, settings, spread
+from permllm.report.units import with_deviation
 from permllm.results import LayerReport, Results, RunResult
 
 if TYPE_CHECKING:
@@ -80,11 +81,15 @@ def write_plots(results: Results, plan: Plan) -> list[Path]:
 def _of_the_plan(
     results: Results, history: Mapping[str, Mapping[str, Series]]
 ) -> dict[str, Figure | None]:
-    runs = [run for run in results.runs if run.layers]
-    trained = {run.label: history[run.label] for run in runs if run.label in history}
+    finished = [run for run in results.runs if run.error is None]
+    trained: dict[str, list[Mapping[str, Series]]] = {}
+    for run in finished:
+        if run.label in history:
+            trained.setdefault(run.setting, []).append(history[run.label])
+    pruned = [setting for setting in settings(results) if any(run.layers for run in setting.runs)]
     return {
         "perplexity": perplexity_bars(results),
-        "retained": retained_by_run(runs) if runs else None,
+        "retained": retained_by_setting(pruned) if pruned else None,
         "training": training_curves(trained) if trained else None,
     }
 
@@ -92,7 +97,7 @@ def _of_the_plan(
 def _of_a_run(run: RunResult, history: Mapping[str, Series]) -> dict[str, Figure | None]:
     return {
         "retained": retained_by_kind(run) if run.layers else None,
-        "training": training_curves({run.label: history}) if history else None,
+        "training": training_curves({run.label: [history]}) if history else None,
     }
 
 
@@ -112,34 +117,31 @@ def _write_all(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]
 # --- the pictures -------------------------------------------------------------------
 
 
-def training_curves(history: Mapping[str, Mapping[str, Series]]) -> Figure:
-    """Loss and held-out loss per step above, temperature below, for each run."""
-    schedules = [name for name in ("temperature",) if any(name in run for run in history.values())]
+def training_curves(history: Mapping[str, Sequence[Mapping[str, Series]]]) -> Figure:
+    """Loss and held-out loss per step above, temperature below, of each setting's repeats."""
+    every = [figures for repeats in history.values() for figures in repeats]
+    schedules = [name for name in ("temperature",) if any(name in figures for figures in every)]
     heights = [3.0, *(1.0 for _ in schedules)]
     figure = _figure(6.4, 3.0 + 1.3 * len(schedules))
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     single = len(history) == 1
-    for index, (label, figures) in enumerate(history.items()):
+    for index, (label, repeats) in enumerate(history.items()):
         colour, line = _look(index)
-        name = "loss" if single else label
-        # Losses of single batches scatter; what is measured on held-out text stands out.
-        _curve(axes[0], figures.get("loss", []), name, color=colour, linestyle=line, alpha=0.55)
-        held_out = figures.get("held_out_loss", [])
-        marked = colour if not single else COLOURS[1]
-        _curve(
-            axes[0],
-            held_out,
-            "held-out loss" if single else f"{label}, held out",
-            color=marked,
-            linestyle=line,
-            marker="o",
-            markersize=3.5,
-        )
-        for panel, schedule in zip(axes[1:], schedules, strict=True):
-            course = figures.get(schedule, [])
-            _curve(panel, course, label, color=colour, linestyle=line)
-            panel.set_ylabel(schedule)
-            panel.set_ylim(bottom=0)
+        names = ("loss", "held-out loss") if single else (label, f"{label}, held out")
+        for figures in repeats:
+            # Losses of single batches scatter; what is measured on held-out text stands out.
+            loss, held_out = figures.get("loss", []), figures.get("held_out_loss", [])
+            _curve(axes[0], loss, names[0], color=colour, linestyle=line, alpha=0.55)
+            marked = colour if not single else COLOURS[1]
+            style = {"color": marked, "linestyle": line, "marker": "o", "markersize": 3.5}
+            _curve(axes[0], held_out, names[1], **style)
+            for panel, schedule in zip(axes[1:], schedules, strict=True):
+                course = figures.get(schedule, [])
+                _curve(panel, course, label, color=colour, linestyle=line)
+                panel.set_ylabel(schedule)
+                panel.set_ylim(bottom=0)
+            # Further repeats look alike and are not named again.
+            names = ("_", "_")
     axes[0].set_ylabel("loss")
     axes[-1].set_xlabel("training step")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
@@ -151,27 +153,38 @@ def training_curves(history: Mapping[str, Mapping[str, Series]]) -> Figure:
     return figure
 
 
-def retained_by_run(runs: Sequence[RunResult]) -> Figure:
-    """The retained score of each decoder layer, for each run, and in the original order."""
+def retained_by_setting(pruned: Sequence[Setting]) -> Figure:
+    """The retained score of each decoder layer, for each setting, and in the original order.
+
+    Repeats are averaged; what they scatter by is shaded.
+    """
     figure = _figure(6.4, 3.6)
     axes = figure.subplots()
     courses: list[list[float]] = []
-    for run in runs:
-        layers, before, _ = _courses(run.layers)
-        # Runs of one metric and pattern have the original order in common.
-        if before not in courses:
-            courses.append(before)
-            name = "original order" if len(courses) == 1 else f"original order, {run.label}"
-            axes.plot(layers, before, color=GREY, linestyle=LINES[-len(courses) % 4], label=name)
-    for index, run in enumerate(runs):
-        layers, before, after = _courses(run.layers)
+    averages = [
+        _average([_courses(run.layers) for run in one.runs if run.layers]) for one in pruned
+    ]
+    for setting, (layers, before, _) in zip(pruned, averages, strict=True):
+        course = [found.mean for found in before]
+        # Settings of one metric and pattern have the original order in common.
+        if course not in courses:
+            courses.append(course)
+            name = "original order" if len(courses) == 1 else f"original order, {setting.label}"
+            axes.plot(layers, course, color=GREY, linestyle=LINES[-len(courses) % 4], label=name)
+    for index, (setting, (layers, before, after)) in enumerate(zip(pruned, averages, strict=True)):
         if after != before:
             colour, line = _look(index)
-            axes.plot(layers, after, color=colour, linestyle=line, marker=_dots(layers),
-                      markersize=3, label=run.label)  # fmt: skip
+            course = [found.mean for found in after]
+            axes.plot(layers, course, color=colour, linestyle=line, marker=_dots(layers),
+                      markersize=3, label=setting.label)  # fmt: skip
+            off = [found.deviation or 0.0 for found in after]
+            low = [value - width for value, width in zip(course, off, strict=True)]
+            high = [value + width for value, width in zip(course, off, strict=True)]
+            if any(off):
+                axes.fill_between(layers, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.set_title("Importance score that pruning keeps", loc="left")
     _label_layers(axes)
-    _legend(figure, axes, len(runs) + len(courses))
+    _legend(figure, axes, len(pruned) + len(courses))
     return figure
 
 
@@ -200,26 +213,37 @@ def retained_by_kind(run: RunResult) -> Figure:
 
 
 def perplexity_bars(results: Results) -> Figure | None:
-    """A bar per run, dense included, a panel per perplexity figure."""
-    names = perplexities(results)
+    """A bar per setting, dense included, a panel per perplexity figure.
+
+    Repeats have error bars of one standard deviation.
+    """
+    names, every = perplexities(results), [one for one in settings(results) if one.runs]
     if not names:
         return None
-    figure = _figure(6.4 if len(names) == 1 else 9.0, 1.0 + 0.32 * len(results.runs))
+    figure = _figure(6.4 if len(names) == 1 else 9.0, 1.0 + 0.32 * len(every))
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for panel, name in zip(axes, names, strict=True):
-        runs = [run for run in results.runs if name in run.figures]
-        colours = [GREY if run.label == DENSE else COLOURS[0] for run in runs]
-        labels = [_cropped(run.label, 40) for run in runs]
-        values = [run.figures[name] for run in runs]
-        finite = [value if math.isfinite(value) else 0.0 for value in values]
-        bars = panel.barh(labels, finite, color=colours, height=0.65)
-        panel.bar_label(bars, [number(value) for value in values], padding=3)
+        found = [(place, one.label, one.spread(name)) for place, one in enumerate(every)]
+        bars = [(place, label, value) for place, label, value in found if value]
+        finite = [_finite(value.mean) for _, _, value in bars]
+        deviations = [_finite(value.deviation or 0.0) for _, _, value in bars]
+        drawn = panel.barh(
+            [place for place, _, _ in bars],
+            finite,
+            color=[GREY if label == DENSE else COLOURS[0] for _, label, _ in bars],
+            height=0.65,
+            **({"xerr": deviations, "error_kw": {"capsize": 3}} if any(deviations) else {}),
+        )
+        texts = [with_deviation(value.mean, value.deviation) for _, _, value in bars]
+        panel.bar_label(drawn, texts, padding=3)
         if max(finite) > LOGARITHMIC * max(min(finite), 1.0):
             panel.set_xscale("log")
         panel.margins(x=0.15)
         panel.grid(visible=False, axis="y")
         panel.tick_params(axis="y", length=0)
         panel.set_xlabel(f"perplexity on {name.removeprefix(PERPLEXITY)} (lower is better)")
+    # By place: labels that are cropped to the same text are still two bars.
+    axes[0].set_yticks(range(len(every)), [_cropped(one.label, 40) for one in every])
     axes[0].invert_yaxis()
     return figure
 
@@ -253,6 +277,23 @@ def _courses(reports: Sequence[LayerReport]) -> tuple[list[int], list[float], li
 
     before = course(lambda report: report.retained_before)
     return list(layers), before, course(lambda report: report.retained)
+
+
+def _average(
+    runs: Sequence[tuple[list[int], list[float], list[float]]],
+) -> tuple[list[int], list[Spread], list[Spread]]:
+    """The courses of repeats, averaged layer by layer."""
+
+    def averaged(courses: Sequence[list[float]]) -> list[Spread]:
+        return [
+            found for values in zip(*courses, strict=True) if (found := spread(values)) is not None
+        ]
+
+    return runs[0][0], averaged([run[1] for run in runs]), averaged([run[2] for run in runs])
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
 
 
 def _label_layers(axes: Axes) -> None:

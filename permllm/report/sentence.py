@@ -3,87 +3,126 @@
 from __future__ import annotations
 
 from permllm.report.comparison import (
+    DENSE,
     PERPLEXITY,
-    Gap,
-    dense_run,
-    gap,
+    Gaps,
+    gaps,
     perplexities,
-    reference,
+    rival,
 )
-from permllm.report.units import number, percent
-from permllm.results import Results, RunResult
+from permllm.report.repeats import Setting, Spread, repeated, settings
+from permllm.report.units import number, percent, with_deviation
+from permllm.results import Results
 
 
 def sentence(results: Results) -> str:
-    """One or two sentences on the first perplexity, true whatever the figures are."""
-    dense = dense_run(results)
-    pruned = [run for run in results.runs if run is not dense]
+    """A few sentences on the first perplexity, true whatever the figures are.
+
+    Runs that failed are counted and otherwise left out. The figures of repeated runs are
+    means, with standard deviations.
+    """
+    found = [setting for setting in settings(results) if setting.runs]
+    dense = next((setting for setting in found if setting.label == DENSE), None)
+    pruned = [setting for setting in found if setting is not dense]
+    said = _on_runs(results, dense, pruned)
+    if repeated(results) and pruned:
+        said += f" {_on_repeats(pruned)}"
+    failed = sum(run.error is not None for run in results.runs)
+    if failed:
+        counted = "1 run failed and counts" if failed == 1 else f"{failed} runs failed and count"
+        said += f" {counted} for nothing."
+    return said
+
+
+def _on_runs(results: Results, dense: Setting | None, pruned: list[Setting]) -> str:
     figures = perplexities(results)
-    if not figures or dense is None or figures[0] not in dense.figures:
+    start = dense.spread(figures[0]) if figures and dense else None
+    if start is None:
         return _on_scores(pruned)
     figure = figures[0]
     what = f"perplexity on {figure.removeprefix(PERPLEXITY)}"
-    start = number(dense.figures[figure])
-    measured = [run for run in pruned if figure in run.figures]
+    measured = {setting.label: found for setting in pruned if (found := setting.spread(figure))}
     if not measured:
-        return f"The dense model has a {what} of {start}."
-    gaps = {run.label: found for run in measured if (found := gap(results, run, figure))}
-    if gaps:
-        return _on_gaps(results, measured, gaps, what)
-    best = min(measured, key=lambda run: run.figures[figure])
+        return f"The dense model has a {what} of {number(start.mean)}."
+    opened = {setting.label: gap for setting in pruned if (gap := gaps(results, setting, figure))}
+    if opened:
+        return _on_gaps(results, pruned, opened, what)
+    best = min(measured, key=lambda label: measured[label].mean)
+    end = _shown(measured[best])
     if len(measured) == 1:
-        end = number(best.figures[figure])
-        return f"{best.label} has a {what} of {end}; the dense model has {start}."
+        return f"{best} has a {what} of {end}; the dense model has {number(start.mean)}."
     return (
-        f"Of {len(measured)} pruned models, {best.label} has the lowest {what}: "
-        f"{number(best.figures[figure])}; the dense model has {start}."
+        f"Of {len(measured)} pruned models, {best} has the lowest {what}: "
+        f"{end}; the dense model has {number(start.mean)}."
     )
 
 
-def _on_gaps(results: Results, measured: list[RunResult], gaps: dict[str, Gap], what: str) -> str:
-    """Of the best run that has a reference, against that reference and its rivals."""
-    runs = {run.label: run for run in measured}
-    best = min(gaps, key=lambda label: gaps[label].ordered)
-    found = gaps[best]
-    base = reference(results, runs[best])
-    several = len({id(reference(results, runs[label])) for label in gaps}) > 1
-    where = f" ({base.label})" if base and several else ""
-    opened = (
+def _on_gaps(results: Results, pruned: list[Setting], opened: dict[str, Gaps], what: str) -> str:
+    """Of the best setting that has a reference, against that reference and its rivals."""
+    bases = {
+        setting.label: base
+        for setting in pruned
+        if setting.label in opened and (base := rival(results, setting))
+    }
+    best = min(opened, key=lambda label: opened[label].ordered.mean)
+    found = opened[best]
+    base = bases[best]
+    where = f" ({base.label})" if len({other.label for other in bases.values()}) > 1 else ""
+    unordered = base.spread(found.each[0].figure) or found.unordered
+    start = (
         f"Pruned in the original channel order{where}, the {what} goes from "
-        f"{number(found.dense)} to {number(found.unordered)}"
+        f"{number(found.dense)} to {_shown(unordered)}"
     )
     if found.closed is None:
-        none = ": there is no gap to close" if found.unordered <= found.dense else ""
-        return f"{opened}{none}. With {best} it is {number(found.ordered)}."
-    rivals = [
-        f"{label}: {percent(other.closed, 0)}"
-        for label, other in gaps.items()
-        if label != best and other.closed is not None and reference(results, runs[label]) is base
-    ]
-    beside = f" ({', '.join(rivals)})" if rivals else ""
-    if found.closed > 0:
-        return (
-            f"{opened}. {best} brings it back to {number(found.ordered)}, which closes "
-            f"{percent(found.closed, 0)} of that gap{beside}."
-        )
-    if found.closed == 0:
-        return f"{opened}. {best} changes nothing{beside}."
-    grown = f"{number(found.ordered)}, and the gap grows by {percent(-found.closed, 0)}"
-    if not rivals:
-        return f"{opened}. {best} does not help: with it, it is {grown}."
-    return f"{opened}. No other order helped: with {best}, the best of them, it is {grown}{beside}."
+        none = ": there is no gap to close" if found.unordered.mean <= found.dense else ""
+        return f"{start}{none}. With {best} it is {_shown(found.ordered)}."
+    rivals = {
+        label: other.closed.mean
+        for label, other in opened.items()
+        if label != best and other.closed is not None and bases[label] == base
+    }
+    return f"{start}. {_on_the_best(best, found, found.closed.mean, rivals)}"
 
 
-def _on_scores(pruned: list[RunResult]) -> str:
+def _on_the_best(best: str, found: Gaps, closed: float, rivals: dict[str, float]) -> str:
+    listing = ", ".join(f"{label}: {percent(share, 0)}" for label, share in rivals.items())
+    beside = f" ({listing})" if rivals else ""
+    end, share = _shown(found.ordered), percent(closed, 0)
+    change = found.ordered.mean - found.unordered.mean
+    if closed > 0 and change < 0:
+        return f"{best} brings it back to {end}, which closes {share} of that gap{beside}."
+    if closed == 0 and change == 0:
+        return f"{best} changes nothing{beside}."
+    if closed < 0 and change > 0 and max(rivals.values(), default=closed) <= 0:
+        grown = f"{end}, and the gap grows by {percent(-closed, 0)}"
+        if not rivals:
+            return f"{best} does not help: with it, it is {grown}."
+        return f"No other order helped: with {best}, the best of them, it is {grown}{beside}."
+    # Means of shares and of perplexities may point to different sides.
+    return f"With {best} it is {end}; on average, {share} of that gap is closed{beside}."
+
+
+def _on_scores(pruned: list[Setting]) -> str:
     """Without perplexities, the retained scores tell the runs apart."""
-    kept = [run for run in pruned if "retained" in run.figures]
+    kept = {setting.label: found for setting in pruned if (found := setting.spread("retained"))}
     if not kept:
         return "No perplexity was measured."
-    best = max(kept, key=lambda run: run.figures["retained"])
-    share = percent(best.figures["retained"])
+    best = max(kept, key=lambda label: kept[label].mean)
+    share = with_deviation(kept[best].mean, kept[best].deviation, percent)
     if len(kept) == 1:
-        return f"{best.label} keeps {share} of the importance scores; no perplexity was measured."
+        return f"{best} keeps {share} of the importance scores; no perplexity was measured."
     return (
-        f"Of {len(kept)} pruned models, {best.label} keeps most of the importance scores, {share}; "
+        f"Of {len(kept)} pruned models, {best} keeps most of the importance scores, {share}; "
         "no perplexity was measured."
     )
+
+
+def _on_repeats(pruned: list[Setting]) -> str:
+    """How many repeats the figures are means of."""
+    counts = sorted({len(setting.runs) for setting in pruned})
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"Figures are means ± standard deviations of {many} repeat{'s' * (counts[-1] > 1)}."
+
+
+def _shown(found: Spread) -> str:
+    return with_deviation(found.mean, found.deviation)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from permllm.report.repeats import repeated
 from permllm.report.sentence import sentence
 from permllm.report.table import markdown
 from permllm.results import Results
@@ -28,6 +29,13 @@ HOW_TO_READ = """\
 dense model's is taken back. *retained score*: the share of the summed importance scores that the
 pattern keeps. *time*: of pruning, without evaluation and export."""
 
+HOW_TO_READ_REPEATS = """\
+Figures are means ± standard deviations (n − 1) of n repeats, which differ in their seeds. *gap
+closed* is the mean of the repeats' gaps, each against the same repeat without a permutation.
+*against*: the mean ± standard error of the differences from another setting, repeat by repeat, and
+in how many pairs of repeats the setting is better; that is the one without a permutation that is
+otherwise alike or, where there is none, the first."""
+
 LOADING = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({folder})
@@ -46,6 +54,8 @@ def write_report(results: Results, plan: Plan) -> Path:
         sentence(results),
         markdown(results),
         HOW_TO_READ,
+        *([HOW_TO_READ_REPEATS] if repeated(results) else []),
+        *_failures(results),
         *_pictures(plan.out),
         *_exports(results),
         "## Pipeline",
@@ -63,6 +73,16 @@ def _pictures(out: Path) -> list[str]:
         for name, caption in CAPTIONS.items()
         if (out / "plots" / f"{name}.png").exists()
     ]
+
+
+def _failures(results: Results) -> list[str]:
+    """What broke which run, in full."""
+    rows = [
+        f"- {run.label}: {' '.join(run.error.split())}"
+        for run in results.runs
+        if run.error is not None
+    ]
+    return ["## Failed runs", "\n".join(rows)] if rows else []
 
 
 def _exports(results: Results) -> list[str]:

@@ -1,19 +1,23 @@
-"""The comparison of a pipeline's runs, as a table for the terminal and in Markdown."""
+"""The comparison of runs, as a table for the terminal and in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from statistics import fmean
 
 import attrs
+from rich.align import Align
 from rich.table import Table
 from rich.text import Text
 
-from permllm.report.comparison import DENSE, figure_names, gap, perplexities
+from permllm.report.comparison import DENSE, PERPLEXITY, difference, gaps, rival
+from permllm.report.repeats import Setting, settings
 from permllm.report.sentence import sentence
-from permllm.report.units import duration, memory, number, percent
+from permllm.report.units import duration, memory, number, percent, with_deviation
 from permllm.results import Results, RunResult
 
-__all__ = ["columns", "comparison", "markdown", "sentence"]
+__all__ = ["Row", "columns", "comparison", "markdown", "rows_of", "sentence"]
 
 NOTHING = "–"
 """Stands where a run has no such figure."""
@@ -27,54 +31,131 @@ SHORT_NAMES = {
 HIDDEN = ("/stderr", "/nm_violations")
 """Endings of figures that are in results.json only."""
 
+SHARES = {"retained": "retained\nscore", "sparsity": "sparsity"}
+"""Figures that are shares of 1, with their headings."""
+
+LONGEST_ERROR = 60
+"""Characters of a failed run's error that a table shows."""
+
+
+@attrs.frozen
+class Row:
+    """One row: a setting, whose single run it mostly is.
+
+    Attributes:
+        setting: its runs.
+        results: of the whole pipeline, where the runs are that it is compared with.
+        source: where it is from, if the table has several sources.
+    """
+
+    setting: Setting
+    results: Results
+    source: str = ""
+
 
 @attrs.frozen
 class Column:
-    """A heading and what it shows of a run."""
+    """A heading and what it shows of a row."""
 
     heading: str
-    show: Callable[[RunResult], str]
+    show: Callable[[Row], str]
 
 
-def columns(results: Results) -> list[Column]:
-    """The columns after the method: perplexities with their gaps, shares, others, costs."""
-    found: list[Column] = []
-    names = perplexities(results)
-    for name in names:
-        found.append(_figure(name, heading(name), number))
-        found.append(_gap_column(results, name))
-    for name, said in (("retained", "retained\nscore"), ("sparsity", "sparsity")):
-        if name in figure_names(results):
-            found.append(_figure(name, said, percent))
-    for name in figure_names(results):
-        if name not in (*names, "retained", "sparsity") and not name.endswith(HIDDEN):
-            found.append(_figure(name, heading(name), number))
-    found.append(
-        Column("time", lambda run: NOTHING if run.label == DENSE else duration(run.seconds))
-    )
-    found.append(Column("peak\nmemory", lambda run: memory(run.peak_memory_bytes)))
+def rows_of(results: Results) -> list[Row]:
+    """A row for each setting, the dense model first."""
+    return [Row(setting, results) for setting in settings(results)]
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns after the method.
+
+    Perplexities with their gaps come first, then shares, other figures and costs. Where
+    there are repeats, their number and the differences from the rival are there, too.
+    """
+    repeated = any(row.setting.count > 1 for row in rows)
+    names = shown_figures(rows)
+    perplexities = [name for name in names if name.startswith(PERPLEXITY)]
+    # Without a perplexity, the first other figure has to tell settings apart.
+    compared = (perplexities or [name for name in names if name != "sparsity"][:1]) * repeated
+    found = [Column("n", _count)] if repeated else []
+    for name in [*perplexities, *(name for name in names if name not in perplexities)]:
+        found.append(_figure(name))
+        if name in perplexities:
+            found.append(_gap_column(name))
+        if name in compared:
+            found.append(_difference_column(rows, name))
+    found.append(Column("time", _time))
+    found.append(Column("peak\nmemory", _memory))
     return found
+
+
+def shown_figures(rows: Sequence[Row]) -> list[str]:
+    """The figures that are columns: perplexities, shares, then the others as measured."""
+    names = list(
+        dict.fromkeys(name for row in rows for run in row.setting.runs for name in run.figures)
+    )
+    first = [name for name in names if name.startswith(PERPLEXITY)]
+    first += [name for name in SHARES if name in names]
+    return first + [name for name in names if name not in first and not name.endswith(HIDDEN)]
 
 
 def comparison(results: Results) -> Table:
     """The table of all runs, dense first, for the terminal."""
+    return table_of(rows_of(results))
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """The table of some rows for the terminal; with sources, they are a column."""
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("method", overflow="fold")
-    shown = columns(results)
+    sources = any(row.source for row in rows)
+    if sources:
+        table.add_column("from", overflow="fold")
+    shown = columns(rows)
     for column in shown:
         table.add_column(Text(column.heading), justify="right", vertical="bottom")
-    for run in results.runs:
-        table.add_row(Text(run.label), *(column.show(run) for column in shown))
+    for row in rows:
+        names = [method(row), row.source] if sources else [method(row)]
+        # What a figure is give or take has lines of its own: terminals are narrow.
+        texts = [Text(re.sub(r" (?=[±(])", "\n", column.show(row))) for column in shown]
+        table.add_row(*map(Text, names), *(Align.right(text, vertical="top") for text in texts))
     return table
 
 
 def markdown(results: Results) -> str:
     """The same table in Markdown."""
-    shown = columns(results)
-    headings = ["method", *(column.heading.replace("\n", " ") for column in shown)]
-    lines = [_row(headings), "| --- |" + " ---: |" * len(shown)]
-    lines += [_row([run.label, *(column.show(run) for column in shown)]) for run in results.runs]
+    return markdown_of(rows_of(results))
+
+
+def markdown_of(rows: Sequence[Row]) -> str:
+    """The table of some rows in Markdown; with sources, they are a column."""
+    shown = columns(rows)
+    sources = any(row.source for row in rows)
+    headings = ["method", "from"] if sources else ["method"]
+    lines = [
+        _row([*headings, *(column.heading.replace("\n", " ") for column in shown)]),
+        "|" + " --- |" * len(headings) + " ---: |" * len(shown),
+    ]
+    for row in rows:
+        names = [method(row).replace("\n", ", "), row.source][: len(headings)]
+        lines.append(_row([*names, *(column.show(row) for column in shown)]))
     return "\n".join(lines)
+
+
+def method(row: Row) -> str:
+    """The label of a row and, in a line of its own, what broke if something did."""
+    setting = row.setting
+    if not setting.failed:
+        return setting.label
+    first = setting.failed[0]
+    which = f"#{first.repeat + 1} " if setting.count > 1 else ""
+    return f"{setting.label}\n{which}failed: {short_error(first)}"
+
+
+def short_error(run: RunResult) -> str:
+    """The first line of what broke a run, not too long."""
+    line = (run.error or "").strip().partition("\n")[0]
+    return line if len(line) <= LONGEST_ERROR else f"{line[: LONGEST_ERROR - 1]}…"
 
 
 def heading(name: str) -> str:
@@ -83,19 +164,61 @@ def heading(name: str) -> str:
     >>> heading("perplexity/python-docs")
     'perplexity\\npython-docs'
     """
-    return SHORT_NAMES.get(name, name.replace("/", "\n"))
+    return SHARES.get(name) or SHORT_NAMES.get(name, name.replace("/", "\n"))
 
 
-def _figure(name: str, title: str, form: Callable[[float], str]) -> Column:
-    return Column(title, lambda run: form(run.figures[name]) if name in run.figures else NOTHING)
+def _figure(name: str) -> Column:
+    form = percent if name in SHARES else number
+
+    def show(row: Row) -> str:
+        found = row.setting.spread(name)
+        return with_deviation(found.mean, found.deviation, form) if found else NOTHING
+
+    return Column(heading(name), show)
 
 
-def _gap_column(results: Results, name: str) -> Column:
-    def show(run: RunResult) -> str:
-        found = gap(results, run, name)
-        return NOTHING if found is None or found.closed is None else percent(found.closed)
+def _gap_column(name: str) -> Column:
+    def show(row: Row) -> str:
+        found = gaps(row.results, row.setting, name)
+        closed = found and found.closed
+        return with_deviation(closed.mean, closed.deviation, percent) if closed else NOTHING
 
     return Column("gap\nclosed", show)
+
+
+def _difference_column(rows: Sequence[Row], name: str) -> Column:
+    """Mean difference and standard error, and in how many pairs of repeats it is better."""
+    lower_is_better = name.startswith(PERPLEXITY)
+
+    def show(row: Row) -> str:
+        found = difference(row.results, row.setting, name)
+        if found is None:
+            return NOTHING
+        sign = "+" if found.mean > 0 else ""
+        better = found.lower if lower_is_better else found.higher
+        said = with_deviation(found.mean, found.error)
+        return f"{sign}{said} ({better} of {found.count})"
+
+    rivals = {found.label for row in rows if (found := rival(row.results, row.setting)) is not None}
+    against = rivals.pop() if len(rivals) == 1 else "reference"
+    return Column(f"against {against}\n({'better' if lower_is_better else 'higher'} in)", show)
+
+
+def _count(row: Row) -> str:
+    finished, asked = len(row.setting.runs), row.setting.count
+    return str(finished) if finished == asked else f"{finished} of {asked}"
+
+
+def _time(row: Row) -> str:
+    runs = row.setting.runs
+    if not runs or row.setting.label == DENSE:
+        return NOTHING
+    return duration(fmean(run.seconds for run in runs))
+
+
+def _memory(row: Row) -> str:
+    peaks = [run.peak_memory_bytes for run in row.setting.runs]
+    return memory(max(peaks)) if peaks else NOTHING
 
 
 def _row(cells: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 
 def duration(seconds: float) -> str:
@@ -67,3 +68,29 @@ def percent(share: float, digits: int = 1) -> str:
     ('83.3 %', '50 %')
     """
     return f"{100 * share:.{digits}f} %" if math.isfinite(share) else "–"
+
+
+def with_deviation(
+    mean: float, deviation: float | None, form: Callable[[float], str] = number
+) -> str:
+    """A figure with what it may differ by, to the same digits.
+
+    Args:
+        mean: the figure.
+        deviation: of at least 0; None or what is not finite is not shown.
+        form: :func:`number` or :func:`percent`.
+
+    >>> with_deviation(34.832, 0.4213), with_deviation(0.77123, 0.002, percent)
+    ('34.83 ± 0.42', '77.1 ± 0.2 %')
+    >>> with_deviation(34.832, 0.0004213), with_deviation(34.832, None)
+    ('34.83 ± 0.0004', '34.83')
+    """
+    digits, blank, unit = form(mean).partition(" ")
+    if deviation is None or not (math.isfinite(mean) and math.isfinite(deviation)):
+        return f"{digits}{blank}{unit}"
+    scaled = 100 * deviation if unit == "%" else deviation
+    decimals = len(digits.partition(".")[2])
+    said = number(scaled) if "e" in digits else f"{scaled:.{decimals}f}"
+    if scaled and float(said) == 0:
+        said = f"{scaled:.1g}"
+    return f"{digits} ± {said}{blank}{unit}"

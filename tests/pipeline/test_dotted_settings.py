@@ -46,6 +46,27 @@ def test_inside_the_matrix(read: Any) -> None:
     assert read(LCP_MATRIX, "matrix=null", "layers.permutation.passes=3").matrix is None
 
 
+def test_inside_a_study(read: Any) -> None:
+    text = (
+        "matrix: {layers.permutation: {a: none, b: {name: lcp, passes: 10}}, "
+        "include: [{layers.metric: ria}], exclude: [{layers.permutation: b}]}"
+    )
+    pipeline = read(
+        text,
+        "matrix.layers.permutation.b.passes=3",
+        "matrix.include.0.layers.metric.exponent=2",
+        "matrix.include.0.layers.window=1",
+        "matrix.exclude.0.layers.permutation=a",
+        "matrix.repeat=4",
+    )
+    assert pipeline.matrix["layers.permutation"]["b"]["passes"] == 3
+    assert pipeline.matrix["include"] == [
+        {"layers.metric": {"name": "ria", "exponent": 2.0}, "layers.window": 1}
+    ]
+    assert pipeline.matrix["exclude"] == [{"layers.permutation": "a"}]
+    assert pipeline.matrix["repeat"] == 4
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -64,6 +85,8 @@ def test_inside_the_matrix(read: Any) -> None:
         (["export=[]", "export.0=masked"], "--set export.0: 'export' is an empty list"),
         (["matrix.seed=3"], "--set matrix.seed: the matrix needs a list of values for 'seed'"),
         (["matrix.sed=[3]"], "unknown key 'sed'"),
+        (["matrix.repeat=many"], "--set matrix.repeat: expected a whole number of repeats"),
+        (["matrix.include.3.seed=1"], "--set matrix.include.3.seed: "),
     ],
 )
 def test_mistakes_name_the_setting(refused: Any, settings: list[str], message: str) -> None:

@@ -41,6 +41,8 @@ def valid(validator: Draft202012Validator, text: str) -> bool:
         "track: [events, {name: mlflow, experiment: a}]",
         "track: {}",
         "matrix: {layers.permutation: [none, {name: lcp, block: 3}], seed: [1, 2]}",
+        "matrix: {layers.permutation: {plain: none, other: {name: lcp}}, repeat: 3, "
+        "include: [{pattern: 4:8}], exclude: [{layers.permutation: plain}]}",
     ],
 )
 def test_accepts(validator: Draft202012Validator, read: Any, text: str) -> None:
@@ -67,6 +69,13 @@ def test_accepts(validator: Draft202012Validator, read: Any, text: str) -> None:
         "track: {mlflow: {exp: 1}}",
         "matrix: {seed: []}",
         "matrix: {seed: 3}",
+        "matrix: {seed: {}}",
+        "matrix: {layers.permutation: {name: cp, rounds: 3}}",
+        "matrix: {repeat: 0}",
+        "matrix: {repeat: 101}",
+        "matrix: {include: {seed: 3}}",
+        "matrix: {seed: [1, 2], exclude: [{}]}",
+        "matrix: {seed: [1, 2], include: [seed]}",
     ],
 )
 def test_refuses(validator: Draft202012Validator, refused: Any, text: str) -> None:

@@ -39,6 +39,17 @@ def run(label: str, perplexity: float, **options: Any) -> RunResult:
     return RunResult(label, figures, 83.2, 2**30 * 3, layers=reports(0.05), options=dotted)
 
 
+def repeat(result: RunResult, number: int) -> RunResult:
+    """The same run as a repeat of its setting."""
+    label = result.label if number == 0 else f"{result.label} #{number + 1}"
+    return attrs.evolve(result, label=label, setting=result.label, repeat=number)
+
+
+def fail(result: RunResult, error: str = "ArithmeticError: not today") -> RunResult:
+    """The same run, had it broken."""
+    return attrs.evolve(result, figures={}, layers=(), error=error)
+
+
 def dense(perplexity: float = 20.0) -> RunResult:
     return RunResult("dense", {PERPLEXITY: perplexity, "sparsity": 0.0}, 0.0, 2**30)
 
@@ -56,6 +67,29 @@ def results() -> Callable[..., Results]:
         return Results("quickstart", "runs/x", (before or dense(), *(runs or default)))
 
     return make
+
+
+@pytest.fixture
+def study(results: Callable[..., Results]) -> Callable[..., Results]:
+    """Results of settings that were repeated, by the perplexities of their repeats.
+
+    A repeat without a perplexity failed.
+    """
+
+    def make(**perplexities: list[float | None]) -> Results:
+        runs = []
+        for name, values in perplexities.items():
+            for number, value in enumerate(values):
+                one = repeat(run(name, value or 0.0, permutation={"name": name}), number)
+                runs.append(one if value is not None else fail(one))
+        return results(*runs)
+
+    return make
+
+
+@pytest.fixture
+def failed() -> Callable[..., RunResult]:
+    return fail
 
 
 @pytest.fixture

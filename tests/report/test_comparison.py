@@ -47,6 +47,14 @@ def test_without_its_counterpart_a_run_has_no_reference(results, pruned) -> None
     assert closed(lone, "cp ria") is None
 
 
+def test_options_of_the_permutation_are_its_own(results, pruned) -> None:
+    lone = results(
+        pruned("none", 100.0, permutation="none"),
+        pruned("block=16", 60.0, permutation="lcp", **{"permutation.block": 16}),
+    )
+    assert closed(lone, "block=16") == pytest.approx(0.5)
+
+
 def test_label_counts_where_the_matrix_has_no_permutations(results, pruned) -> None:
     labelled = results(pruned("none", 100.0), pruned("lcp", 60.0))
     assert closed(labelled, "lcp") == pytest.approx(0.5)

@@ -11,7 +11,15 @@ import attrs
 import pytest
 
 from permllm.observers.events import Events
-from permllm.report.plots import MAX_KINDS, perplexity_bars, retained_by_kind, write_plots
+from permllm.report.plots import (
+    MAX_KINDS,
+    perplexity_bars,
+    retained_by_kind,
+    retained_by_setting,
+    training_curves,
+    write_plots,
+)
+from permllm.report.repeats import settings
 from permllm.report.summary import write_report
 from permllm.testing.observers import toy_plan, watched
 
@@ -22,7 +30,13 @@ def plan_of(results, out: Path):
     """A plan with the runs of these results; one of them trained."""
     plan = toy_plan(out)
     runs = tuple(
-        attrs.evolve(plan.runs[0], label=run.label, directory=out / "runs" / f"run-{index}")
+        attrs.evolve(
+            plan.runs[0],
+            label=run.label,
+            setting=run.setting,
+            repeat=run.repeat,
+            directory=out / "runs" / f"run-{index}",
+        )
         for index, run in enumerate(results.runs[1:], start=1)
     )
     hook = watched(Events(), out)
@@ -61,6 +75,51 @@ def test_same_results_give_the_same_files(drawn, results) -> None:
     before = {path: path.with_suffix(".svg").read_bytes() for path in written}
     write_plots(results(), plan)
     assert before == {path: path.with_suffix(".svg").read_bytes() for path in written}
+
+
+def test_repeats_are_bars_with_error_bars(study) -> None:
+    made = study(none=[100.0, 120.0], cp=[80.0, 100.0], lcp=[30.0, None], greedy=[None, None])
+    (axes,) = perplexity_bars(made).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["dense", "none", "cp", "lcp"]
+    assert [bar.get_width() for bar in axes.patches] == [20.0, 110.0, 90.0, 30.0]
+    (errors,) = axes.collections
+    low, high = errors.get_segments()[1][:, 0]
+    assert (high - low) / 2 == pytest.approx(math.sqrt(200))
+    assert "110.0 ± 14.1" in [text.get_text() for text in axes.texts]
+
+
+def test_repeats_are_one_course(study) -> None:
+    made = study(none=[100.0, 120.0], cp=[80.0, 100.0])
+    changed = attrs.evolve(
+        made.runs[-1],
+        layers=tuple(attrs.evolve(r, retained=r.retained + 0.02) for r in made.runs[-1].layers),
+    )
+    made = attrs.evolve(made, runs=(*made.runs[:-1], changed))
+    (axes,) = retained_by_setting(settings(made)[1:]).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    assert set(lines) == {"original order", "none", "cp"}
+    assert lines["cp"].get_ydata()[0] == pytest.approx(76.0)
+    assert len(axes.collections) == 1
+
+
+def test_repeats_of_training_share_a_colour_and_a_name() -> None:
+    course = {"loss": [(1, 2.0), (2, 1.0)], "temperature": [(1, 1.0), (2, 0.5)]}
+    figure = training_curves({"lcp": [course, course], "other": [course]})
+    named = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in named] == ["lcp", "other"]
+    first, second, other = figure.axes[0].lines
+    assert first.get_color() == second.get_color() != other.get_color()
+
+
+def test_study_with_failures_is_drawn_and_reported(study, tmp_path: Path) -> None:
+    made = study(none=[100.0, 120.0], cp=[80.0, None], lcp=[math.inf, 1e9])
+    plan = plan_of(made, tmp_path)
+    written = write_plots(made, plan)
+    assert not [path for path in written if path.parents[1] == plan.runs[3].directory]
+    text = write_report(made, plan).read_text(encoding="utf-8")
+    assert "| cp, #2 failed: ArithmeticError: not today | 1 of 2 |" in text
+    assert "## Failed runs\n\n- cp #2: ArithmeticError: not today\n" in text
+    assert "repeats, which differ in their seeds" in text
 
 
 def test_no_state_of_matplotlib_is_touched(drawn) -> None:

@@ -89,6 +89,36 @@ def test_several_references_are_told_apart(results, pruned) -> None:
     assert "ria cp brings it back to 50.00, which closes 50 % of that gap." in said
 
 
+def test_repeats_are_means(study) -> None:
+    assert sentence(study(none=[100.0, 120.0], cp=[80.0, 100.0], lcp=[30.0, None])) == (
+        "Pruned in the original channel order, the perplexity on python-docs goes from 20.00 to "
+        "110.0 ± 14.1. lcp brings it back to 30.00, which closes 88 % of that gap (cp: 22 %). Figures are "
+        "means ± standard deviations of 1 to 2 repeats. 1 run failed and counts for nothing."
+    )
+    said = sentence(study(none=[100.0, 120.0], cp=[80.0, 100.0]))
+    assert "goes from 20.00 to 110.0 ± 14.1. cp brings it back to 90.00 ± 14.14" in said
+    assert said.endswith("Figures are means ± standard deviations of 2 repeats.")
+
+
+def test_means_that_point_to_different_sides(study) -> None:
+    # One repeat closes half of a small gap, the other widens a large one.
+    said = sentence(study(none=[22.0, 1020.0], cp=[21.0, 1120.0]))
+    assert "With cp it is 570.5 ± 777.1; on average, 20 % of that gap is closed." in said
+
+
+def test_failed_runs_are_counted_only(results, pruned, failed) -> None:
+    said = sentence(results(pruned("none", 100.0), failed(pruned("cp", 1.0))))
+    assert said == (
+        "none has a perplexity on python-docs of 100.0; the dense model has 20.00. "
+        "1 run failed and counts for nothing."
+    )
+    said = sentence(results(failed(pruned("none", 1.0)), failed(pruned("cp", 1.0))))
+    assert said == (
+        "The dense model has a perplexity on python-docs of 20.00. "
+        "2 runs failed and count for nothing."
+    )
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.lists(st.floats(1, 1e9) | st.just(math.inf), min_size=3, max_size=3))
 def test_closing_is_claimed_only_where_something_closed(results, pruned, values) -> None:

@@ -82,3 +82,61 @@ def test_labels_are_shown_as_they_are(results, pruned, label: str) -> None:
     made = results(pruned(label, 50.0))
     assert label in "\n".join(shown(made))
     assert label.replace("|", "\\|") in markdown(made)
+
+
+def test_repeats_are_one_row_with_their_spread(study) -> None:
+    made = study(none=[100.0, 120.0, 110.0], cp=[80.0, 100.0, 96.0])
+    head, _, *rows = markdown(made).splitlines()
+    assert cells(head)[:5] == [
+        "method",
+        "n",
+        "perplexity python-docs",
+        "gap closed",
+        "against none (better in)",
+    ]
+    assert cells(rows[0])[:5] == ["dense", "1", "20.00", "–", "–"]
+    assert cells(rows[1])[:5] == ["none", "3", "110.0 ± 10.0", "–", "–"]
+    assert cells(rows[2])[:5] == [
+        "cp",
+        "3",
+        "92.00 ± 10.58",
+        "20.2 ± 4.7 %",
+        "-18.00 ± 2.00 (3 of 3)",
+    ]
+    assert cells(rows[2])[5:] == ["81.2 ± 0.0 %", "50.0 ± 0.0 %", "1 min 23 s", "3.0 GiB"]
+    assert len(rows) == 3
+    # On a terminal, a setting has three lines of its own, and nothing is cut off.
+    lines = shown(made)
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines[-6:] if line.split()[0] != "│"] == [
+        "dense",
+        "none",
+        "cp",
+    ]
+    assert "peak" in "".join(lines)
+    assert "(3 of 3)" in lines[-1]
+
+
+def test_without_perplexity_the_first_figure_is_compared(study, without) -> None:
+    made = study(none=[100.0, 120.0], cp=[80.0, 100.0])
+    runs = [without(run, "perplexity/python-docs") for run in made.runs]
+    runs[-1] = attrs.evolve(runs[-1], figures=runs[-1].figures | {"retained": 0.9})
+    head, *_, last = markdown(attrs.evolve(made, runs=tuple(runs))).splitlines()
+    assert cells(head)[2:4] == ["retained score", "against none (higher in)"]
+    assert cells(last)[3] == "+0.04375 ± 0.04375 (1 of 2)"
+
+
+def test_failed_runs_say_so(study, results, pruned, failed) -> None:
+    broken = failed(pruned("cp", 1.0), "ArithmeticError: not | today\nin line 3")
+    row = markdown(results(pruned("none", 100.0), broken)).splitlines()[-1]
+    assert cells(row.replace("\\|", "/"))[:2] == ["cp, failed: ArithmeticError: not / today", "–"]
+    assert "failed: ArithmeticError" in "\n".join(shown(results(broken)))
+    rows = markdown(study(none=[100.0, 120.0], cp=[80.0, None], lcp=[None, None])).splitlines()
+    assert cells(rows[-2])[:5] == [
+        "cp, #2 failed: ArithmeticError: not today",
+        "1 of 2",
+        "80.00",
+        "25.0 %",
+        "-20.00 (1 of 1)",
+    ]
+    assert cells(rows[-1])[:3] == ["lcp, #1 failed: ArithmeticError: not today", "0 of 2", "–"]
