@@ -34,6 +34,7 @@ class ESparseShuffle(PermutationLearner):
     """
 
     name: ClassVar[str] = "esparse-shuffle"
+    only_scores: ClassVar[bool] = True
     seconds_per_group: ClassVar[float] = 0.4
     """What a group takes, about: for estimates."""
 
