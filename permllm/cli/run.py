@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from permllm.runner.check import Checked
     from permllm.runner.plan import Plan
 
+MANY_RUNS = 50
+"""More pruned runs than these only start with ``--yes``."""
+
 
 @click.command("run")
 @click.argument("file", type=click.Path(path_type=Path))
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Go on after the last finished window.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option("--yes", is_flag=True, help=f"Start more than {MANY_RUNS} runs, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @no_plugin_option
 @debug_option
@@ -49,6 +53,7 @@ def command(
     out: Path | None,
     resume: bool,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
     no_plugin: tuple[str, ...],
 ) -> None:
@@ -70,8 +75,11 @@ def command(
             return
         for warning in checked.warnings:
             click.echo(f"warning: {warning}", err=True)
-        click.echo(f"estimate: {checked.estimate.summary()}", err=True)
-        with _resumable(_resume_command(file, settings, plan.out, no_plugin)):
+        if len(plan.runs) > MANY_RUNS and not yes:
+            raise _too_many(plan, checked, file)
+        count = _counted(len(plan.runs))
+        click.echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
+        with _resumable(_resume_command(file, settings, plan.out, no_plugin, yes=yes)):
             results = _run(plan, registry, resume)
     if as_json:
         click.echo(json.dumps(results.to_dict(layers=False)))
@@ -98,8 +106,23 @@ def _resumable(command: str) -> Iterator[None]:
         raise StoppedError(command) from error
 
 
+def _too_many(plan: Plan, checked: Checked, file: Path) -> UserError:
+    """The error that asks for ``--yes``."""
+    from permllm.runner.estimate import duration
+
+    took = duration(checked.estimate.seconds)
+    return UserError(
+        f"{file} asks for {_counted(len(plan.runs))}, which take about {took}",
+        hint="start them with --yes, list them with --dry-run, or thin the matrix with exclude",
+    )
+
+
+def _counted(pruned: int) -> str:
+    return f"{pruned} pruned run{'' if pruned == 1 else 's'} and the dense model"
+
+
 def _resume_command(
-    file: Path, settings: tuple[str, ...], out: Path, no_plugin: tuple[str, ...]
+    file: Path, settings: tuple[str, ...], out: Path, no_plugin: tuple[str, ...], *, yes: bool
 ) -> str:
     """The command line that goes on with a run."""
     words = [program("permllm"), "run", str(file)]
@@ -107,6 +130,8 @@ def _resume_command(
         words += ["--set", setting]
     for name in no_plugin:
         words += ["--no-plugin", name]
+    if yes:
+        words.append("--yes")
     return shlex.join([*words, "--out", str(out), "--resume"])
 
 
