@@ -45,7 +45,7 @@ class RunResult:
         peak_memory_bytes: highest resident memory of the process during the run.
         exports: folder of each export, relative to the pipeline's run folder.
         layers: one report per pruned linear, in order of execution.
-        options: the dotted keys and values that the matrix set for this run.
+        options: every dotted key that the matrix sets in some run, with this run's value.
         setting: the label that all repeats of one setting share; the label itself
             where nothing is repeated.
         repeat: which repeat of its setting it is, from 0.

@@ -14,7 +14,7 @@ from permllm.cli import errors
 if TYPE_CHECKING:
     from permllm.registry import Registry
 
-COMMANDS = ("run", "check", "show", "eval", "cache", "plugins", "schema")
+COMMANDS = ("run", "check", "show", "compare", "eval", "cache", "plugins", "schema")
 """The built-in commands, each in its file of this folder under its own name."""
 
 

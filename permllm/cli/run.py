@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from permllm.runner.check import Checked
     from permllm.runner.plan import Plan
 
+MANY_RUNS = 50
+"""More pruned runs than these only start with ``--yes``."""
+
 
 @click.command("run")
 @click.argument("file", type=click.Path(path_type=Path))
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
     help="What was not used for the longest time is removed beyond this.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option("--yes", is_flag=True, help=f"Start more than {MANY_RUNS} runs, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @no_plugin_option
 @debug_option
@@ -65,6 +69,7 @@ def command(
     cache: Path | None,
     cache_limit: float,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
     no_plugin: tuple[str, ...],
 ) -> None:
@@ -86,8 +91,11 @@ def command(
             return
         for warning in checked.warnings:
             click.echo(f"warning: {warning}", err=True)
-        click.echo(f"estimate: {checked.estimate.summary()}", err=True)
-        again = _resume_command(file, settings, plan.out, no_plugin, cache)
+        if len(plan.runs) > MANY_RUNS and not yes:
+            raise _too_many(plan, checked, file)
+        count = _counted(len(plan.runs))
+        click.echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
+        again = _resume_command(file, settings, plan.out, no_plugin, cache, yes=yes)
         with _resumable(again):
             results = _run(plan, registry, resume, cache, int(cache_limit * 1e9))
     if as_json:
@@ -123,12 +131,29 @@ def _resumable(command: str) -> Iterator[None]:
         raise StoppedError(command) from error
 
 
+def _too_many(plan: Plan, checked: Checked, file: Path) -> UserError:
+    """The error that asks for ``--yes``."""
+    from permllm.runner.estimate import duration
+
+    took = duration(checked.estimate.seconds)
+    return UserError(
+        f"{file} asks for {_counted(len(plan.runs))}, which take about {took}",
+        hint="start them with --yes, list them with --dry-run, or thin the matrix with exclude",
+    )
+
+
+def _counted(pruned: int) -> str:
+    return f"{pruned} pruned run{'' if pruned == 1 else 's'} and the dense model"
+
+
 def _resume_command(
     file: Path,
     settings: tuple[str, ...],
     out: Path,
     no_plugin: tuple[str, ...],
     cache: Path | None,
+    *,
+    yes: bool,
 ) -> str:
     """The command line that goes on with a run."""
     words = [program("permllm"), "run", str(file)]
@@ -138,6 +163,8 @@ def _resume_command(
         words += ["--no-plugin", name]
     if cache is not None:
         words += ["--cache", str(cache)]
+    if yes:
+        words.append("--yes")
     return shlex.join([*words, "--out", str(out), "--resume"])
 
 

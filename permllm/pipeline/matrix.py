@@ -117,16 +117,16 @@ def repeats(pipeline: Pipeline, count: int) -> Iterator[Pipeline]:
 def derived_seed(seed: int, key: str, repeat: int) -> int:
     """The seed of a repeat: ``seed`` itself for the first, which has the number 0.
 
-    The others have the first six bytes, as a big-endian number, of the SHA-256 of
+    The others have the first five bytes, as a big-endian number, of the SHA-256 of
     ``"KEY=SEED repeat=NUMBER"``.
 
     >>> derived_seed(7, "seed", 0), derived_seed(7, "seed", 1)
-    (7, 268448641205750)
+    (7, 1048627504709)
     """
     if repeat == 0:
         return seed
     text = f"{key}={seed} repeat={repeat}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:5], "big")
 
 
 def check_axes(document: Document) -> None:

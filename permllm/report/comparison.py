@@ -121,14 +121,13 @@ def rival(results: Results, setting: Setting) -> Setting | None:
     """
     if setting.label == DENSE:
         return None
-    pruned = [other for other in settings(results) if other.label != DENSE]
-    own = next((run for run in (*setting.runs, *setting.failed)), None)
-    without = None if own is None else reference(results, own)
-    if without is not None:
-        found = next(other for other in pruned if other.label == without.setting)
-    else:
-        found = next((other for other in pruned if other.runs), setting)
-    return None if found.label == setting.label else found
+    own = next(iter((*setting.runs, *setting.failed)))
+    without = reference(results, own)
+    for other in settings(results):
+        chosen = other.runs if without is None else other.label == without.setting
+        if other.label != DENSE and chosen:
+            return None if other.label == own.setting else other
+    return None
 
 
 def difference(results: Results, setting: Setting, figure: str) -> Paired | None:

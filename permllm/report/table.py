@@ -45,12 +45,12 @@ class Row:
     Attributes:
         setting: its runs.
         results: of the whole pipeline, where the runs are that it is compared with.
-        source: where it is from, if the table has several sources.
+        sources: the folders that it is from, if the table says so.
     """
 
     setting: Setting
     results: Results
-    source: str = ""
+    sources: tuple[str, ...] = ()
 
 
 @attrs.frozen
@@ -108,14 +108,14 @@ def table_of(rows: Sequence[Row]) -> Table:
     """The table of some rows for the terminal; with sources, they are a column."""
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
     table.add_column("method", overflow="fold")
-    sources = any(row.source for row in rows)
+    sources = any(row.sources for row in rows)
     if sources:
         table.add_column("from", overflow="fold")
     shown = columns(rows)
     for column in shown:
         table.add_column(Text(column.heading), justify="right", vertical="bottom")
     for row in rows:
-        names = [method(row), row.source] if sources else [method(row)]
+        names = [method(row), ", ".join(row.sources)] if sources else [method(row)]
         # What a figure is give or take has lines of its own: terminals are narrow.
         texts = [Text(re.sub(r" (?=[±(])", "\n", column.show(row))) for column in shown]
         table.add_row(*map(Text, names), *(Align.right(text, vertical="top") for text in texts))
@@ -130,14 +130,14 @@ def markdown(results: Results) -> str:
 def markdown_of(rows: Sequence[Row]) -> str:
     """The table of some rows in Markdown; with sources, they are a column."""
     shown = columns(rows)
-    sources = any(row.source for row in rows)
+    sources = any(row.sources for row in rows)
     headings = ["method", "from"] if sources else ["method"]
     lines = [
         _row([*headings, *(column.heading.replace("\n", " ") for column in shown)]),
         "|" + " --- |" * len(headings) + " ---: |" * len(shown),
     ]
     for row in rows:
-        names = [method(row).replace("\n", ", "), row.source][: len(headings)]
+        names = [method(row).replace("\n", ", "), ", ".join(row.sources)][: len(headings)]
         lines.append(_row([*names, *(column.show(row) for column in shown)]))
     return "\n".join(lines)
 

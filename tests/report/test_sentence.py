@@ -92,8 +92,9 @@ def test_several_references_are_told_apart(results, pruned) -> None:
 def test_repeats_are_means(study) -> None:
     assert sentence(study(none=[100.0, 120.0], cp=[80.0, 100.0], lcp=[30.0, None])) == (
         "Pruned in the original channel order, the perplexity on python-docs goes from 20.00 to "
-        "110.0 ± 14.1. lcp brings it back to 30.00, which closes 88 % of that gap (cp: 22 %). Figures are "
-        "means ± standard deviations of 1 to 2 repeats. 1 run failed and counts for nothing."
+        "110.0 ± 14.1. lcp brings it back to 30.00, which closes 88 % of that gap (cp: 22 %). "
+        "Figures are means ± standard deviations of 1 to 2 repeats. "
+        "1 run failed and counts for nothing."
     )
     said = sentence(study(none=[100.0, 120.0], cp=[80.0, 100.0]))
     assert "goes from 20.00 to 110.0 ± 14.1. cp brings it back to 90.00 ± 14.14" in said

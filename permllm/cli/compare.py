@@ -1,0 +1,41 @@
+"""``permllm compare``: runs of several folders in one table."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from permllm.cli.errors import debug_option
+
+
+@click.command("compare")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print a Markdown table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@debug_option
+def command(runs: tuple[str, ...], as_csv: bool, as_markdown: bool, as_json: bool) -> None:
+    """Put runs of several folders into one table.
+
+    RUN is the folder of a run, finished or not, or FOLDER:LABEL for one run of it. What
+    keeps the rows from being comparable, such as other evaluation data, is warned of.
+    """
+    if as_csv + as_markdown + as_json > 1:
+        raise click.UsageError("--csv, --markdown and --json exclude each other")
+    from permllm.report.across import compare, to_csv, to_json
+    from permllm.report.table import markdown_of, table_of
+
+    comparison = compare(runs)
+    for warned in comparison.warnings:
+        click.echo(f"warning: {warned.message}", err=True)
+    if as_csv:
+        click.echo(to_csv(comparison.rows), nl=False)
+    elif as_markdown:
+        click.echo(markdown_of(comparison.rows))
+    elif as_json:
+        click.echo(json.dumps(to_json(comparison)))
+    else:
+        from rich.console import Console
+
+        Console(soft_wrap=False).print(table_of(comparison.rows))
