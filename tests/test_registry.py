@@ -234,7 +234,7 @@ def test_what_is_no_component_is_refused_and_the_rest_stays(
 
 def test_a_missing_component_tells_of_broken_plugins() -> None:
     registry, _ = with_metrics(without_method())
-    with pytest.raises(UserError, match=r"unknown metric 'bad'[\s\S]*broken: my-package 1.2 "):
+    with pytest.raises(UserError, match=r"unknown metric 'bad'[\s\S]*used: my-package 1.2 "):
         registry.component("metric", "bad")
 
 

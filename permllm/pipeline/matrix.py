@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from permllm.pipeline.deprecations import warn_of_deprecated
 from permllm.pipeline.document import Document, Keys, Origin, plain_document
 from permllm.pipeline.labels import combination_labels, single_label
 from permllm.pipeline.schema import Pipeline
@@ -25,6 +26,7 @@ FIXED = (
     "permllm",
     "name",
     "model",
+    "plugins",
     "evaluate",
     "export",
     "track",
@@ -138,10 +140,12 @@ def resolved_axes(document: Document, registry: Registry, base_dir: Path) -> dic
         key: [None] * len(values) for key, values in document.data[MATRIX].items()
     }
     for place, cell in cell_documents(document):
-        plain = resolved(structure(cell, Pipeline, registry, base_dir), registry)
+        pipeline = structure(cell, Pipeline, registry, base_dir)
+        warn_of_deprecated(cell, pipeline)
+        plain = resolved(pipeline, registry)
         for key, index in zip(axes, place, strict=True):
             if sum(place) == index:
-                axes[key][index] = _value_at(plain, key)
+                axes[key][index] = _value_at(plain, key, document.data[MATRIX][key][index])
     for key, values in axes.items():
         for index, value in enumerate(values):
             if value in values[:index]:
@@ -151,8 +155,11 @@ def resolved_axes(document: Document, registry: Registry, base_dir: Path) -> dic
     return axes
 
 
-def _value_at(data: Any, key: str) -> Any:
+def _value_at(data: Any, key: str, written: Any) -> Any:
     for part in key.split("."):
+        if isinstance(data, dict) and part not in data:
+            # A deprecated option that has its default.
+            return written
         data = data[int(part)] if isinstance(data, list) else data[part]
     return data
 

@@ -127,8 +127,7 @@ def _observed(plan: Plan, registry: Registry, observers: Sequence[Observer]) -> 
             hook.permllm_progress(run=None, stage=stage, done=0, total=1)
             watcher = observer.watch(plan.out, warn)
             hook.permllm_progress(run=None, stage=stage, done=1, total=1)
-            registry.manager.register(watcher)
-            stack.callback(registry.manager.unregister, watcher)
+            stack.enter_context(registry.observing(observer, watcher))
         yield
 
 
@@ -148,6 +147,8 @@ class _Session:
             model_fingerprint=self.model.fingerprint,
             model=self.model.description,
             calibration_fingerprint=first.fingerprint() if first else "",
+            plugins=registry.versions(),
+            plugin_files=registry.digests(plan.pipeline.plugins),
         )
         folder.check_same_inputs(plan.out, self.environment)
         folder.write_json(plan.out / folder.ENVIRONMENT, self.environment)
