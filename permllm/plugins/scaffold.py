@@ -19,7 +19,7 @@ from permllm.errors import UserError
 from permllm.plugins.hooks import COMPONENT_HOOKS
 from permllm.plugins.info import normal
 
-MAX_NAME = 30
+MAX_NAME = 24
 """The longest name; lines of code with it have to fit."""
 
 FILES = {
