@@ -8,6 +8,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from permllm.components import Component
 from permllm.errors import nearest
 
@@ -33,7 +35,7 @@ def problem(kind: str, base: type[Component], offered: object) -> str | None:
     shown = f"{offered.__module__}.{offered.__qualname__}"
     if not issubclass(offered, base):
         return f"{shown} does not inherit from permllm.components.{base.__name__}"
-    for check in (_not_frozen, _bad_name, _no_summary, _bad_needs, _bad_options, _bad_presets):
+    for check in CHECKS:
         if found := check(offered):
             return f"{shown} {found}"
     found = _bad_method(offered, base, METHODS[kind])
@@ -76,6 +78,24 @@ def _bad_options(cls: type[Component]) -> str | None:
     return f"has an option '{taken[0]}', a name that pipeline files need" if taken else None
 
 
+def _bad_defaults(cls: type[Component]) -> str | None:
+    from permllm.pipeline.field_errors import FieldError
+    from permllm.pipeline.options import default_of, option_fields, option_types
+    from permllm.pipeline.scalars import STRICT, check_range
+
+    hints = option_types(cls)
+    for field in option_fields(cls):
+        key, default = field.alias or field.name, default_of(field)
+        if default is attrs.NOTHING or getattr(field.default, "takes_self", False):
+            continue
+        try:
+            STRICT.get(hints[key], lambda value, hint: value)(default, hints[key])
+            check_range("it", default, field.metadata)
+        except FieldError as error:
+            return f"has the option '{key}' with a default that no file could give: {error}"
+    return None
+
+
 def _bad_presets(cls: type[Component]) -> str | None:
     from permllm.pipeline.options import option_types
 
@@ -87,6 +107,18 @@ def _bad_presets(cls: type[Component]) -> str | None:
             hint = f"; did you mean '{near}'?" if near else ""
             return f"has a preset '{preset}' with an unknown option '{unknown}'{hint}"
     return None
+
+
+CHECKS = (
+    _not_frozen,
+    _bad_name,
+    _no_summary,
+    _bad_needs,
+    _bad_options,
+    _bad_defaults,
+    _bad_presets,
+)
+"""What is wrong with a class of any kind, or None; each relies on those before it."""
 
 
 def _bad_method(cls: type[Component], base: type[Component], name: str) -> str | None:

@@ -46,6 +46,7 @@ def option(
     maximum: float | None = None,
     choices: Iterable[str] | None = None,
     factory: Any = None,
+    deprecated: str | None = None,
 ) -> Any:
     """A field of a component, or of any other part of a pipeline file.
 
@@ -55,13 +56,16 @@ def option(
         minimum, maximum: the range, both ends included.
         choices: the only strings that are allowed.
         factory: makes the default where it must not be shared.
+        deprecated: what to use instead, such as ``"use block"``, for an option that a
+            later version will not have. It works still; a file that sets it is warned.
     """
-    limits: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "minimum": minimum,
         "maximum": maximum,
         "choices": choices and tuple(choices),
+        "deprecated": deprecated,
     }
-    metadata = {"help": help} | {key: value for key, value in limits.items() if value is not None}
+    metadata = {"help": help} | {key: value for key, value in facts.items() if value is not None}
     validators: list[Any] = []
     if minimum is not None:
         validators.append(attrs.validators.ge(minimum))

@@ -54,6 +54,13 @@ class RunFailed(PermllmError):
     """A run broke although its input was accepted."""
 
 
+class DeprecatedWarning(FutureWarning):
+    """Something works still that a later version of permllm, or of a plugin, will not have.
+
+    A ``FutureWarning``, since those who write pipeline files are to see it, too.
+    """
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that ``word`` most likely meant, or None where nothing is near."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -7,63 +7,30 @@ something that cannot be found. Built-in components come in by the same door.
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pluggy
 
+import permllm
 from permllm import hookspecs
 from permllm.component_checks import problem
-from permllm.components import KINDS, Component
-from permllm.errors import UserError, did_you_mean, nearest
+from permllm.components import KINDS, Component, Observer
+from permllm.errors import DeprecatedWarning, UserError, did_you_mean
+from permllm.plugins.discovery import plugin_entry_points, switched_off
+from permllm.plugins.files import digest_of, load_file
+from permllm.plugins.guard import guard_hooks
+from permllm.plugins.hooks import COMPONENT_HOOKS, wrong_hooks
+from permllm.plugins.info import PluginInfo, normal
+from permllm.plugins.requirements import incompatibility, missing_dependency
 
-DISABLE_VARIABLE = "PERMLLM_DISABLE_PLUGINS"
-"""Environment variable with the names of plugins not to load, separated by commas."""
-
-HOOKS = {kind: f"permllm_{kind}s" for kind in KINDS}
-"""The hook through which each kind of component comes in."""
-
-
-@attrs.define(eq=False)
-class PluginInfo:
-    """One plugin: where it comes from, whether it works, what it adds.
-
-    Attributes:
-        name: its entry point's name.
-        distribution: the package that announces it; empty if it was added by hand.
-        version: that package's version, or empty.
-        status: ``"loaded"``, ``"broken"`` or ``"disabled"``.
-        error: what is broken, else None.
-        components: names of the components that it adds, by kind.
-    """
-
-    name: str
-    distribution: str = ""
-    version: str = ""
-    status: str = "loaded"
-    error: str | None = None
-    components: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
-
-    @property
-    def package(self) -> str:
-        """The part before the colon of ``package:name``."""
-        return self.distribution or self.name
-
-    def __str__(self) -> str:
-        return f"{self.package} {self.version}".strip()
-
-    def is_called(self, name: str) -> bool:
-        """Whether ``name`` means this plugin: its entry point or its package."""
-        return _normal(name) in {_normal(self.name), _normal(self.package)}
-
-    def broke(self, error: str) -> None:
-        """Remember one more thing that is wrong with it."""
-        self.status = "broken"
-        self.error = f"{self.error}; {error}" if self.error else error
+__all__ = ["Entry", "PluginInfo", "Registry"]
 
 
 @attrs.frozen
@@ -87,6 +54,7 @@ class Registry:
         self._plugins: list[PluginInfo] = []
         self._ungathered: list[tuple[PluginInfo, object]] = []
         self._entries: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in KINDS}
+        self._off: set[str] = set()
 
     @classmethod
     def load(cls, disabled: Iterable[str] = ()) -> Registry:
@@ -96,11 +64,10 @@ class Registry:
             disabled: names of plugins or packages, beside those in the environment
                 variable ``PERMLLM_DISABLE_PLUGINS`` (separated by commas).
         """
-        names = [*disabled, *os.environ.get(DISABLE_VARIABLE, "").split(",")]
-        off = {_normal(name) for name in names if name.strip()}
         registry = cls()
-        for entry_point in _entry_points():
-            registry._load(entry_point, off)
+        registry._off = switched_off(disabled)
+        for entry_point in plugin_entry_points():
+            registry._load(entry_point)
         return registry
 
     def add(
@@ -118,6 +85,54 @@ class Registry:
         self._register(info, plugin)
         return info
 
+    def add_file(self, path: Path) -> PluginInfo:
+        """Add a plugin of one file, as ``plugins:`` in a pipeline file names it; once each.
+
+        Args:
+            path: absolute.
+
+        Raises:
+            UserError: there is no such file, it cannot be imported, has no hooks, a broken
+                component or one with a built-in's name, or changed since it was added.
+        """
+        known = next((info for info in self._plugins if info.file == path), None)
+        if known is not None:
+            if known.sha256 and digest_of(path) != known.sha256:
+                raise UserError(
+                    f"'{path}' changed since this registry loaded it",
+                    hint="read the pipeline file with a new Registry",
+                )
+            return known
+        info = PluginInfo(path.stem, file=path)
+        if self._is_off(info):
+            info.status = "disabled"
+            self._plugins.append(info)
+            return info
+        module, info.sha256 = load_file(path)
+        self._plugins.append(info)
+        self._register(info, module)
+        self._gather()
+        self._refuse_built_in_names(info)
+        if info.error:
+            self._plugins.remove(info)
+            self._forget(info, module)
+            raise UserError(f"'{path}' is no plugin that works: {info.error}")
+        return info
+
+    @contextmanager
+    def observing(self, observer: Observer, watcher: object) -> Iterator[None]:
+        """Tell what an observer watches with of everything that happens in the block.
+
+        If one of its hooks raises, that is a warning, and it is told nothing more.
+        """
+        owner = self.plugin_of(type(observer))
+        self.manager.register(watcher)
+        self._guard(watcher, f"the observer '{observer.name}'", owner)
+        try:
+            yield
+        finally:
+            self.manager.unregister(watcher)
+
     @property
     def plugins(self) -> list[PluginInfo]:
         """Every plugin that was found, loaded or not."""
@@ -128,17 +143,32 @@ class Registry:
     def warnings(self) -> list[str]:
         """What is wrong with the plugins, in sentences for the user."""
         return [
-            *(f"the plugin '{i.name}' ({i}) is broken: {i.error}" for i in self._broken()),
+            *(f"the plugin '{i.name}' ({i}) is {i.status}: {i.error}" for i in self._unusable()),
             *(
-                f"{_owners(found)} both have the {kind} '{name}'; name it as 'package:{name}'"
+                f"the plugin '{info.name}' ({info}) uses what is deprecated: {what}"
+                for info in self._plugins
+                for what in info.deprecations
+            ),
+            *(
+                self._clash(kind, name, found)
                 for kind, names in self._entries.items()
                 for name, found in names.items()
                 if len(found) > 1
             ),
         ]
 
+    def versions(self) -> dict[str, str]:
+        """The version of each package, beside permllm, whose plugins are loaded."""
+        packages = {info.distribution: info.version for info in self._plugins if _is_foreign(info)}
+        return dict(sorted(packages.items()))
+
+    def digests(self, files: Iterable[Path]) -> dict[str, str]:
+        """The SHA-256 of plugins of one file, by path, as they were loaded."""
+        wanted = set(files)
+        return {str(info.file): info.sha256 for info in self._plugins if info.file in wanted}
+
     def components(self, kind: str) -> dict[str, Entry]:
-        """Components of a kind by the name a pipeline file uses: ``package:name`` on a clash."""
+        """Components of a kind by the name that a pipeline file uses (:meth:`reference`)."""
         self._gather()
         return {
             self.reference(entry): entry
@@ -148,6 +178,8 @@ class Registry:
 
     def component(self, kind: str, name: str) -> type[Component]:
         """The component class of a name or of ``package:name``.
+
+        A bare name means the built-in component if there is one, whatever is installed.
 
         Raises:
             UserError: there is none, or two packages have one.
@@ -161,6 +193,8 @@ class Registry:
         found = self._entries[kind].get(bare, [])
         if package:
             found = [entry for entry in found if entry.plugin.is_called(package)]
+        else:
+            found = [entry for entry in found if entry.plugin.built_in] or found
         if len(found) == 1:
             return found[0]
         if found:
@@ -171,11 +205,14 @@ class Registry:
         raise self._unknown(kind, name, package)
 
     def reference(self, entry: Entry) -> str:
-        """The name that finds this component: bare, or ``package:name`` on a clash."""
+        """The name that finds this component: bare, or ``package:name`` on a clash.
+
+        Built-in components keep their bare names.
+        """
         name = entry.cls.name
         kind = next(kind for kind, base in KINDS.items() if issubclass(entry.cls, base))
         clash = len(self._entries[kind].get(name, [])) > 1
-        return f"{entry.plugin.package}:{name}" if clash else name
+        return f"{entry.plugin.package}:{name}" if clash and not entry.plugin.built_in else name
 
     def reference_of(self, cls: type[Component]) -> str:
         """:meth:`reference` of a class; its bare name if it is not registered."""
@@ -196,29 +233,45 @@ class Registry:
         hint = did_you_mean(name.rpartition(":")[2], self.components(kind))
         if package and not any(plugin.is_called(package) for plugin in self._plugins):
             hint = f"no package '{package}' with a plugin is installed: pip install {package}"
-        lost = [f"{i} ({i.error})" for i in self._broken()]
+        lost = [f"{i} ({i.error})" for i in self._unusable()]
         off = [str(info.name) for info in self._plugins if info.status == "disabled"]
         if lost:
-            hint += f"; plugins that are broken: {', '.join(lost)}"
+            hint += f"; plugins that cannot be used: {', '.join(lost)}"
         if off:
             hint += f"; plugins that are switched off: {', '.join(off)}"
         return UserError(f"unknown {kind} '{name}'", hint=hint)
 
-    def _broken(self) -> list[PluginInfo]:
-        return [info for info in self.plugins if info.status == "broken"]
+    def _clash(self, kind: str, name: str, found: list[Entry]) -> str:
+        others = [entry for entry in found if not entry.plugin.built_in]
+        if len(others) == len(found):
+            return f"{_owners(found)} both have the {kind} '{name}'; name it as 'package:{name}'"
+        names = " and ".join(f"'{self.reference(entry)}'" for entry in others)
+        return (
+            f"the {kind} '{name}' is permllm's own, although {_owners(others)} has one, too; "
+            f"name that as {names}"
+        )
 
-    def _load(self, entry_point: EntryPoint, off: set[str]) -> None:
+    def _unusable(self) -> list[PluginInfo]:
+        return [info for info in self.plugins if info.unusable]
+
+    def _is_off(self, info: PluginInfo) -> bool:
+        return bool(self._off & {normal(info.name), normal(info.package)})
+
+    def _load(self, entry_point: EntryPoint) -> None:
         dist = entry_point.dist
         info = PluginInfo(entry_point.name, dist.name if dist else "", dist.version if dist else "")
         self._plugins.append(info)
-        if off & {_normal(info.name), _normal(info.package)}:
+        if self._is_off(info):
             info.status = "disabled"
+            return
+        if dist and not info.built_in and (reason := incompatibility(dist, permllm.__version__)):
+            info.status, info.error = "incompatible", reason
             return
         try:
             plugin = entry_point.load()
         except (Exception, SystemExit) as error:
             # A stranger's module: whatever it raises is its own fault, not the run's.
-            info.broke(f"it cannot be imported: {_shown(error)}")
+            info.broke(f"it cannot be imported: {_shown(error, info)}")
         else:
             self._register(info, plugin)
 
@@ -228,29 +281,50 @@ class Registry:
             return
         taken = self.manager.has_plugin(info.name)
         try:
-            self.manager.register(plugin, f"{info.package}:{info.name}" if taken else info.name)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", DeprecatedWarning)
+                self.manager.register(plugin, f"{info}:{info.name}" if taken else info.name)
         except (ValueError, TypeError, pluggy.PluginValidationError) as error:
             info.broke(" ".join(str(error).split()))
-            self._forget(plugin)
+        else:
+            info.deprecations = tuple(str(warning.message) for warning in caught)
+            if wrong := wrong_hooks(self.manager, plugin):
+                info.broke(wrong)
+        if info.error:
+            self._forget(info, plugin)
             return
-        if unknown := self._unknown_hook(plugin):
-            info.broke(unknown)
-            self._forget(plugin)
-            return
+        self._guard(plugin, f"the plugin '{info.name}'", info)
         self._ungathered.append((info, plugin))
 
-    def _forget(self, plugin: object) -> None:
+    def _guard(self, plugin: object, who: str, info: PluginInfo | None) -> None:
+        """Keep errors of a plugin's life-cycle hooks from the run."""
+        guard_hooks(self.manager, plugin, partial(self._warn_of_failure, plugin, who, info))
+
+    def _warn_of_failure(
+        self, plugin: object, who: str, info: PluginInfo | None, hook: str, error: Exception
+    ) -> None:
+        owner = f" ({info})" if info else ""
+        message = f"{who}{owner} broke in {hook} and is told nothing more: {_shown(error, info)}"
+        tell = self.manager.hook.permllm_warning
+        if any(listener.plugin is not plugin for listener in tell.get_hookimpls()):
+            tell(message=message)
+        else:
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def _forget(self, info: PluginInfo, plugin: object) -> None:
         if self.manager.is_registered(plugin):
             self.manager.unregister(plugin)
+        for kind, names in info.components.items():
+            for name in names:
+                entries = self._entries[kind]
+                entries[name] = [entry for entry in entries[name] if entry.plugin is not info]
 
-    def _unknown_hook(self, plugin: object) -> str | None:
-        known = [name for name in vars(hookspecs) if name.startswith("permllm_")]
-        for caller in self.manager.get_hookcallers(plugin) or ():
-            if caller.name not in known:
-                near = nearest(caller.name, known)
-                hint = f"; did you mean '{near}'?" if near else ""
-                return f"there is no hook '{caller.name}'{hint}"
-        return None
+    def _refuse_built_in_names(self, info: PluginInfo) -> None:
+        """Nobody may take a file's own component for the built-in one of its name."""
+        for kind, names in info.components.items():
+            for name in names:
+                if any(entry.plugin.built_in for entry in self._entries[kind][name]):
+                    info.broke(f"the {kind} '{name}' is built in; give it another name")
 
     def _gather(self) -> None:
         """Ask plugins for components. Late, since that imports torch and what else they need."""
@@ -260,7 +334,7 @@ class Registry:
                 self._gather_kind(info, plugin, kind)
 
     def _gather_kind(self, info: PluginInfo, plugin: object, kind: str) -> None:
-        hook = getattr(self.manager.hook, HOOKS[kind])
+        hook = getattr(self.manager.hook, COMPONENT_HOOKS[kind])
         for implementation in hook.get_hookimpls():
             if implementation.plugin is not plugin:
                 continue
@@ -268,7 +342,7 @@ class Registry:
                 offered = list(implementation.function())
             except (Exception, SystemExit) as error:
                 # As on import: somebody else's code.
-                info.broke(f"its hook {HOOKS[kind]} failed: {_shown(error)}")
+                info.broke(f"its hook {COMPONENT_HOOKS[kind]} failed: {_shown(error, info)}")
                 continue
             for cls in offered:
                 self._accept(info, kind, cls)
@@ -278,7 +352,7 @@ class Registry:
             wrong = problem(kind, KINDS[kind], cls)
         except Exception as error:
             # Looking at a class runs its metaclass and properties: somebody else's code.
-            wrong = f"{cls!r} cannot be looked at: {_shown(error)}"
+            wrong = f"{cls!r} cannot be looked at: {_shown(error, info)}"
         if wrong:
             info.broke(f"{kind}: {wrong}")
             return
@@ -290,25 +364,15 @@ class Registry:
         info.components[kind] = (*info.components.get(kind, ()), cls.name)
 
 
-def _entry_points() -> list[EntryPoint]:
-    """The plugins' entry points: permllm's own first, the others by package."""
-    found: dict[tuple[str, str], EntryPoint] = {}
-    for entry_point in entry_points(group=hookspecs.PROJECT):
-        package = entry_point.dist.name if entry_point.dist else ""
-        # A package that two folders of the path hold counts once, as on import.
-        found.setdefault((_normal(package), entry_point.name), entry_point)
-    keys = sorted(found, key=lambda key: (key[0] != hookspecs.PROJECT, key))
-    return [found[key] for key in keys]
-
-
-def _normal(name: str) -> str:
-    """A name as package indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+def _is_foreign(info: PluginInfo) -> bool:
+    return bool(info.distribution) and not info.built_in and info.status == "loaded"
 
 
 def _owners(entries: Iterable[Entry]) -> str:
     return " and ".join(str(entry.plugin) for entry in entries)
 
 
-def _shown(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+def _shown(error: BaseException, info: PluginInfo | None) -> str:
+    """An error, and how to install what it misses."""
+    way = missing_dependency(info.distribution, error) if info else None
+    return f"{type(error).__name__}: {error}" + (f" ({way})" if way else "")

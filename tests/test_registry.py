@@ -13,7 +13,8 @@ import pytest
 
 import permllm
 from permllm.components import Metric, option
-from permllm.errors import UserError
+from permllm.errors import DeprecatedWarning, UserError
+from permllm.hookspecs import hookspec
 from permllm.registry import PluginInfo, Registry
 
 
@@ -201,6 +202,46 @@ def bad_needs() -> Any:
     return Bad
 
 
+def bad_default() -> Any:
+    @attrs.frozen
+    class Bad(Power):
+        """Bad."""
+
+        name = "bad"
+        share: float = option(2.0, help="share", maximum=1)
+
+    return Bad
+
+
+def default_of_another_type() -> Any:
+    @attrs.frozen
+    class Bad(Power):
+        """Bad."""
+
+        name = "bad"
+        rounds: int = option("3", help="rounds")
+
+    return Bad
+
+
+@attrs.frozen
+class Part:
+    """Options that stand below one key."""
+
+    number: complex = 1j
+
+
+def unspellable_part() -> Any:
+    @attrs.frozen
+    class Bad(Power):
+        """Bad."""
+
+        name = "bad"
+        part: Part = option(factory=Part, help="more options")
+
+    return Bad
+
+
 REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: 3, "3 is no class"),
     (lambda: int, "builtins.int does not inherit from permllm.components.Metric"),
@@ -214,6 +255,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (too_many_arguments, "has scores(self, weight, statistics, more) where scores(self, weight, s"),
     (takes_name, "has an option 'preset', a name that pipeline files need"),
     (unspellable_option, "option 'numbers' has the type <class 'complex'>"),
+    (unspellable_option, "which no file can spell; these can be: int, float, bool, str, Path"),
+    (unspellable_part, "option 'number' has the type <class 'complex'>"),
+    (bad_default, "option 'share' with a default that no file could give: it must be at most 1,"),
+    (default_of_another_type, "'rounds' with a default that no file could give: expected a whole"),
     (unknown_type, "the type of option 'numbers' cannot be found: name 'Nowhere'"),
     (bad_preset, "has a preset 'a' with an unknown option 'exponnt'; did you mean 'exponent'?"),
     (bad_needs, "needs 'needs' to be a tuple of statistics"),
@@ -234,7 +279,7 @@ def test_what_is_no_component_is_refused_and_the_rest_stays(
 
 def test_a_missing_component_tells_of_broken_plugins() -> None:
     registry, _ = with_metrics(without_method())
-    with pytest.raises(UserError, match=r"unknown metric 'bad'[\s\S]*broken: my-package 1.2 "):
+    with pytest.raises(UserError, match=r"unknown metric 'bad'[\s\S]*used: my-package 1.2 "):
         registry.component("metric", "bad")
 
 
@@ -264,6 +309,59 @@ def test_a_clash_is_an_error_only_when_the_bare_name_is_used() -> None:
         "my-package 1.2 and other-package 3 both have the metric 'power'; "
         "name it as 'package:power'"
     ]
+
+
+def test_the_built_in_component_keeps_its_name() -> None:
+    @attrs.frozen
+    class Other(Power):
+        """Another one."""
+
+        name = "wanda"
+
+    registry = Registry.load()
+    registry.add(metrics_plugin(Other), "other", distribution="other-package", version="3")
+    assert registry.component("metric", "wanda").__module__ == "permllm.metrics.wanda"
+    assert registry.component("metric", "other-package:wanda") is Other
+    assert registry.component("metric", "permllm:wanda") is registry.component("metric", "wanda")
+    assert {"wanda", "other-package:wanda"} <= set(registry.components("metric"))
+    assert registry.reference_of(registry.component("metric", "wanda")) == "wanda"
+    assert registry.reference_of(Other) == "other-package:wanda"
+    assert registry.warnings == [
+        "the metric 'wanda' is permllm's own, although other-package 3 has one, too; "
+        "name that as 'other-package:wanda'"
+    ]
+    # Switched off, it makes room.
+    registry = Registry.load(disabled=["permllm.metrics"])
+    registry.add(metrics_plugin(Other), "other")
+    assert registry.component("metric", "wanda") is Other
+
+
+def test_a_plugin_without_hooks_is_broken() -> None:
+    registry = Registry()
+    info = registry.add(SimpleNamespace(permllm_datasets=lambda: []), "mine")
+    assert info.error == "it has no hooks; mark its permllm_datasets() with @permllm.hookimpl"
+
+
+def test_hooks_that_will_go_are_told_and_work() -> None:
+    class Specifications:
+        @hookspec(warn_on_impl=DeprecatedWarning("permllm_old goes in 0.3: use permllm_warning"))
+        def permllm_old(self) -> None: ...
+
+    class Plugin:
+        @permllm.hookimpl
+        def permllm_old(self) -> str:
+            return "still called"
+
+    registry = Registry()
+    registry.manager.add_hookspecs(Specifications)
+    info = registry.add(Plugin(), "mine", distribution="my-package", version="1.2")
+    assert (info.status, info.error) == ("loaded", None)
+    assert info.deprecations == ("permllm_old goes in 0.3: use permllm_warning",)
+    assert registry.warnings == [
+        "the plugin 'mine' (my-package 1.2) uses what is deprecated: "
+        "permllm_old goes in 0.3: use permllm_warning"
+    ]
+    assert registry.manager.hook.permllm_old() == ["still called"]
 
 
 def test_hooks_that_do_not_exist_or_want_other_arguments() -> None:

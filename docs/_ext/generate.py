@@ -96,7 +96,10 @@ def option_table(cls: type) -> Iterable[str]:
     for option in options:
         default = "*required*" if option.required else f"`{yaml_text(option.default)}`"
         kind = f"{option.type_text}, {option.range}" if option.range else option.type_text
-        yield f"| `{option.name}` | {cell(option.help)} | {cell(kind)} | {cell(default)} |"
+        meaning = option.help
+        if option.deprecated:
+            meaning += f" (deprecated: {option.deprecated})"
+        yield f"| `{option.name}` | {cell(meaning)} | {cell(kind)} | {cell(default)} |"
     yield ""
 
 

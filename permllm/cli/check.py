@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from permllm.cli.errors import debug_option
-from permllm.cli.registry import load_registry, no_plugin_option
+from permllm.cli.registry import load_registry, no_plugin_option, plugin_lines
 
 
 @click.command("check")
@@ -37,6 +37,8 @@ def command(
 
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings, out)
+    for line in plugin_lines(plan.pipeline.plugins, registry):
+        click.echo(line)
     for line in check_plan(plan, file, elsewhere=elsewhere).lines():
         click.echo(line)
     click.echo(f"{file} is fine")

@@ -12,15 +12,17 @@ code  meaning
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-from permllm.errors import PermllmError, RunFailed, UserError
+from permllm.errors import DeprecatedWarning, PermllmError, RunFailed, UserError
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -63,7 +65,8 @@ def call(group: click.Group, arguments: list[str] | None) -> int:
     state = {"debug": False}
     try:
         # Click returns a command's exit code (of --help, say) only as the result.
-        result = group.main(arguments, prog_name="permllm", obj=state, standalone_mode=False)
+        with _plain_warnings():
+            result = group.main(arguments, prog_name="permllm", obj=state, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -99,8 +102,36 @@ def report(error: BaseException, *, debug: bool) -> int:
         return FAILED
     first_line = str(cause).strip().partition("\n")[0]
     again = None if debug else "run again with --debug for the traceback"
-    _say(f"error: {type(cause).__name__}: {first_line}", kept, again)
+    _say(f"error: {type(cause).__name__}: {first_line}", *_blame(cause), kept, again)
     return FAILED
+
+
+def _blame(error: BaseException) -> tuple[str | None, ...]:
+    """Whose code broke, if it is a plugin's, and how to install what it misses."""
+    # Late: it takes a moment, and most commands end well.
+    from permllm.plugins.blame import blamed
+
+    found = blamed(error)
+    if found is None:
+        return ()
+    plugin, way = found
+    return f"it comes from the plugin {plugin}", way
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Say what is deprecated as commands say their own warnings."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *at: Any, **more: Any) -> None:
+            if issubclass(category, DeprecatedWarning):
+                click.echo(f"warning: {message}", err=True)
+            else:
+                others(message, category, *at, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def _say(first: str, *more: str | None) -> None:

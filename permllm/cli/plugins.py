@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import click
 
+from permllm.cli import plugins_info, plugins_new
 from permllm.cli.errors import debug_option
-from permllm.cli.registry import load_registry, no_plugin_option
-from permllm.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from permllm.components import Component
-    from permllm.registry import PluginInfo, Registry
+from permllm.cli.registry import no_plugin_option
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -25,96 +21,47 @@ if TYPE_CHECKING:
 def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -> None:
     """List the plugins, the built-in ones included, and what they add."""
     if context.invoked_subcommand:
+        if as_json or no_plugin:
+            raise click.UsageError(
+                f"options go after the command: permllm plugins {context.invoked_subcommand} …"
+            )
         return
-    registry = load_registry(no_plugin, quiet=True)
+    from permllm.plugins.catalogue import installed
+
+    found = installed(no_plugin)
     if as_json:
-        click.echo(
-            json.dumps([describe(plugin, registry) for plugin in registry.plugins], indent=2)
-        )
-    else:
-        _print_table(registry.plugins)
+        click.echo(json.dumps(found.plugins, indent=2))
+        return
+    _print_table(found.plugins)
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}")
 
 
-@command.command("info")
-@click.argument("name")
-@debug_option
-def info(name: str) -> None:
-    """Explain the component NAME and its options."""
-    from permllm.components import KINDS
-
-    registry = load_registry(())
-    found = [
-        (kind, entry)
-        for kind in KINDS
-        for reference, entry in registry.components(kind).items()
-        if name in (reference, entry.cls.name)
-    ]
-    if not found:
-        known = {reference for kind in KINDS for reference in registry.components(kind)}
-        raise UserError(f"there is no component '{name}'", hint=did_you_mean(name, known))
-    for kind, entry in found:
-        click.echo(f"{entry.cls.name}: {kind} from {entry.plugin} ({entry.plugin.name})\n")
-        click.echo(f"{inspect.getdoc(entry.cls) or ''}\n")
-        _print_options(entry.cls)
+command.add_command(plugins_info.command)
+command.add_command(plugins_new.command)
 
 
-def describe(plugin: PluginInfo, registry: Registry) -> dict[str, Any]:
-    """A plugin as plain data for ``--json``."""
-    return {
-        "name": plugin.name,
-        "version": plugin.version,
-        "distribution": plugin.distribution,
-        "components": [
-            {
-                "kind": kind,
-                "name": entry.cls.name,
-                "summary": entry.cls.summary(),
-                "options": options_of(entry.cls),
-            }
-            for kind in plugin.components
-            for entry in registry.components(kind).values()
-            if entry.plugin is plugin
-        ],
-        "status": plugin.status,
-        "error": plugin.error,
-    }
-
-
-def options_of(cls: type[Component]) -> list[dict[str, Any]]:
-    """The options of a component as plain data."""
-    from permllm.pipeline.options import describe_options
-
-    return [
-        {
-            "name": option.name,
-            "type": option.type_text,
-            "required": option.required,
-            "default": option.default,
-            "range": option.range,
-            "help": option.help,
-        }
-        for option in describe_options(cls)
-    ]
-
-
-def _print_table(plugins: list[PluginInfo]) -> None:
+def _print_table(plugins: Iterable[Mapping[str, Any]]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("plugin", "package", "status", "adds")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("plugin", overflow="fold", ratio=3)
+    table.add_column("package", overflow="fold", ratio=3)
+    table.add_column("status", no_wrap=True)
+    table.add_column("adds", overflow="fold", ratio=5)
     for plugin in plugins:
-        adds = [f"{kind}: {', '.join(names)}" for kind, names in plugin.components.items()]
-        status = f"{plugin.status}: {plugin.error}" if plugin.error else plugin.status
-        table.add_row(plugin.name, str(plugin), status, "\n".join(adds))
+        package = f"{plugin['distribution']} {plugin['version']}".strip()
+        cells = (plugin["name"], package, plugin["status"], _adds(plugin["components"]))
+        table.add_row(*map(Text, cells))
     Console().print(table)
 
 
-def _print_options(cls: type[Component]) -> None:
-    options = options_of(cls)
-    if not options:
-        click.echo("It has no options.")
-    for option in options:
-        default = "required" if option["required"] else f"default {json.dumps(option['default'])}"
-        limits = f", {option['range']}" if option["range"] else ""
-        click.echo(f"  {option['name']}: {option['type']} ({default}{limits})")
-        click.echo(f"      {option['help']}")
+def _adds(components: Iterable[Mapping[str, Any]]) -> str:
+    """``metric: wanda, ria``, a line for each kind."""
+    by_kind: dict[str, list[str]] = {}
+    for component in components:
+        by_kind.setdefault(component["kind"], []).append(component["reference"])
+    return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in by_kind.items())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,3 +30,13 @@ def load_registry(disabled: Iterable[str], *, quiet: bool = False) -> Registry:
     for warning in () if quiet else registry.warnings:
         click.echo(f"warning: {warning}", err=True)
     return registry
+
+
+def plugin_lines(files: Iterable[Path], registry: Registry) -> Iterator[str]:
+    """What each file adds that a pipeline file names under ``plugins:``, and its digest."""
+    wanted = set(files)
+    for info in registry.plugins:
+        if info.file in wanted:
+            adds = [f"{kind} {', '.join(names)}" for kind, names in info.components.items()]
+            said = [*adds, f"SHA-256 {info.sha256}"] if info.sha256 else [info.status]
+            yield f"plugin {info.file}: {'; '.join(said)}"

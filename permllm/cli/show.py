@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from permllm.cli.errors import debug_option
-from permllm.cli.registry import load_registry, no_plugin_option
+from permllm.cli.registry import load_registry, no_plugin_option, plugin_lines
 
 if TYPE_CHECKING:
     from permllm.registry import Registry
@@ -41,6 +41,8 @@ def command(file: Path, settings: tuple[str, ...], no_plugin: tuple[str, ...]) -
     used = {line for run in plan.runs for line in _origins(run.pipeline, registry)}
     for line in sorted(used):
         click.echo(f"#   {line}")
+    for line in plugin_lines(plan.pipeline.plugins, registry):
+        click.echo(f"# {line}")
 
 
 def _origins(pipeline: Any, registry: Registry) -> Iterator[str]:
@@ -50,7 +52,6 @@ def _origins(pipeline: Any, registry: Registry) -> Iterator[str]:
 
     for component in components_in(pipeline):
         kind = next(kind for kind, base in KINDS.items() if isinstance(component, base))
-        entries = registry.components(kind).values()
-        plugins = [entry.plugin for entry in entries if entry.cls is type(component)]
-        origin = f"{plugins[0]} ({plugins[0].name})" if plugins else "this process"
+        plugin = registry.plugin_of(type(component))
+        origin = f"{plugin} ({plugin.name})" if plugin else "this process"
         yield f"{kind} {component.name}: from {origin}"

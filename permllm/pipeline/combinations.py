@@ -21,6 +21,7 @@ from permllm.pipeline.axes import (
     value_at,
     with_value,
 )
+from permllm.pipeline.deprecations import warn_of_deprecated
 from permllm.pipeline.document import Document, Keys, Origin
 from permllm.pipeline.labels import Names, identity, short_text
 from permllm.pipeline.schema import Pipeline
@@ -325,6 +326,7 @@ class _Expansion:
 
     def _resolve(self, document: Document) -> _Resolved:
         pipeline = structure(document, Pipeline, self.registry, self.base_dir)
+        warn_of_deprecated(document, pipeline)
         return _Resolved(document, pipeline, resolved(pipeline, self.registry))
 
 

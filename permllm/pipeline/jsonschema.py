@@ -77,6 +77,9 @@ def _property(info: OptionInfo) -> Schema:
         schema["description"] = info.help
     if not info.required:
         schema["default"] = info.default
+    if info.deprecated:
+        schema["deprecated"] = True
+        schema["description"] = f"{info.help} (deprecated: {info.deprecated})"
     return schema
 
 

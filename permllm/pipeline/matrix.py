@@ -46,6 +46,7 @@ FIXED = (
     "permllm",
     "name",
     "model",
+    "plugins",
     "evaluate",
     "export",
     "track",

@@ -21,6 +21,12 @@ import attrs
 from permllm import components
 from permllm.core.patterns import Pattern
 
+SPELLABLE = (
+    "int, float, bool, str, Path, Pattern, Literal, a kind of component, an attrs class, "
+    "unions of these, tuple[T, ...] and dict[str, T]"
+)
+"""The types that an option may have."""
+
 REFERENCE = "reference"
 """Metadata key of a field's default component, written as in a pipeline file."""
 
@@ -53,6 +59,7 @@ class OptionInfo:
         help: one line.
         minimum, maximum: the range, both ends included; None without one.
         choices: the only allowed strings; empty without a limit.
+        deprecated: what to use instead, where a later version will not have it; else empty.
     """
 
     name: str
@@ -63,6 +70,7 @@ class OptionInfo:
     minimum: float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    deprecated: str = ""
 
     @property
     def range(self) -> str:
@@ -104,7 +112,10 @@ def option_types(cls: type) -> dict[str, Any]:
         key = field.alias or field.name
         hint = _evaluate(cls, field)
         if not _spellable(hint):
-            raise TypeError(f"option '{key}' has the type {hint!r}, which no file can spell")
+            raise TypeError(
+                f"option '{key}' has the type {hint!r}, which no file can spell; these can be: "
+                f"{SPELLABLE}"
+            )
         resolved[key] = hint
     return resolved
 
@@ -127,6 +138,7 @@ def _describe(field: attrs.Attribute[Any], hint: Any) -> OptionInfo:
         minimum=meta.get("minimum"),
         maximum=meta.get("maximum"),
         choices=tuple(meta.get("choices", ())),
+        deprecated=meta.get("deprecated", ""),
     )
 
 
@@ -227,6 +239,7 @@ def _evaluate(cls: type, field: attrs.Attribute[Any]) -> Any:
 
 
 def _spellable(hint: Any) -> bool:
+    """Whether a file can give values of a type; raises for an attrs class that none can."""
     simple = (int, float, bool, str, pathlib.Path, Pattern, Any, types.NoneType)
     if any(hint is known for known in simple) or component_kind(hint):
         return True
@@ -237,4 +250,7 @@ def _spellable(hint: Any) -> bool:
     inner = element(hint) if element(hint) is not None else mapping_element(hint)
     if inner is not None:
         return _spellable(inner)
-    return inspect.isclass(hint) and attrs.has(hint)
+    if inspect.isclass(hint) and attrs.has(hint):
+        option_types(hint)
+        return True
+    return False

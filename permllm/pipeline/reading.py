@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError
+from permllm.pipeline.deprecations import warn_of_deprecated
 from permllm.pipeline.document import Document, Origin, parse_yaml, plain_document
 from permllm.pipeline.field_errors import shown
 from permllm.pipeline.matrix import MATRIX, base_document, check_axes, resolved_axes
@@ -30,6 +31,8 @@ __all__ = [
     "read_text",
     "resolved",
 ]
+
+PLUGINS = "plugins"
 
 MAX_BYTES = 2**20
 """The largest pipeline file; larger ones are surely something else."""
@@ -132,10 +135,30 @@ def _read_document(
     _check_version(document)
     check_axes(document)
     base_dir = base_dir.absolute()
-    pipeline = structure(base_document(document, registry, base_dir), Pipeline, registry, base_dir)
+    _load_plugins(document, registry, base_dir)
+    base = base_document(document, registry, base_dir)
+    pipeline = structure(base, Pipeline, registry, base_dir)
+    warn_of_deprecated(base, pipeline)
     if not document.data.get(MATRIX):
         return pipeline
     return attrs.evolve(pipeline, matrix=resolved_axes(document, registry, base_dir))
+
+
+def _load_plugins(document: Document, registry: Registry, base_dir: Path) -> None:
+    """Add the files that ``plugins:`` names to the registry.
+
+    Raises:
+        UserError: one does not work; at its place.
+    """
+    if PLUGINS not in document.data:
+        return
+    hint: Any = tuple[Path, ...]
+    files = structure(document.part((PLUGINS,)), hint, registry, base_dir)
+    for index, path in enumerate(files):
+        try:
+            registry.add_file(path)
+        except UserError as error:
+            raise document.origin((PLUGINS, index)).error(error.message, error.hint) from error
 
 
 def _check_version(document: Document) -> None:

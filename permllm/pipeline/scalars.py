@@ -6,7 +6,7 @@ Each function is a structure hook of cattrs: it takes plain data and the wanted 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from permllm.core.patterns import Pattern
@@ -66,6 +66,15 @@ def literal(value: Any, hint: Any) -> Any:
         if value == choice and type(value) is type(choice):
             return choice
     raise expected(hint, value)
+
+
+STRICT: dict[Any, Callable[[Any, Any], Any]] = {
+    bool: boolean,
+    int: whole,
+    float: number,
+    str: text,
+}
+"""How the types are read whose values Python and YAML spell alike."""
 
 
 def is_scalar(value: Any) -> bool:

@@ -7,6 +7,7 @@ components are references, as a file would write them, that the reader resolves.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 import attrs
@@ -118,6 +119,9 @@ class Pipeline:
     permllm: int = option(VERSION, help="schema version of the file", minimum=1, maximum=VERSION)
     name: str = attrs.field(
         metadata={"help": "the pipeline's name; without one, the file's"}, validator=_check_name
+    )
+    plugins: tuple[Path, ...] = option(
+        (), help="Python files with hooks, run before components are looked up"
     )
     model: ModelSource = option(help="the model to prune")
     calibration: Calibration = reference({}, help="the calibration text")

@@ -100,10 +100,7 @@ class _Structurer:
         self.base_dir = base_dir
         self.converter = Converter(detailed_validation=True)
         for cls, hook in (
-            (bool, scalars.boolean),
-            (int, scalars.whole),
-            (float, scalars.number),
-            (str, scalars.text),
+            *scalars.STRICT.items(),
             (Path, self.path),
             (Pattern, scalars.pattern),
         ):

@@ -14,6 +14,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from permllm.components import Component
 from permllm.core.patterns import Pattern
+from permllm.pipeline.deprecations import left_out
 from permllm.pipeline.document import dotted, walk
 from permllm.pipeline.options import option_fields
 from permllm.pipeline.schema import SOURCES, Pipeline
@@ -31,10 +32,7 @@ def resolved(pipeline: Pipeline, registry: Registry | None = None) -> dict[str, 
         registry: where it is given, components whose name two packages share are
             written ``package:name``.
     """
-    data = {
-        field.name: to_plain(getattr(pipeline, field.name), registry)
-        for field in option_fields(Pipeline)
-    }
+    data = _fields(pipeline, registry)
     data["track"] = {observer.pop("name"): observer for observer in data["track"]}
     return data
 
@@ -81,6 +79,7 @@ def _fields(value: Any, registry: Registry | None) -> dict[str, Any]:
     return {
         field.alias or field.name: to_plain(getattr(value, field.name), registry)
         for field in option_fields(type(value))
+        if not left_out(field, getattr(value, field.name))
     }
 
 

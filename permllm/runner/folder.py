@@ -106,7 +106,7 @@ def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
 
 
 def check_same_inputs(folder: Path, environment: dict[str, Any]) -> None:
-    """Refuse to resume with another model or text than the run began with.
+    """Refuse to resume with another model, text or plugin file than the run began with.
 
     Raises:
         UserError: names what changed.
@@ -116,15 +116,23 @@ def check_same_inputs(folder: Path, environment: dict[str, Any]) -> None:
         return
     began = json.loads(path.read_text(encoding="utf-8"))
     said = {"model_fingerprint": "model's weights", "calibration_fingerprint": "calibration text"}
-    for key, what in said.items():
-        if key in began and began[key] != environment[key]:
-            raise UserError(
-                f"the {what} changed since the run in {folder} began",
-                hint="start again in another --out",
-            )
+    changed = [
+        what for key, what in said.items() if began.get(key, environment[key]) != environment[key]
+    ]
+    digests = environment["plugin_files"]
+    changed += [
+        f"plugin '{path}'"
+        for path, digest in began.get("plugin_files", {}).items()
+        if digests.get(path) != digest
+    ]
+    for what in changed:
+        raise UserError(
+            f"the {what} changed since the run in {folder} began",
+            hint="start again in another --out",
+        )
 
 
-def environment(**inputs: str) -> dict[str, Any]:
+def environment(**inputs: Any) -> dict[str, Any]:
     """What the results depend on besides the pipeline: versions, machine, commit, ``inputs``."""
     import torch
 

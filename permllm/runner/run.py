@@ -130,6 +130,5 @@ def _observed(plan: Plan, registry: Registry, observers: Sequence[Observer]) -> 
             hook.permllm_progress(run=None, stage=stage, done=0, total=1)
             watcher = observer.watch(plan.out, partial(_warn, hook))
             hook.permllm_progress(run=None, stage=stage, done=1, total=1)
-            registry.manager.register(watcher)
-            stack.callback(registry.manager.unregister, watcher)
+            stack.enter_context(registry.observing(observer, watcher))
         yield

@@ -66,6 +66,8 @@ class Session:
             model_fingerprint=self.fingerprint,
             model=pipeline.model.describe(),
             calibration_fingerprint=pipeline.calibration.dataset.fingerprint("train"),
+            plugins=registry.versions(),
+            plugin_files=registry.digests(plan.pipeline.plugins),
         )
         folder.check_same_inputs(plan.out, self.environment)
         folder.write_json(plan.out / folder.ENVIRONMENT, self.environment)

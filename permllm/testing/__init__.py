@@ -1,6 +1,7 @@
 """Contract tests: whether a component does what permllm relies on.
 
-A plugin's own tests call the function for its kind of component::
+A plugin's own tests call the function for its kind of component, and
+:func:`check_plugin` for the whole::
 
     from permllm.testing import check_metric
 
@@ -16,6 +17,7 @@ from permllm.testing.exporters import check_exporter
 from permllm.testing.metrics import check_metric
 from permllm.testing.observers import check_observer
 from permllm.testing.permutations import check_permutation_learner
+from permllm.testing.plugins import check_plugin
 from permllm.testing.pruners import check_pruner
 
 __all__ = [
@@ -25,5 +27,6 @@ __all__ = [
     "check_metric",
     "check_observer",
     "check_permutation_learner",
+    "check_plugin",
     "check_pruner",
 ]

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-MATRIX = "matrix={layers.permutation: {plain: none, found: {name: cp, rounds: 1, restarts: 0}}, repeat: 2}"
+MATRIX = (
+    "matrix={layers.permutation: "
+    "{plain: none, found: {name: cp, rounds: 1, restarts: 0}}, repeat: 2}"
+)
 
 
 @pytest.fixture(scope="module")

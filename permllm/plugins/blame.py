@@ -1,0 +1,37 @@
+"""Which plugin an error comes from."""
+
+from __future__ import annotations
+
+import traceback
+from importlib.metadata import Distribution
+
+from permllm.plugins.discovery import plugin_entry_points
+from permllm.plugins.files import MODULE_PREFIX
+from permllm.plugins.info import BUILT_IN, normal
+from permllm.plugins.requirements import missing_dependency
+
+
+def blamed(error: BaseException) -> tuple[str, str | None] | None:
+    """The plugin whose code an error went through last, and what to install if it misses something.
+
+    Returns:
+        its package and version, or its file, and an installer's command or None; None
+        where no plugin's code took part.
+    """
+    owners = _owners()
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith(MODULE_PREFIX):
+            return frame.f_globals["__file__"], None
+        if dist := owners.get(name.partition(".")[0]):
+            return f"{dist.name} {dist.version}", missing_dependency(dist.name, error)
+    return None
+
+
+def _owners() -> dict[str, Distribution]:
+    """The packages that have plugins, permllm aside, by the module that holds them."""
+    return {
+        entry_point.module.partition(".")[0]: entry_point.dist
+        for entry_point in plugin_entry_points()
+        if entry_point.dist and normal(entry_point.dist.name) != BUILT_IN
+    }

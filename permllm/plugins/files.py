@@ -1,0 +1,90 @@
+"""Plugins of one file, which a pipeline file names under ``plugins:``."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import traceback
+import types
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
+from pathlib import Path
+
+from permllm.errors import UserError, nearest
+
+MODULE_PREFIX = "permllm_file_"
+"""What the modules' names start with."""
+
+
+def load_file(path: Path) -> tuple[types.ModuleType, str]:
+    """The module that a file holds, run once in a process for each content.
+
+    Exactly the bytes that are hashed are run: no compiled copy of an earlier content is
+    looked for, and none is left beside the file.
+
+    Args:
+        path: absolute.
+
+    Returns:
+        the module and the SHA-256 of the file in hexadecimal.
+
+    Raises:
+        UserError: there is no such file, or it fails to run; it names the file's line.
+    """
+    source = _read(path)
+    digest = _digest(source)
+    place = hashlib.sha256(str(path).encode()).hexdigest()
+    name = f"{MODULE_PREFIX}{place[:8]}_{digest[:16]}"
+    if name not in sys.modules:
+        spec = ModuleSpec(name, loader=None, origin=str(path))
+        module = module_from_spec(spec)
+        module.__file__ = str(path)
+        # While it runs: attrs and dataclasses look a class's module up by its name.
+        sys.modules[name] = module
+        try:
+            exec(compile(source, str(path), "exec"), vars(module))
+        except BaseException as error:
+            del sys.modules[name]
+            if isinstance(error, Exception | SystemExit):
+                raise UserError(_failure(path, error)) from error
+            raise
+    return sys.modules[name], digest
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file as it is now.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return _digest(_read(path))
+
+
+def _digest(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        near = nearest(path.name, [file.name for file in path.parent.glob("*.py")])
+        hint = f"did you mean '{path.with_name(near)}'?" if near else None
+        raise UserError(f"there is no file '{path}'", hint=hint) from None
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+
+
+def _failure(path: Path, error: BaseException) -> str:
+    """``'metric.py' cannot be imported: line 3: NameError: …``."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines, text = [error.lineno], str(error.msg)
+    else:
+        text = str(error)
+    where = f"line {lines[-1]}: " if lines and lines[-1] else ""
+    return f"'{path}' cannot be imported: {where}{type(error).__name__}: {text}"
