@@ -194,6 +194,9 @@ class _Expansion:
         for index in range(len(axis.steps)):
             found = self._setting(key, axis, index)
             value = value_at(found.plain, key)
+            if value is ABSENT:
+                # A deprecated option with its default, which resolved pipelines leave out.
+                value = self.document.part(axis.place(index)).data
             if identity(value) in map(identity, self.values[key]):
                 raise self.document.origin(axis.place(index)).error(
                     f"the matrix has this value of '{key}' twice"

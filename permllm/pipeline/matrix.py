@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from permllm.errors import did_you_mean, nearest
+from permllm.errors import DeprecatedWarning, did_you_mean, nearest
 from permllm.pipeline.axes import (
     ABSENT,
     MAX_CELLS,
@@ -87,7 +88,10 @@ def expand(pipeline: Pipeline, registry: Registry) -> tuple[Cell, ...]:
     if not pipeline.matrix:
         return (Cell(bare, {}, attrs.evolve(pipeline, matrix=None)),)
     document = plain_document(resolved(pipeline, registry), Origin(file=pipeline.name))
-    found = work_out(document, registry, Path())
+    with warnings.catch_warnings():
+        # The reader has warned of these already, at their places in the file.
+        warnings.simplefilter("ignore", DeprecatedWarning)
+        found = work_out(document, registry, Path())
     told = [combination.told for combination in found.combinations]
     settings = combination_labels(told, found.names, bare)
     repeat = pipeline.matrix.get(REPEAT, 1)
