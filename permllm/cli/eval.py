@@ -62,6 +62,8 @@ def command(
         registry = load_registry(no_plugin)
         limits = {"length": length, "max_tokens": max_tokens}
         evaluators = _evaluators(registry, model_source(model), specs, text, choices, limits)
+        for evaluator in evaluators.evaluate:
+            evaluator.check()
         place = pick_device(device)
         click.echo(f"loading {model}", err=True)
         loaded = load(evaluators.model, pick_dtype("auto", place))

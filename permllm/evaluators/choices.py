@@ -42,9 +42,9 @@ class Choices(Evaluator):
     Each line holds ``query``, ``choices`` and ``gold``, the index of the right choice. The
     model's choice is the one with the highest log-likelihood after the query and a blank
     (``accuracy``), or the highest per character of the choice (``accuracy_norm``); of
-    equal ones, the first. Query and choice are tokenised together without special tokens,
-    as in lm-evaluation-harness, whose ``acc`` and ``acc_norm`` these are. The standard
-    error is that of the mean over the questions.
+    equal ones, the first. Query and choice are tokenised together without special tokens.
+    These are ``acc`` and ``acc_norm`` of lm-evaluation-harness with ``add_bos_token=False``.
+    The standard error is that of the mean over the questions.
     """
 
     name: ClassVar[str] = "choices"

@@ -27,6 +27,13 @@ def test_several_evaluators_as_a_table(permllm, project: Path) -> None:
         assert word in done.stdout
 
 
+def test_evaluators_are_checked_before_the_model_is_loaded(permllm, project: Path) -> None:
+    done = permllm("eval", "model", "--choices", "nowhere.jsonl", cwd=project)
+    assert done.returncode == 2
+    assert "nowhere.jsonl" in done.stderr
+    assert "loading" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,0 +1,1 @@
+"""The evaluator ``lm-eval``: tasks of EleutherAI's lm-evaluation-harness."""
