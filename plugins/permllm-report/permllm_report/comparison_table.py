@@ -54,26 +54,29 @@ class ComparisonTable:
 def comparison_table(results: Results) -> ComparisonTable:
     """The comparison of runs that ended."""
     table = comparison(results)
-    columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
+    # The first column holds the labels, which the page takes from the results.
+    columns = [[_plain(cell) for cell in column.cells] for column in table.columns[1:]]
     lines = list(zip(*columns, strict=True))
     rows = tuple(
-        Row(number, label, tuple(cells), runs)
-        for number, ((label, *cells), runs) in enumerate(
-            zip(lines, _runs(results, len(lines)), strict=True), start=1
+        Row(number, label, cells, runs)
+        for number, (cells, (label, runs)) in enumerate(
+            zip(lines, _labelled(results, len(lines)), strict=True), start=1
         )
     )
     return ComparisonTable(tuple(_plain(column.header) for column in table.columns), rows)
 
 
-def _runs(results: Results, rows: int) -> list[tuple[RunResult, ...]]:
-    """The runs of each row: one, or all repeats of a setting if they share a row."""
+def _labelled(results: Results, rows: int) -> list[tuple[str, tuple[RunResult, ...]]]:
+    """Label and runs of each row: one run, or all repeats of a setting if they share a row."""
     settings: dict[str, list[RunResult]] = {}
     for run in results.runs:
         settings.setdefault(run.setting, []).append(run)
     if rows == len(settings):
-        return [tuple(runs) for runs in settings.values()]
-    return [(run,) for run in results.runs]
+        return [(label, tuple(runs)) for label, runs in settings.items()]
+    return [(run.label, (run,)) for run in results.runs]
 
 
 def _plain(cell: object) -> str:
-    return cell.plain if isinstance(cell, Text) else str(cell)
+    """The text of a cell, which may be aligned."""
+    inside = getattr(cell, "renderable", cell)
+    return inside.plain if isinstance(inside, Text) else str(inside)

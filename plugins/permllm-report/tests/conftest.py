@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +14,7 @@ import attrs
 import pytest
 import torch
 
+from permllm.report.table import markdown
 from permllm.results import LayerReport, Results, RunResult
 from permllm.runner.checkpoints import PrunedWindow, save_window, window_path
 from permllm.runner.folder import unique_slugs, write_json
@@ -127,16 +129,19 @@ def _options(made: Made) -> dict[str, Any]:
 
 
 def _result(made: Made, reports: tuple[LayerReport, ...]) -> RunResult:
-    if made.error is not None:
-        return RunResult(made.label, {}, 0.0, 0, options=_options(made), error=made.error)
+    broke = made.error is not None
     figures = {PERPLEXITY: made.perplexity, "retained": 0.8, "sparsity": 0.5}
-    result = RunResult(made.label, figures, made.seconds, 2**30, layers=reports)
-    return attrs.evolve(
-        result,
+    return RunResult(
+        made.label,
+        {} if broke else figures,
+        0.0 if broke else made.seconds,
+        0 if broke else 2**30,
+        exports={} if broke else {"masked": f"runs/{made.label}/exports/masked"},
+        layers=() if broke else reports,
         options=_options(made),
         setting=made.setting or made.label,
         repeat=made.repeat,
-        exports={"masked": f"runs/{made.label}/exports/masked"},
+        error=made.error,
     )
 
 
@@ -201,6 +206,20 @@ def study() -> Callable[..., Results]:
 @pytest.fixture
 def made() -> type[Made]:
     return Made
+
+
+def markdown_rows(results: Results) -> list[list[str]]:
+    """The cells of permllm's own table in Markdown, heading and labels included."""
+    head, _, *rows = markdown(results).splitlines()
+    return [
+        [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in (head, *rows)
+    ]
+
+
+@pytest.fixture
+def expected() -> Callable[[Results], list[list[str]]]:
+    return markdown_rows
 
 
 VOID = frozenset({"meta", "link", "br", "wbr", "hr", "img", "input"})

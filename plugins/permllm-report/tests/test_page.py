@@ -8,13 +8,12 @@ from pathlib import Path
 
 import attrs
 import pytest
+from permllm_report import comparison_table
 from permllm_report.page import render, write_page
 from permllm_report.record import read_record
 
 from permllm import UserError
-from permllm.report.comparison import figure_names
 from permllm.report.sentence import sentence
-from permllm.report.table import columns
 
 SECTIONS = ("comparison", "cost", "learning", "runs", "setup")
 HOSTILE = "<script>alert(1)</script> & \"x\" 'y' {{ 7 * 7 }}"
@@ -46,18 +45,16 @@ def test_nothing_comes_from_elsewhere(study, page, tmp_path: Path) -> None:
             assert str(element.attributes["href"]).startswith(("#", "data:,"))
 
 
-def test_figures_are_those_of_the_results(study, page, tmp_path: Path) -> None:
+def test_figures_are_those_of_the_results(study, page, expected, tmp_path: Path) -> None:
     results = study(tmp_path)
     root = page(render(read_record(tmp_path)))
     assert root.one("p", "sentence").text == sentence(results)
-    table = root.one("table", "figures")
-    head, *rows = table.all("tr")
-    shown = columns(results)
-    assert cells(head) == ["method", *(column.heading.replace("\n", " ") for column in shown)]
-    assert len(rows) == len(results.runs)
-    for number, (row, run) in enumerate(zip(rows, results.runs, strict=True), start=1):
-        assert cells(row) == [f"{number}{run.label}", *(column.show(run) for column in shown)]
-    assert "perplexity/toy" in figure_names(results)
+    head, *rows = root.one("table", "figures").all("tr")
+    wanted_head, *wanted = expected(results)
+    assert cells(head) == wanted_head
+    assert [cells(row)[1:] for row in rows] == [row[1:] for row in wanted]
+    labels = ["dense", "none", "cp", "lcp"]
+    assert [row.one("th").text for row in rows] == [f"{n}{x}" for n, x in enumerate(labels, 1)]
     assert cells(rows[3])[1] == "50.00"
 
 
@@ -147,6 +144,27 @@ def test_repeats_are_one_mark_with_their_numbers(study, made, page, tmp_path: Pa
     (dots,) = chart.all("path", "repeat")
     assert str(dots.attributes["d"]).count("h0") == 2
     assert [e.text for e in chart.all("text", "label")] == ["cp", "lcp"]
+
+
+def test_repeats_that_share_a_row(
+    study, made, page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [
+        made("cp"),
+        made("cp #2", setting="cp", repeat=1),
+        made("cp #3", setting="cp", repeat=2, error="RunFailed: x", windows=0),
+    ]
+    study(tmp_path, runs)
+    own = comparison_table.comparison
+    # A table with one row for all repeats, whatever it says of them.
+    monkeypatch.setattr(
+        comparison_table,
+        "comparison",
+        lambda results: own(attrs.evolve(results, runs=results.runs[:2])),
+    )
+    *_, row = page(render(read_record(tmp_path))).one("table", "figures").all("tr")
+    assert row.one("th").text == "2cp 1 of 3 failed"
+    assert cells(row)[1] == "40.00"
 
 
 def test_many_settings_are_numbered(study, made, page, tmp_path: Path) -> None:
