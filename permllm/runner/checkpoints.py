@@ -19,6 +19,9 @@ from permllm.runner.stages import Cost
 FORMAT = "permllm-window-2"
 """Names the layout of a window file in its metadata."""
 
+WEIGHT, PERM, IMPORTANCE = "weight/", "perm/", "importance/"
+"""What the names of a window file's tensors begin with."""
+
 
 @attrs.frozen(eq=False)
 class PrunedWindow:
@@ -53,9 +56,9 @@ def save_window(path: Path, window: PrunedWindow) -> None:
     Raises:
         OSError: that fails.
     """
-    tensors = {f"weight/{name}": weight.contiguous() for name, weight in window.weights.items()}
-    tensors |= {f"perm/{name}": perm.contiguous() for name, perm in window.perms.items()}
-    tensors |= {f"importance/{name}": sums for name, sums in window.importance.items()}
+    tensors = {f"{WEIGHT}{name}": weight.contiguous() for name, weight in window.weights.items()}
+    tensors |= {f"{PERM}{name}": perm.contiguous() for name, perm in window.perms.items()}
+    tensors |= {f"{IMPORTANCE}{name}": sums for name, sums in window.importance.items()}
     metadata = {
         "format": FORMAT,
         "cost": json.dumps(attrs.asdict(window.cost)),
@@ -92,8 +95,12 @@ def place_window(path: Path, window: PrunedWindow, entry: Path | None) -> None:
     unfinished.replace(path)
 
 
-def load_window(path: Path) -> PrunedWindow:
+def load_window(path: Path, *, weights: bool = True) -> PrunedWindow:
     """Read a window back.
+
+    Args:
+        path: the window's file.
+        weights: False leaves the weights, which are nearly all of the file, unread.
 
     Raises:
         UserError: the file is damaged or is no window.
@@ -101,7 +108,8 @@ def load_window(path: Path) -> PrunedWindow:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            keys = [key for key in file.keys() if weights or not key.startswith(WEIGHT)]  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in keys}
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be read ({error})", hint="delete it; the window is then pruned again"
@@ -109,9 +117,9 @@ def load_window(path: Path) -> PrunedWindow:
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} is not a window of this version", hint="choose another --out")
     return PrunedWindow(
-        weights=_under("weight/", tensors),
-        perms=_under("perm/", tensors),
-        importance=_under("importance/", tensors),
+        weights=_under(WEIGHT, tensors),
+        perms=_under(PERM, tensors),
+        importance=_under(IMPORTANCE, tensors),
         reports=read_reports(metadata),
         cost=Cost(**json.loads(metadata["cost"])),
         key=metadata["key"],
