@@ -17,6 +17,7 @@ import torch
 from permllm.report.table import markdown
 from permllm.results import LayerReport, Results, RunResult
 from permllm.runner.checkpoints import PrunedWindow, save_window, window_path
+from permllm.runner.stages import Cost
 from permllm.runner.folder import unique_slugs, write_json
 
 PERPLEXITY = "perplexity/toy"
@@ -181,7 +182,7 @@ def _write_windows(
         }
         importance = {group: torch.rand(channels, generator=generator) ** -1 for group in groups}
         weights = {report.linear: torch.zeros(report.shape) for report in reports}
-        window = PrunedWindow(weights, perms, importance, tuple(reports), 1.0)
+        window = PrunedWindow(weights, perms, importance, tuple(reports), Cost(1.0))
         save_window(window_path(directory / "windows", layer), window)
         found += reports
     return tuple(found)
