@@ -205,7 +205,7 @@ def _unfinished(
     for path in windows:
         window = load_window(path, weights=False)
         reports += window.reports
-        seconds += window.seconds
+        seconds += window.cost.seconds
     failure = _failure(events, label)
     options = [said for said in _said(events, "run_started", "options", label) if said]
     result = RunResult(

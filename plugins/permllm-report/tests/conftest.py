@@ -17,8 +17,8 @@ import torch
 from permllm.report.table import markdown
 from permllm.results import LayerReport, Results, RunResult
 from permllm.runner.checkpoints import PrunedWindow, save_window, window_path
-from permllm.runner.stages import Cost
 from permllm.runner.folder import unique_slugs, write_json
+from permllm.runner.stages import Cost
 
 PERPLEXITY = "perplexity/toy"
 LINEARS = {
