@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-MATRIX = (
-    "matrix={layers.permutation: "
-    "{plain: none, found: {name: cp, rounds: 1, restarts: 0}}, repeat: 2}"
-)
+ORDERS = "{plain: none, found: {name: cp, rounds: 1, restarts: 0}}"
+MATRIX = f"matrix={{layers.permutation: {ORDERS}, repeat: 2}}"
 
 
 @pytest.fixture(scope="module")
