@@ -261,7 +261,7 @@ class Observer(Component):
         """An object whose hook implementations are called until the pipeline ends.
 
         What it meets must not lose the run: an observer that cannot go on says so once
-        through ``warn`` and is silent from then on.
+        through ``warn`` and is silent from then on. One whose hook raises is silenced, too.
 
         Args:
             out: the folder of the pipeline's run.

@@ -151,7 +151,8 @@ def permllm_commands(group: click.Group) -> None:
 
 # --- life cycle -------------------------------------------------------------
 # A pipeline file makes a plan of one or more runs (one a matrix cell). The dense
-# model is evaluated once for the plan, then each run goes window by window.
+# model is evaluated once for the plan, then each run goes window by window. A plugin
+# that raises in one of these is told nothing more, and the run goes on.
 
 
 @hookspec

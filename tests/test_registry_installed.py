@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+import permllm
+from permllm.plugins.scaffold import NewPlugin, version_range, write_package
+
 PYPROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -92,10 +95,19 @@ class Environment:
             PYPROJECT.format(name=name, version=version, module=module)
         )
         (project / f"{module}.py").write_text(source)
+        self.install_folder(project)
+
+    def install_folder(self, project: Path) -> None:
+        """Build the package in a folder and install it."""
         pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--quiet"]
         options = ["--no-index", "--no-deps", "--no-build-isolation", str(project)]
         done = subprocess.run([*pip, *options], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """``permllm …`` in that environment."""
+        command = [str(self.python), "-m", "permllm", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
 
     def read(self, metric: str) -> dict[str, Any]:
         """What that environment makes of a pipeline with this metric."""
@@ -148,3 +160,33 @@ def test_two_packages_with_one_name_clash_only_where_it_is_used(environment: Env
     error = environment.read("power")["error"]
     assert "pipeline.yaml:3:18: other-power 2.0 and permllm-power 1.5 both have" in error
     assert environment.read("'other-power:power'")["metric"] == "Power(exponent=7.0)"
+
+
+def test_a_new_plugin_is_built_installed_and_listed(environment: Environment) -> None:
+    folder = write_package(NewPlugin("fresh", "metric"), environment.folder)
+    environment.install_folder(folder)
+    listed = environment.call("plugins", "--json")
+    assert listed.returncode == 0, listed.stderr
+    plugin = next(p for p in json.loads(listed.stdout) if p["name"] == "fresh")
+    assert (plugin["distribution"], plugin["version"]) == ("permllm-fresh", "0.1.0")
+    assert (plugin["status"], plugin["error"]) == ("loaded", None)
+    (component,) = plugin["components"]
+    assert (component["kind"], component["name"]) == ("metric", "fresh")
+    assert component["summary"]
+    assert [option["name"] for option in component["options"]] == ["exponent"]
+    assert environment.read("{name: fresh, exponent: 3}")["metric"] == "FreshMetric(exponent=3.0)"
+    taken = environment.call("plugins", "new", "fresh", "--out", str(environment.folder))
+    assert taken.returncode == 2
+    assert "there is a metric 'fresh' already, in permllm-fresh 0.1.0" in taken.stderr
+
+
+def test_a_plugin_for_another_permllm_is_not_loaded(environment: Environment) -> None:
+    folder = write_package(NewPlugin("fresh", "metric"), environment.folder)
+    pyproject = folder / "pyproject.toml"
+    text = pyproject.read_text().replace(version_range(permllm.__version__), ">=7,<8")
+    pyproject.write_text(text)
+    environment.install_folder(folder)
+    answer = environment.read("wanda")
+    assert answer["plugins"] == {"permllm-fresh 0.1.0": "incompatible"}
+    assert "it needs permllm>=7,<8, and this is permllm" in answer["warnings"][0]
+    assert "pip install 'permllm>=7,<8'" in environment.read("fresh")["error"]

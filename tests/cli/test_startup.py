@@ -12,7 +12,26 @@ from permllm.cli.main import COMMANDS
 HEAVY = ("torch", "transformers", "mlflow", "matplotlib", "cattrs", "numpy", "datasets")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["nonsense"]])
+@pytest.fixture(scope="module")
+def listed(permllm) -> None:
+    """What the plugins add was listed before, and is remembered."""
+    assert permllm("plugins").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["run", "--help"],
+        ["nonsense"],
+        ["plugins"],
+        ["plugins", "--json"],
+        ["plugins", "info", "lcp"],
+        ["plugins", "new", "--help"],
+    ],
+)
+@pytest.mark.usefixtures("listed")
 def test_starts_without_heavy_imports(words: list[str]) -> None:
     code = (
         "import sys\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from permllm.cli.main import cli
 from permllm.pipeline.reading import read_text
+from permllm.plugins.scaffold import NewPlugin, rendered, write_package
 from permllm.registry import Registry
 from permllm.testing.models import save_tiny
 
@@ -34,6 +36,9 @@ evaluate: [{name: perplexity, length: 16, max_tokens: 64}]
 track: {}
 """
 """Stands in for the quickstart, which takes minutes, where README runs it."""
+
+NEW_PLUGIN = NewPlugin("power", "metric")
+"""The plugin that the docs start with ``permllm plugins new power``."""
 
 
 @attrs.frozen
@@ -70,16 +75,34 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     save_tiny("llama", tmp_path / "my-model")
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines/quickstart.yaml").write_text(TINY, encoding="utf-8")
+    monkeypatch.syspath_prepend(write_package(NEW_PLUGIN, tmp_path))
     # The blocks of a page follow each other as in one session.
     namespace: dict[str, object] = {"__name__": "page"}
     shown = [block for block in blocks(page) if block.language == "python" and not block.skip]
     for block in shown:
         exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
     assert len(namespace) > 2
+    for module in [name for name in sys.modules if name.partition(".")[0] == NEW_PLUGIN.module]:
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize(
+    "path", ["permllm_power/metric.py", "permllm_power/plugin.py", "tests/test_metric.py"]
+)
+def test_new_plugins_are_shown_as_they_are_written(path: str) -> None:
+    shown = [block.text for block in blocks(ROOT / "docs/write-a-plugin.md")]
+    assert rendered(NEW_PLUGIN)[path] in shown
+
+
+def my_metric() -> str:
+    """The plugin of one file that the docs show and that their pipeline files name."""
+    (block,) = (block for block in all_blocks("python") if block.text.startswith("# my_metric.py"))
+    return block.text
 
 
 @pytest.mark.parametrize("block", all_blocks("yaml"), ids=str)
 def test_pipeline_file_is_read(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "my_metric.py").write_text(my_metric(), encoding="utf-8")
     pipeline = read_text(block.text, "shown.yaml", tmp_path, Registry.load())
     assert pipeline.name
 

@@ -1,0 +1,101 @@
+"""Plugins in a run: their files are part of its record, and observers cannot lose it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import permllm
+from permllm.components import Observer
+from permllm.errors import UserError
+from permllm.observers.events import read_events
+from permllm.registry import Registry
+from permllm.runner.run import make_plan, run_plan
+
+METRIC = """\
+import attrs
+import permllm
+from permllm.components import Metric
+
+
+@attrs.frozen
+class Flat(Metric):
+    '''The weight's absolute value.'''
+
+    name = "flat"
+
+    def scores(self, weight, statistics):
+        return weight.abs().float()
+
+
+@permllm.hookimpl
+def permllm_metrics():
+    return [Flat]
+"""
+
+
+@attrs.frozen
+class Fragile(Observer):
+    """Breaks at the first window."""
+
+    name = "fragile"
+
+    def watch(self, out: Path, warn: Any) -> object:
+        class Watcher:
+            @permllm.hookimpl
+            def permllm_window_finished(self, reports: Any) -> None:
+                raise ConnectionError("the server is away")
+
+        return Watcher()
+
+
+def test_a_file_is_recorded_and_may_not_change_before_the_run_resumes(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "flat.py"
+    file.write_text(METRIC, encoding="utf-8")
+    layers = {"metric": "flat", "permutation": "none", "window": 1}
+    path = write_pipeline(layers=layers, plugins=["flat.py"], evaluate=[], export=[])
+    registry, out = Registry.load(), tmp_path / "out"
+    run_plan(make_plan(path, registry, out=out), registry, [Fragile()])
+
+    environment = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert environment["plugin_files"] == {str(file): digest}
+    assert isinstance(environment["plugins"], dict)
+
+    # The observer broke at the first window of two, was named once, and the run went on.
+    events = read_events(out)
+    said = [event["message"] for event in events if event["event"] == "warning"]
+    assert [text for text in said if "fragile" in text] == [
+        "the observer 'fragile' broke in permllm_window_finished and is told nothing more: "
+        "ConnectionError: the server is away"
+    ]
+    assert len([event for event in events if event["event"] == "window_finished"]) == 2
+    assert (out / "results.json").exists()
+
+    file.write_text(METRIC.replace("abs()", "abs().square()"), encoding="utf-8")
+    again = Registry.load()
+    with pytest.raises(UserError, match=r"the plugin '.*flat\.py' changed since the run in"):
+        run_plan(make_plan(path, again, out=out), again, resume=True)
+
+
+def test_prune_takes_a_mapping_with_a_file(tmp_path: Path) -> None:
+    from permllm.testing.models import tiny_model
+    from permllm.testing.tokenizers import byte_tokenizer
+
+    (tmp_path / "flat.py").write_text(METRIC, encoding="utf-8")
+    pipeline = {
+        "pattern": "2:4",
+        "plugins": [str(tmp_path / "flat.py")],
+        "layers": {"metric": "flat", "permutation": "none"},
+        "calibration": {"sequences": 2, "length": 16, "held_out": 0},
+    }
+    pruned = permllm.prune(tiny_model("llama"), byte_tokenizer(), pipeline)
+    assert {layer.sparsity for layer in pruned.layers} == {0.5}
