@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 import torch
@@ -110,6 +111,17 @@ class Window:
         """
         return self._run(self.pruned_inputs, rows, weights)
 
+    def layer_outputs(self, weights: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
+        """Hidden states after each layer of the window under replaced weights.
+
+        Args:
+            weights, rows: as in :meth:`outputs`.
+
+        Returns:
+            ``[b, L, H]`` for each layer; the last are :meth:`outputs`.
+        """
+        return list(self._states(self.pruned_inputs, rows, weights))
+
     def targets(self, rows: Tensor) -> Tensor:
         """The dense model's hidden states ``[b, L, H]`` at the window's end.
 
@@ -121,6 +133,17 @@ class Window:
                 hidden = self._run(self.dense_inputs, part, {})
                 self._targets.update(zip(part.tolist(), hidden, strict=True))
         return torch.stack([self._targets[row] for row in rows.tolist()])
+
+    def layer_targets(self, rows: Tensor) -> list[Tensor]:
+        """The dense model's hidden states ``[b, L, H]`` after each layer of the window.
+
+        Only the last layer's are kept, as :meth:`targets`: all of them would take much room.
+        """
+        with torch.no_grad():
+            states = list(self._states(self.dense_inputs, rows, {}))
+        for row, hidden in zip(rows.tolist(), states[-1], strict=True):
+            self._targets.setdefault(row, hidden)
+        return states
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """The model's logits ``[b, L, V]`` for hidden states at the last layer's end."""
@@ -140,11 +163,17 @@ class Window:
         self.on_step(step, total, figures)
 
     def _run(self, inputs: Tensor | None, rows: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return deque(self._states(inputs, rows, weights), maxlen=1).pop()
+
+    def _states(
+        self, inputs: Tensor | None, rows: Tensor, weights: Mapping[str, Tensor]
+    ) -> Iterator[Tensor]:
+        """The hidden states after each layer, one layer at a time."""
         calls = self.decoder.embed(self.tokens[rows].to(self.device))
         hidden = calls.hidden if inputs is None else inputs[rows].to(self.device)
         for layer in self.layers:
             hidden = self.decoder.run_layer(layer, hidden, calls, weights)
-        return hidden
+            yield hidden
 
 
 def span(layers: range) -> str:
