@@ -30,7 +30,7 @@ from permllm.core.patterns import Pattern
 from permllm.core.sinkhorn import sinkhorn
 from permllm.models.decoder import Decoder
 from permllm.models.loading import load
-from permllm.permutations.lcp import Lcp, Training, harden
+from permllm.permutations.lcp import Lcp, Training
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
@@ -39,6 +39,7 @@ from permllm.runner.chain import Chain
 from permllm.runner.memory import PeakMemory
 from permllm.runner.plan import Run
 from permllm.runner.windows import Window
+from permllm.training.blocks import harden
 from permllm.training.loop import batches
 
 

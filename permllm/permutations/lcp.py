@@ -22,13 +22,16 @@ import torch
 from torch import Tensor
 
 from permllm.components import PermutationLearner, option
-from permllm.core.assignment import assign_blocks
-from permllm.core.block_product import block_masked_weight, block_order
-from permllm.core.patterns import Pattern
-from permllm.core.permutations import block_sizes
 from permllm.core.sinkhorn import sinkhorn
 from permllm.errors import RunFailed
 from permllm.permutations.cp import Cp
+from permllm.training.blocks import (
+    BlockedGroup,
+    block_counts,
+    harden,
+    masked_weights,
+    orders,
+)
 from permllm.training.loop import cosine_decay, train
 from permllm.training.losses import LOSSES, PRECISIONS, WindowLoss
 
@@ -155,52 +158,6 @@ class Lcp(PermutationLearner):
         )
 
 
-@attrs.frozen(eq=False)
-class BlockedGroup:
-    """A permutation group, cut into blocks in its start order.
-
-    Attributes:
-        name: the group's name.
-        pattern: its N:M.
-        start: ``LongTensor[C_in]``.
-        runs: ``(B, G)`` of each run of G equally large blocks: one run, or two where
-            the block does not divide the channels.
-        weights: per linear, ``[C_in, C_out]`` in original order.
-        scores: per linear, ``[C_in, C_out]`` in start order.
-    """
-
-    name: str
-    pattern: Pattern
-    start: Tensor
-    runs: tuple[tuple[int, int], ...]
-    weights: dict[str, Tensor]
-    scores: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, window: Window, name: str, start: Tensor, options: Lcp) -> BlockedGroup:
-        """The group ``name`` of a window, on the window's device."""
-        group, pattern = window.groups[name], window.pattern(name)
-        start = start.to(window.device)
-        weights, scores = {}, {}
-        for linear in group.linears:
-            weights[linear] = window.weight(linear).T.contiguous()
-            score = window.scores(linear)
-            score = score / score.mean().clamp_min(1e-30) if options.normalise_scores else score
-            score = score.to(weights[linear].dtype)
-            scores[linear] = score.T.index_select(0, start).contiguous()
-        sizes = Counter(block_sizes(group.channels, options.block, pattern.m))
-        return cls(name, pattern, start, tuple(sizes.items()), weights, scores)
-
-    def masked_weights(self, soft: list[Tensor], local: list[Tensor]) -> dict[str, Tensor]:
-        """The pruned weights ``[C_out, C_in]`` under each run's soft and hard permutation."""
-        return {
-            linear: block_masked_weight(
-                weight, self.scores[linear], soft, local, self.start, self.pattern
-            ).T
-            for linear, weight in self.weights.items()
-        }
-
-
 class Training:
     """The state of one window's training: the logits and their optimiser.
 
@@ -213,7 +170,10 @@ class Training:
     def __init__(self, options: Lcp, window: Window, starts: Mapping[str, Tensor]) -> None:
         self.options, self.window = options, window
         self.groups = groups = [
-            BlockedGroup.of(window, name, perm, options) for name, perm in starts.items()
+            BlockedGroup.of(
+                window, name, perm, block=options.block, normalise_scores=options.normalise_scores
+            )
+            for name, perm in starts.items()
         ]
         self.total = options.training_steps(window.calibration)
         self.logits = first_logits(options, groups, window.seed, window.device)
@@ -284,11 +244,7 @@ class Training:
         self, soft: dict[int, Tensor], local: dict[int, Tensor]
     ) -> dict[str, Tensor]:
         """The pruned weights of all groups."""
-        pieces, places = unstacked(self.groups, soft), unstacked(self.groups, local)
-        weights: dict[str, Tensor] = {}
-        for group, piece, place in zip(self.groups, pieces, places, strict=True):
-            weights |= group.masked_weights(piece, place)
-        return weights
+        return masked_weights(self.groups, soft, local)
 
     @torch.no_grad()
     def snapshot(self, step: int) -> tuple[dict[str, Tensor], float]:
@@ -298,25 +254,17 @@ class Training:
         """
         soft = self.soft(step)
         local = harden(soft)
-        places = unstacked(self.groups, local)
-        perms = {
-            group.name: group.start.index_select(0, block_order(place)).cpu()
-            for group, place in zip(self.groups, places, strict=True)
-        }
         weights = self.masked_weights(soft, local)
-        return perms, self.loss.held_out(weights, self.options.batch)
+        return orders(self.groups, local), self.loss.held_out(weights, self.options.batch)
 
 
 def first_logits(
     options: Lcp, groups: list[BlockedGroup], seed: int, device: torch.device
 ) -> dict[int, Tensor]:
     """Trainable logits ``[ΣG, B, B]`` per block size B: a lean towards identity, and noise."""
-    counts: Counter[int] = Counter()
-    for group in groups:
-        counts.update(dict(group.runs))
     generator = torch.Generator().manual_seed(seed)
     logits = {}
-    for size, count in counts.items():
+    for size, count in block_counts(groups).items():
         noise = 2 * torch.rand(count, size, size, generator=generator) - 1
         first = options.identity * torch.eye(size) + options.noise * noise
         logits[size] = first.to(device).requires_grad_()
@@ -330,18 +278,3 @@ def first_scales(groups: list[BlockedGroup], device: torch.device) -> dict[int, 
         size: torch.full((count,), math.sqrt(size), device=device, requires_grad=True)
         for size, count in counts.items()
     }
-
-
-def harden(soft: dict[int, Tensor]) -> dict[int, Tensor]:
-    """The assignment of each block, as ``LongTensor[ΣG, B]``: which channel each place takes."""
-    return {size: assign_blocks(x.detach()).argsort(-1) for size, x in soft.items()}
-
-
-def unstacked(groups: list[BlockedGroup], stacked: dict[int, Tensor]) -> list[list[Tensor]]:
-    """The runs of each group, cut from what is stacked over the groups per block size."""
-    counts: dict[int, list[int]] = {size: [] for size in stacked}
-    for group in groups:
-        for size, count in group.runs:
-            counts[size].append(count)
-    runs = {size: iter(x.split(counts[size])) for size, x in stacked.items()}
-    return [[next(runs[size]) for size, _ in group.runs] for group in groups]

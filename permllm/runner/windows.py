@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,17 @@ class Window:
         """
         return self._run(self.pruned_inputs, rows, weights)
 
+    def layer_outputs(self, weights: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
+        """Hidden states after each layer of the window under replaced weights.
+
+        Args:
+            weights, rows: as in :meth:`outputs`.
+
+        Returns:
+            ``[b, L, H]`` for each layer; the last are :meth:`outputs`.
+        """
+        return list(self._states(self.pruned_inputs, rows, weights))
+
     def targets(self, rows: Tensor) -> Tensor:
         """The dense model's hidden states ``[b, L, H]`` at the window's end.
 
@@ -146,6 +158,14 @@ class Window:
         A run that used it before may have kept that.
         """
         return self.find_perms(learner, self)
+
+    @torch.no_grad()
+    def layer_targets(self, rows: Tensor) -> list[Tensor]:
+        """The dense model's hidden states ``[b, L, H]`` after each layer of the window.
+
+        Computed anew every time: to keep all of them would take much room.
+        """
+        return list(self._states(self.dense_inputs, rows, {}))
 
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """The model's logits ``[b, L, V]`` for hidden states at the last layer's end."""
@@ -169,11 +189,17 @@ class Window:
         return self._run(self.dense_inputs, rows, {})
 
     def _run(self, inputs: Tensor | None, rows: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return deque(self._states(inputs, rows, weights), maxlen=1).pop()
+
+    def _states(
+        self, inputs: Tensor | None, rows: Tensor, weights: Mapping[str, Tensor]
+    ) -> Iterator[Tensor]:
+        """The hidden states after each layer, one layer at a time."""
         calls = self.decoder.embed(self.tokens[rows].to(self.device))
         hidden = calls.hidden if inputs is None else inputs[rows].to(self.device)
         for layer in self.layers:
             hidden = self.decoder.run_layer(layer, hidden, calls, weights)
-        return hidden
+            yield hidden
 
 
 def row_batches(learning: Tensor, held_out: Tensor, size: int) -> list[Tensor]:

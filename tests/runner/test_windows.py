@@ -1,0 +1,43 @@
+"""What a window computes: hidden states layer by layer, dense and under other weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from permllm.testing.windows import toy_window
+
+
+@pytest.mark.parametrize("layers", [range(2), range(1, 2)])
+def test_states_of_all_layers_end_in_the_windows_outputs(layers: range) -> None:
+    window = toy_window(layers=layers)
+    rows, linear = window.learning[:2], window.linears[0]
+    weights = {linear: window.weight(linear) * 0.5}
+    outputs, targets = window.layer_outputs(weights, rows), window.layer_targets(rows)
+    assert len(outputs) == len(targets) == len(layers)
+    assert torch.equal(outputs[-1], window.outputs(weights, rows))
+    assert torch.equal(targets[-1], window.targets(rows))
+    # The first linear is in the first layer, so that all layers feel its change.
+    for pruned, dense in zip(outputs, targets, strict=True):
+        assert not torch.allclose(pruned, dense)
+    for same, dense in zip(window.layer_outputs({}, rows), targets, strict=True):
+        assert torch.equal(same, dense)
+
+
+def test_gradients_flow_through_the_states_of_every_layer() -> None:
+    window = toy_window()
+    rows, linear = window.learning[:2], window.linears[0]
+    for layer in range(2):
+        weight = window.weight(linear).clone().requires_grad_()
+        window.layer_outputs({linear: weight}, rows)[layer].sum().backward()
+        assert weight.grad is not None
+        assert bool(weight.grad.count_nonzero())
+    assert not any(states.requires_grad for states in window.layer_targets(rows))
+
+
+def test_the_last_dense_states_are_not_computed_again_as_targets() -> None:
+    window = toy_window()
+    rows = window.learning[:3]
+    last = window.layer_targets(rows)[-1]
+    window.decoder = None  # type: ignore[assignment]
+    assert torch.equal(window.targets(rows), last)
