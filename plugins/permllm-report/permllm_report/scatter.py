@@ -65,7 +65,7 @@ class CostChart:
 
 
 def cost_charts(results: Results, numbers: Mapping[str, int]) -> Iterator[CostChart]:
-    """A chart for each perplexity that at least one pruned run has.
+    """A chart for each perplexity that at least two pruned runs have.
 
     Args:
         results: what was measured.
@@ -76,7 +76,7 @@ def cost_charts(results: Results, numbers: Mapping[str, int]) -> Iterator[CostCh
     for figure in perplexities(results):
         measured = [run for run in pruned if figure in run.figures]
         drawn = [run for run in measured if math.isfinite(run.figures[figure])]
-        if not drawn:
+        if len(drawn) < 2:
             continue
         spots = _spots(drawn, figure, numbers)
         level = dense.figures.get(figure, math.nan) if dense else math.nan

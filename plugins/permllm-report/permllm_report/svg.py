@@ -12,8 +12,8 @@ Point = tuple[float, float]
 def element(name: str, *children: Markup | str, **attributes: object) -> Markup:
     """An element; ``class_`` and ``text_anchor`` become ``class`` and ``text-anchor``.
 
-    >>> element("text", "<b>", x=1.25, class_="soft")
-    Markup('<text x="1.3" class="soft">&lt;b&gt;</text>')
+    >>> element("text", "<b>", x=1.24, class_="soft")
+    Markup('<text x="1.2" class="soft">&lt;b&gt;</text>')
     """
     said = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))

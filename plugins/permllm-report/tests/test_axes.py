@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import doctest
 import math
+from types import ModuleType
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from permllm_report import axes, heat, svg
 from permllm_report.axes import Axis, linear_ticks, log_ticks, thinned
 from permllm_report.curves import every, means, split
 from permllm_report.labels import LETTER, Box, place_labels
 from permllm_report.order_picture import dots_each, ranks
+
+
+@pytest.mark.parametrize("module", [axes, heat, svg], ids=lambda module: module.__name__)
+def test_examples(module: ModuleType) -> None:
+    failed, attempted = doctest.testmod(module)
+    assert (failed, attempted > 0) == (0, True)
+
 
 values = st.floats(-1e6, 1e6).map(lambda value: round(value, 3))
 positive = st.floats(1e-6, 1e9)
