@@ -155,7 +155,8 @@ class Chain:
         """What a learner finds for a window, now or in an earlier run."""
 
         def learn(log: list[Any]) -> dict[str, Tensor]:
-            outer, window.on_step = window.on_step, partial(self._on_step, window, log)
+            outer = window.on_step
+            window.on_step = partial(self._on_step, window.index, window.name, log)
             try:
                 perms = learner.learn(window)
             finally:
@@ -169,21 +170,27 @@ class Chain:
         if outcome.found:
             # Its course belongs to this run's record as well.
             for step, total, figures in outcome.log:
-                self._training_step(window, step, total, figures)
+                self._training_step(window.index, step, total, figures)
         return outcome
 
     def _on_step(
-        self, window: Window, log: list[Any], step: int, total: int, figures: dict[str, float]
+        self,
+        index: int,
+        name: str,
+        log: list[Any],
+        step: int,
+        total: int,
+        figures: dict[str, float],
     ) -> None:
+        # The window itself must not be an argument: it would hold itself, and its tensors
+        # would stay until the garbage collector looks.
         log.append((step, total, figures))
-        self._training_step(window, step, total, figures)
-        self._progress(f"learning, {window.name}", step, total)
+        self._training_step(index, step, total, figures)
+        self._progress(f"learning, {name}", step, total)
 
-    def _training_step(
-        self, window: Window, step: int, total: int, figures: dict[str, float]
-    ) -> None:
+    def _training_step(self, index: int, step: int, total: int, figures: dict[str, float]) -> None:
         self.hook.permllm_training_step(
-            run=self.run, window=window.index, step=step, total=total, figures=figures
+            run=self.run, window=index, step=step, total=total, figures=figures
         )
 
     def window(self, index: int, layers: range) -> Window:
@@ -221,7 +228,7 @@ class Chain:
             find_perms=lambda learner, window: self._permutations(learner, window).tensors,
         )
         # A pruner may train, too.
-        window.on_step = partial(self._on_step, window, [])
+        window.on_step = partial(self._on_step, index, window.name, [])
         return window, cost
 
     def _prune_layers(

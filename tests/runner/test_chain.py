@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
 from permllm.runner.checkpoints import load_window
 from permllm.runner.run import make_plan, run_plan
-from permllm.runner.windows import cut_windows
+from permllm.runner.windows import Window, cut_windows
 
 
 class Recorder:
@@ -222,3 +224,23 @@ def test_a_pruner_may_refine_the_scores_of_its_own_linears(
         kept = (pruned != 0).unflatten(1, (-1, 4))
         refined = not report.linear.endswith("down_proj")
         assert bool((kept == last).all()) == refined, report.linear
+
+
+def test_a_windows_tensors_go_when_it_is_done(
+    write_pipeline: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, without the garbage collector: they are most of the memory of a run."""
+    kept: list[weakref.ref[Window]] = []
+
+    def watched(**attributes: Any) -> Window:
+        window = Window(**attributes)
+        kept.append(weakref.ref(window))
+        return window
+
+    monkeypatch.setattr("permllm.runner.chain.Window", watched)
+    gc.disable()
+    try:
+        run(write_pipeline(evaluate=[], export=[]), tmp_path / "out")
+        assert [window() for window in kept] == [None]
+    finally:
+        gc.enable()
