@@ -24,8 +24,8 @@ IGNORED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
 _KEY = r"""["']?(?:task|group|tag)["']?[ \t]*:"""
 _NAMES = re.compile(rf"^{_KEY}(.*(?:\n[ \t]*-[ \t]+[^:\n]*$)*)", re.MULTILINE)
 _COMMENT = re.compile(r"(?:^|[ \t])#.*", re.MULTILINE)
-_TASK = re.compile(r"""^["']?task["']?[ \t]*:[ \t]*["']?([^\s"'#\[]+)""", re.MULTILINE)
-_BETWEEN = re.compile(r"""[\s,\[\]"']+""")
+_TASK = re.compile(r"""^["']?task["']?[ \t]*:[ \t]*["']?([^\n"'#\[]*[^\s"'#\[])""", re.MULTILINE)
+_BETWEEN = re.compile(r"[,\[\]\n]")
 
 
 @attrs.frozen
@@ -156,7 +156,8 @@ def harness_names() -> Names:
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         for listed in _NAMES.findall(text):
-            others.update(_BETWEEN.split(_COMMENT.sub("", listed)))
+            for item in _BETWEEN.split(_COMMENT.sub("", listed)):
+                others.add(item.strip().removeprefix("- ").strip(" \t\"'"))
         if path.suffix and (task := _TASK.search(text)):
             tasks.setdefault(task[1], path)
     return Names(tasks, frozenset(others))
