@@ -35,6 +35,9 @@ class LmEval(Evaluator):
     """
 
     name: ClassVar[str] = "lm-eval"
+    compares: ClassVar[bool] = False
+    # Tasks read data that no option names, so that a change of it could not be seen.
+    repeatable: ClassVar[bool] = False
 
     tasks: tuple[str, ...] = option(help="names of tasks, groups or tags of the harness")
     task_folders: tuple[Path, ...] = option(
