@@ -169,6 +169,11 @@ class Chain:
             all_statistics=sums,
             seed=self.pipeline.seed * 1_000_003 + index,
             batch_size=self.sequences.batch_size,
+            pruners={
+                linear: self.settings[linear].pruner
+                for group in groups.values()
+                for linear in group.linears
+            },
             on_step=on_step,
             on_progress=self._progress,
         )
@@ -210,15 +215,15 @@ class Chain:
         rows = self._calibration_rows()
         stream = self._stream_batches(self.pruned_stream, rows) if in_turn else []
         refined = self._refine(window, perms)
-        scores, sums = {**window.all_scores, **refined}, window.all_statistics
+        scores, sums = window.all_scores, window.all_statistics
         stage, total = f"pruning, {self.run.label}", len(window.layers)
         for done, layer in enumerate(window.layers):
             self._progress(stage, done, total)
             here = {name: group for name, group in window.groups.items() if group.layer == layer}
             if in_turn:
                 sums = self._layer_statistics(layer, stream, wanted)
-                scores = self._scores(here, sums) | refined
-            found, said = self._prune_groups(here, perms, scores, sums)
+                scores = self._scores(here, sums)
+            found, said = self._prune_groups(here, perms, scores, refined, sums)
             weights |= found
             reports += said
             with torch.no_grad():
@@ -255,15 +260,21 @@ class Chain:
         groups: Mapping[str, Group],
         perms: Mapping[str, Tensor],
         scores: Mapping[str, Tensor],
+        refined: Mapping[str, Tensor],
         sums: Mapping[str, Mapping[str, Tensor]],
     ) -> tuple[dict[str, Tensor], list[LayerReport]]:
-        """Prune the linears of some groups under their permutations."""
+        """Prune the linears of some groups under their permutations.
+
+        Reports tell what an order retains of the metric's scores, whatever decides what
+        is kept, so that they compare.
+        """
         weights: dict[str, Tensor] = {}
         reports = []
         for name, group in groups.items():
             for linear in group.linears:
                 dense = self.decoder.weight(linear).detach().to(self.device)
-                pruned = self._prune_linear(linear, dense, scores[linear], perms[name], sums[name])
+                deciding = refined.get(linear, scores[linear])
+                pruned = self._prune_linear(linear, dense, deciding, perms[name], sums[name])
                 reports.append(
                     report(linear, group, self.settings[linear], dense, pruned, scores[linear],
                            perms[name], sums[name])
