@@ -155,7 +155,8 @@ class Pruner(Component):
         learn what to keep through the window. Most pruners have no use for it.
 
         Args:
-            window: all groups of the window, pruned by this pruner or by others.
+            window: all groups of the window, pruned by this pruner or by others;
+                ``window.linears_of(self)`` are its own.
             perms: ``LongTensor[C_in]`` by group, the order in which they are pruned.
 
         Returns:

@@ -221,8 +221,13 @@ class Chain:
             },
             all_scores=self.pruning.scores(groups, sums),
             all_statistics=sums,
-            seed=self.pipeline.seed * 1_000_003 + index,
+            seed=(self.pipeline.seed * 1_000_003 + index) % 2**63,
             batch_size=self.sequences.batch_size,
+            pruners={
+                linear: self.settings[linear].pruner
+                for group in groups.values()
+                for linear in group.linears
+            },
             on_progress=self._progress,
             keep_states=self.streams.keep,
             find_perms=lambda learner, window: self._permutations(learner, window).tensors,
@@ -247,15 +252,15 @@ class Chain:
         rows = self._calibration_rows()
         stream = self.streams.batches(self.streams.pruned, rows) if in_turn else []
         refined = self._refine(window, perms)
-        scores, sums = {**window.all_scores, **refined}, window.all_statistics
+        scores, sums = window.all_scores, window.all_statistics
         stage, total = f"pruning, {self.run.label}", len(window.layers)
         for done, layer in enumerate(window.layers):
             self._progress(stage, done, total)
             here = {name: group for name, group in window.groups.items() if group.layer == layer}
             if in_turn:
                 sums = self._layer_statistics(layer, stream, wanted)
-                scores = self.pruning.scores(here, sums) | refined
-            found, said = self.pruning.prune(here, perms, scores, sums)
+                scores = self.pruning.scores(here, sums)
+            found, said = self.pruning.prune(here, perms, scores, refined, sums)
             weights |= found
             reports += said
             with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -56,7 +57,8 @@ def unique_slugs(labels: Sequence[str]) -> list[str]:
     names: list[str] = []
     for label in labels:
         name = slug(label)
-        names.append(name if name not in names else f"{name}-{len(names)}")
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        names.append(name if name not in names else next(n for n in numbered if n not in names))
     return names
 
 

@@ -64,14 +64,19 @@ class LinearPruning:
         groups: Mapping[str, Group],
         perms: Mapping[str, Tensor],
         scores: Mapping[str, Tensor],
+        refined: Mapping[str, Tensor],
         sums: GroupSums,
     ) -> tuple[dict[str, Tensor], list[LayerReport]]:
         """Prune the linears of some groups under their permutations.
 
+        Reports tell what an order retains of the metric's scores, whatever decides what
+        is kept, so that they compare.
+
         Args:
             groups: whose linears.
             perms: ``LongTensor[C_in]`` by group.
-            scores: ``[C_out, C_in]`` by linear, in original order.
+            scores: ``[C_out, C_in]`` by linear, in original order: the metric's.
+            refined: those that pruners put in their place, for some linears.
             sums: the statistics.
 
         Returns:
@@ -85,7 +90,8 @@ class LinearPruning:
         for name, group in groups.items():
             for linear in group.linears:
                 dense = self.decoder.weight(linear).detach().to(self.device)
-                pruned = self._pruned(linear, dense, scores[linear], perms[name], sums[name])
+                deciding = refined.get(linear, scores[linear])
+                pruned = self._pruned(linear, dense, deciding, perms[name], sums[name])
                 reports.append(
                     report(linear, group, self.settings[linear], dense, pruned, scores[linear],
                            perms[name], sums[name])

@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from permllm.components import Pruner
 from permllm.core.patterns import Pattern
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
@@ -53,6 +54,8 @@ class Window:
         all_statistics: the statistics of each group.
         seed: for everything random.
         batch_size: sequences per forward pass where no gradient is needed.
+        pruners: who prunes each linear; for pruners, since runs that differ in them share
+            what learners find.
         on_step, on_progress: are told how far learning is.
         keep_states: keeps the dense model's states for other runs.
         find_perms: lets a learner learn, unless a run has kept what it found.
@@ -74,6 +77,7 @@ class Window:
     all_statistics: Mapping[str, Mapping[str, Tensor]]
     seed: int
     batch_size: int
+    pruners: Mapping[str, Pruner] = attrs.field(factory=dict)
     on_step: StepCallback = lambda step, total, figures: None
     on_progress: ProgressCallback = lambda stage, done, total: None
     keep_states: KeepStates = lambda layer, rows, make: make()
@@ -94,6 +98,10 @@ class Window:
     def linears(self) -> list[str]:
         """The linears of all groups, group by group."""
         return [linear for group in self.groups.values() for linear in group.linears]
+
+    def linears_of(self, pruner: Pruner) -> list[str]:
+        """The linears that ``pruner`` prunes, and those of which nothing is said."""
+        return [name for name in self.linears if self.pruners.get(name, pruner) == pruner]
 
     def pattern(self, group: str) -> Pattern:
         """The N:M of a group."""

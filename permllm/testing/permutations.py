@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from permllm.components import PermutationLearner
-from permllm.core.patterns import Pattern, retained_score
+from permllm.core.patterns import retained_score
 from permllm.core.permutations import is_permutation
 from permllm.runner.windows import Window
 from permllm.testing.expect import expect, expect_equal
-from permllm.testing.windows import toy_window
+from permllm.testing.windows import toy_windows
 
 
 def check_permutation_learner(
@@ -37,7 +35,7 @@ def check_permutation_learner(
         isinstance(asked, int) and asked >= 1,
         f"{name}: sequences(4) must be a whole number from 1, not {asked!r}",
     )
-    for window, again in _windows(learner):
+    for window, again in toy_windows(sequences=max(8, asked), needs=learner.needs):
         before = {linear: window.weight(linear).clone() for linear in window.all_scores}
         scores = {group: window.group_scores(group).clone() for group in window.groups}
         state = torch.random.get_rng_state()
@@ -61,21 +59,6 @@ def check_permutation_learner(
                     torch.equal(perm, perms[group]),
                     f"{name}: two equal windows gave two permutations of {group}",
                 )
-
-
-def _windows(learner: PermutationLearner) -> Iterator[tuple[Window, Window]]:
-    """Windows of several kinds, each twice."""
-    sequences = max(8, learner.sequences(4))
-    for pattern, layers in (
-        (Pattern(2, 4), range(2)),
-        (Pattern(1, 4), range(1, 2)),
-        (Pattern(4, 8), range(1)),
-    ):
-        one, two = (
-            toy_window(pattern=pattern, layers=layers, sequences=sequences, needs=learner.needs)
-            for _ in range(2)
-        )
-        yield one, two
 
 
 def _check_group(

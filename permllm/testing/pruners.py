@@ -6,8 +6,10 @@ import torch
 
 from permllm.components import Pruner
 from permllm.core.patterns import Pattern, is_nm
+from permllm.runner.windows import Window
 from permllm.testing.expect import expect, expect_equal
 from permllm.testing.linears import ToyLinear, toy_linears
+from permllm.testing.windows import toy_windows
 
 PATTERNS = (Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(1, 2), Pattern(3, 8))
 """Patterns whose M divides all toy linears' channels."""
@@ -21,10 +23,17 @@ def check_pruner(pruner: Pruner) -> None:
     same comes out every time, and the arguments stay as they are. This is checked for
     several patterns, shapes and types, rows and columns of zeros, and channels that
     never fire.
+
+    A pruner that refines scores gives finite, non-negative ones of the weight's shape, for
+    linears of the window, the same whenever the window is the same, and leaves the model,
+    the metric's scores and the global random state alone. This is checked for windows of
+    several patterns under random permutations; keep its budget small.
     """
     for toy in toy_linears():
         for pattern in PATTERNS:
             _check(pruner, toy, pattern)
+    if type(pruner).refine is not Pruner.refine:
+        _check_refine(pruner)
 
 
 def _check(pruner: Pruner, toy: ToyLinear, pattern: Pattern) -> None:
@@ -55,3 +64,62 @@ def _check(pruner: Pruner, toy: ToyLinear, pattern: Pattern) -> None:
     again, again_mask = pruner.prune(weight, scores, pattern, sums)
     expect_equal(again, pruned, f"{name}: the weight must be the same every time {on}")
     expect_equal(again_mask, mask, f"{name}: the mask must be the same every time {on}")
+
+
+def _check_refine(pruner: Pruner) -> None:
+    name, asked = f"pruner '{pruner.name}'", pruner.sequences(4)
+    expect(
+        isinstance(asked, int) and asked >= 1,
+        f"{name}: sequences(4) must be a whole number from 1, not {asked!r}",
+    )
+    for window, again in toy_windows(sequences=max(8, asked), needs=pruner.needs):
+        generator = torch.Generator().manual_seed(0)
+        perms = {
+            group: torch.randperm(window.groups[group].channels, generator=generator)
+            for group in window.groups
+        }
+        kept = {group: perm.clone() for group, perm in perms.items()}
+        before = {linear: window.weight(linear).clone() for linear in window.linears}
+        given = {linear: window.scores(linear).clone() for linear in window.linears}
+        state = torch.random.get_rng_state()
+        refined = pruner.refine(window, perms)
+        expect_equal(
+            torch.random.get_rng_state(),
+            state,
+            f"{name}: refine() must draw from a generator seeded with window.seed, "
+            "not from torch's global one",
+        )
+        for linear, scores in refined.items():
+            _check_refined(name, window, linear, scores)
+        for linear in window.linears:
+            expect_equal(
+                window.weight(linear), before[linear], f"{name}: refine() changed {linear}"
+            )
+            expect_equal(
+                window.scores(linear),
+                given[linear],
+                f"{name}: refine() changed the metric's scores",
+            )
+        for group, perm in perms.items():
+            expect_equal(perm, kept[group], f"{name}: refine() changed the permutations")
+        twice = pruner.refine(again, kept)
+        expect(
+            twice.keys() == refined.keys()
+            and all(torch.equal(scores, refined[linear]) for linear, scores in twice.items()),
+            f"{name}: refine() gave two equal windows different scores",
+        )
+
+
+def _check_refined(name: str, window: Window, linear: str, scores: torch.Tensor) -> None:
+    expect(
+        linear in window.linears, f"{name}: refine() gave scores for {linear!r}, which is no linear"
+    )
+    shape = window.weight(linear).shape
+    expect(
+        isinstance(scores, torch.Tensor) and scores.shape == shape,
+        f"{name}: refine() must give {linear} scores of its shape {tuple(shape)}",
+    )
+    expect(bool(scores.isfinite().all()), f"{name}: the scores that refine() gives must be finite")
+    expect(
+        bool((scores >= 0).all()), f"{name}: the scores that refine() gives must not be negative"
+    )

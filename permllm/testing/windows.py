@@ -1,6 +1,8 @@
-"""A small window over a real model, for tests of permutation learners."""
+"""A small window over a real model, for tests of permutation learners and pruners."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 
@@ -75,3 +77,24 @@ def toy_window(
         seed=seed,
         batch_size=4,
     )
+
+
+def toy_windows(
+    *, sequences: int = 8, needs: tuple[Statistic, ...] = ()
+) -> Iterator[tuple[Window, Window]]:
+    """Windows of several patterns, at the first layer and after it, each twice.
+
+    Args:
+        sequences: learning sequences of each.
+        needs: statistics beyond Wanda's.
+    """
+    for pattern, layers in (
+        (Pattern(2, 4), range(2)),
+        (Pattern(1, 4), range(1, 2)),
+        (Pattern(4, 8), range(1)),
+    ):
+        one, two = (
+            toy_window(pattern=pattern, layers=layers, sequences=sequences, needs=needs)
+            for _ in range(2)
+        )
+        yield one, two

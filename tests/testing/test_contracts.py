@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -95,6 +96,42 @@ class AnyPruner(Pruner):
 def test_bad_pruners(function: Callable[..., tuple[Tensor, Tensor]], message: str) -> None:
     check_pruner(AnyPruner(lambda w, m: (w, m)))
     fails(check_pruner, AnyPruner(function), f"pruner 'any': .*{message}")
+
+
+@attrs.frozen(eq=False)
+class AnyRefiner(AnyPruner):
+    """Refines the scores of every linear by a function of the window and its name."""
+
+    function: Any
+
+    def refine(self, window: Any, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {linear: self.function(window, linear) for linear in window.linears}
+
+    def prune(
+        self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        mask = nm_mask(scores, pattern)
+        return weight * mask, mask
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda w, name: w.scores(name)[:, 1:], "of its shape"),
+        (lambda w, name: -w.scores(name), "must not be negative"),
+        (lambda w, name: w.scores(name) / 0, "must be finite"),
+        (lambda w, name: torch.rand(w.weight(name).shape), "generator seeded with window.seed"),
+        (lambda w, name: w.scores(name) + next(COUNTER), "two equal windows different scores"),
+        (lambda w, name: w.scores(name).add_(1), "changed the metric's scores"),
+        (lambda w, name: w.weight(name).detach().abs_(), "changed model.layers.0"),
+    ],
+)
+def test_bad_refinements(function: Callable[[Any, str], Tensor], message: str) -> None:
+    check_pruner(AnyRefiner(lambda w, name: w.scores(name).sqrt()))
+    fails(check_pruner, AnyRefiner(function), f"pruner 'any': .*{message}")
+
+
+COUNTER = itertools.count()
 
 
 @attrs.frozen(eq=False)
