@@ -48,13 +48,12 @@ def _print_table(plugins: Iterable[Mapping[str, Any]]) -> None:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("plugin", overflow="fold", ratio=3)
-    table.add_column("package", overflow="fold", ratio=3)
+    table.add_column("plugin, from package", no_wrap=True, max_width=42)
     table.add_column("status", no_wrap=True)
-    table.add_column("adds", overflow="fold", ratio=5)
+    table.add_column("adds", overflow="fold", min_width=24)
     for plugin in plugins:
         package = f"{plugin['distribution']} {plugin['version']}".strip()
-        cells = (plugin["name"], package, plugin["status"], _adds(plugin["components"]))
+        cells = (f"{plugin['name']}\n  {package}", plugin["status"], _adds(plugin["components"]))
         table.add_row(*map(Text, cells))
     Console().print(table)
 

@@ -52,13 +52,16 @@ def test_the_table_is_readable_at_80_columns(permllm, plugins: str) -> None:
     lines = done.stdout.splitlines()
     table = [line for line in lines if not line.startswith("warning: ")]
     assert max(map(len, table)) <= 80
-    # Names are whole, and reasons stand below.
-    assert any("permutation: cp, greedy" in line for line in table)
-    assert any(line.split()[:4] == ["works", "permllm-works", "1.5", "loaded"] for line in table)
-    assert any("permllm-broken 1.5" in line and " broken " in line for line in table)
-    assert (
-        "warning: the plugin 'broken' (permllm-broken 1.5) is broken: it cannot be imp" in lines[-1]
-    )
+    # Names are whole, each with its package below, and reasons stand at the end.
+    words = [line.split() for line in table]
+    assert any(line[2:] == ["permutation:", "cp,", "greedy,", "lcp,", "none"] for line in words)
+    assert words[words.index(["works", "loaded", "metric:", "breaks"]) + 1] == [
+        "permllm-works",
+        "1.5",
+    ]
+    assert ["broken", "broken"] in words
+    reason = "warning: the plugin 'broken' (permllm-broken 1.5) is broken: it cannot be imported"
+    assert lines[-1].startswith(reason)
 
 
 def test_reasons_are_printed_as_they_are(permllm, tmp_path: Path) -> None:
