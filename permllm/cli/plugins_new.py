@@ -7,15 +7,14 @@ from pathlib import Path
 import click
 
 from permllm.cli.errors import debug_option
-
-KINDS = ("metric", "permutation", "pruner", "evaluator", "dataset", "exporter", "observer")
+from permllm.components import KINDS
 
 
 @click.command("new")
 @click.argument("name")
 @click.option(
     "--kind",
-    type=click.Choice(KINDS),
+    type=click.Choice(tuple(KINDS)),
     default="metric",
     show_default=True,
     help="What the package adds.",

@@ -32,13 +32,12 @@ class Need:
     extra: str = ""
 
     @property
-    def installed(self) -> bool:
-        """Whether some version of it is installed."""
+    def met(self) -> bool:
+        """Whether such a version of it is installed."""
         try:
-            metadata.distribution(self.name)
-        except metadata.PackageNotFoundError:
+            return self.versions.contains(metadata.version(self.name), True)
+        except (metadata.PackageNotFoundError, InvalidVersion):
             return False
-        return True
 
 
 def needs(dist: metadata.Distribution) -> Iterator[Need]:
@@ -91,12 +90,16 @@ def missing_dependency(distribution: str, error: BaseException) -> str | None:
     module = missing.name.partition(".")[0]
     if normal(module) == normal(distribution):
         return None
-    known = list(needs(metadata.distribution(distribution)))
+    try:
+        known = list(needs(metadata.distribution(distribution)))
+    except metadata.PackageNotFoundError:
+        return None
     named = [need for need in known if need.name == normal(module)]
     # A module may be called otherwise than its package: then what is not installed is meant.
-    extras = sorted({need.extra for need in named or known if not need.installed})
+    extras = sorted({need.extra for need in named or known if not need.met})
     if not extras:
-        return f"{distribution} does not say which package has '{module}': tell its authors"
+        unknown = f"{distribution} does not say which package has '{module}': tell its authors"
+        return None if named else unknown
     # Without an extra, everybody needs it: whoever installed the package left it out.
     wanted = f"{distribution}[{','.join(extras)}]" if extras[0] else distribution
     return f"pip install {shlex.quote(wanted)}"

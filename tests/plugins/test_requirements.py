@@ -81,6 +81,8 @@ REQUIRES = [
     "pytest",
     "pillow-of-nobody; extra == 'pictures'",
     "absent-two; extra == 'fast'",
+    "attrs>=999; extra == 'fast'",
+    "click",
 ]
 
 
@@ -91,6 +93,8 @@ REQUIRES = [
         ("absent_two", "pip install 'permllm-x[fast]'"),
         ("PIL_of_nobody", "pip install permllm-x"),
         ("permllm_x.helpers", None),
+        ("attrs.not_in_this_version", "pip install 'permllm-x[fast]'"),
+        ("click.not_in_any_version", None),
     ],
 )
 def test_missing_dependency(
@@ -109,6 +113,7 @@ def test_missing_dependency(
     assert missing_dependency("permllm-x", wrapped) == expected
     assert missing_dependency("permllm-x", ImportError("cannot import name 'y'")) is None
     assert missing_dependency("", error) is None
+    assert missing_dependency("a-package-of-nobody", error) is None
 
 
 def test_a_dependency_that_nobody_states(
