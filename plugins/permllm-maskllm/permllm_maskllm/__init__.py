@@ -1,0 +1,1 @@
+"""Learned N:M masks for permllm (MaskLLM, arXiv 2409.17481)."""

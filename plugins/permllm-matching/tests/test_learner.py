@@ -1,0 +1,224 @@
+"""The learner: options, schedules, selection, and that it learns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from permllm_matching import plugin
+from permllm_matching.learner import Matching, Training, block_size, normalised
+from torch import Tensor
+
+from permllm.core.permutations import is_permutation
+from permllm.errors import RunFailed
+from permllm.permutations.cp import Cp
+from permllm.permutations.none import NoPermutation
+from permllm.pipeline.reading import read_mapping
+from permllm.registry import Registry
+from permllm.runner.windows import Window
+from permllm.testing import check_permutation_learner
+from permllm.testing.windows import toy_window
+
+SMALL = {"block": 8, "batch": 2, "precision": "model", "steps": 4}
+
+
+def small(**options: Any) -> Matching:
+    return Matching(**SMALL | {"start": NoPermutation()} | options)
+
+
+def learned(learner: Matching, window: Window) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    figures: list[dict[str, float]] = []
+    window.on_step = lambda step, total, found: figures.append(found)
+    return learner.learn(window), figures
+
+
+def held_out_loss(learner: Matching, window: Window, perms: dict[str, Tensor]) -> float:
+    """The loss of fixed orders: training that has not begun, without noise."""
+    still = attrs.evolve(learner, identity=1.0, noise=0.0)
+    return Training(still, window, perms).snapshot(1)[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "kl", "distillation": 0.1},
+        {"loss": "cosine", "forward": "soft", "normalise": True, "distance": "smooth-l1"},
+    ],
+)
+def test_contract(options: dict[str, Any]) -> None:
+    check_permutation_learner(small(steps=2, **options))
+
+
+def registry_with_plugin() -> Registry:
+    registry = Registry.load()
+    if registry.manager.get_plugin("matching") is None:
+        registry.add(plugin, "matching")
+    return registry
+
+
+def from_pipeline(permutation: dict[str, Any]) -> Matching:
+    pipeline = read_mapping(
+        {
+            "model": {"source": "hub", "id": "some/model"},
+            "pattern": "2:4",
+            "layers": {"permutation": {"name": "matching"} | permutation},
+        },
+        registry_with_plugin(),
+    )
+    assert isinstance(pipeline.layers.permutation, Matching)
+    return pipeline.layers.permutation
+
+
+def test_preset_paper_is_the_published_setting() -> None:
+    paper = from_pipeline({"preset": "paper", "passes": 2})
+    assert (paper.blocks, paper.forward, paper.normalise) == (4, "soft", True)
+    assert (paper.learning_rate, paper.weight_decay, paper.passes) == (1e-4, 0.01, 2)
+    assert (paper.loss, paper.distance, paper.distillation) == ("next-token", "smooth-l1", 1e-5)
+    assert (paper.fresh, paper.select) == (False, "last")
+    assert isinstance(paper.start, NoPermutation)
+    assert Matching.presets["paper"]["passes"] == 20
+
+
+@pytest.mark.parametrize("forward", ["hard", "soft"])
+def test_learns_the_sequences_that_it_sees(forward: str) -> None:
+    window = toy_window(sequences=4)
+    window.calibration = 4
+    options = {"batch": 4, "fresh": False, "select": "last", "steps": 60, "learning_rate": 0.05}
+    learner = small(forward=forward, **options)
+    perms, figures = learned(learner, window)
+    assert figures[-1]["loss"] < 0.9 * figures[0]["loss"]
+    # What was learned under the soft matching holds under the hard one.
+    window.held_out = window.learning
+    before = held_out_loss(learner, window, learner.start.learn(window))
+    assert held_out_loss(learner, window, perms) < before
+
+
+@pytest.mark.parametrize("start", [NoPermutation(), Cp(rounds=2, restarts=0)])
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_the_best_on_held_out_is_never_worse_than_its_start(
+    start: Any, distillation: float
+) -> None:
+    window = toy_window()
+    learner = small(start=start, steps=8, learning_rate=0.1, noise=0.0, distillation=distillation)
+    perms, figures = learned(learner, window)
+    found = held_out_loss(learner, window, perms)
+    assert found <= held_out_loss(learner, window, start.learn(window)) + 1e-6
+    measured = [step["held_out_loss"] for step in figures if "held_out_loss" in step]
+    assert measured
+    assert found <= min(measured) + 1e-6
+
+
+def test_without_steps_to_learn_the_start_is_what_comes_out() -> None:
+    window, start = toy_window(), Cp(rounds=2, restarts=0)
+    learner = small(start=start, learning_rate=0.0, select="last")
+    for name, perm in learner.learn(window).items():
+        assert torch.equal(perm, start.learn(window)[name])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"forward": "soft"},
+        {"normalise": True},
+        {"temperature_start": 0.3},
+        {"temperature_end": 0.03},
+        {"sinkhorn_rounds": 1},
+        {"tolerance": 1e-4},
+        {"identity": 0.5},
+        {"noise": 0.1},
+        {"weight_decay": 5.0},
+        {"distillation": 3.0},
+        {"distillation": 3.0, "distance": "squared"},
+        {"loss": "cosine"},
+    ],
+)
+def test_options_make_a_difference(options: dict[str, Any]) -> None:
+    # The costs are compared, since different costs may well give one order.
+    costs = []
+    usual = {"learning_rate": 0.05, "noise": 0.2, "temperature_start": 0.1}
+    for learner in (small(**usual), small(**usual | options)):
+        window = toy_window()
+        training = Training(learner, window, learner.start.learn(window))
+        for step, rows in enumerate((window.learning[:2], window.learning[2:4]), start=1):
+            training.step(rows, step)
+        costs.append(training.costs[8].detach())
+    assert not torch.equal(*costs)
+
+
+def test_blocks_that_do_not_divide_the_channels() -> None:
+    window = toy_window()
+    perms, _ = learned(small(block=12, steps=3, learning_rate=0.5), window)
+    for name, group in window.groups.items():
+        assert is_permutation(perms[name], group.channels)
+
+
+def test_blocks_can_be_counted_instead_of_measured() -> None:
+    learner = small(blocks=4)
+    assert [block_size(learner, channels) for channels in (32, 48, 50)] == [8, 12, 13]
+    assert block_size(small(block=16), 48) == 16
+    window = toy_window()
+    training = Training(learner, window, learner.start.learn(window))
+    for group in training.groups:
+        assert sum(count for _, count in group.runs) == 4
+
+
+def test_blocks_stay_within_their_start_order() -> None:
+    window = toy_window()
+    perms, _ = learned(small(steps=6, learning_rate=0.5, select="last"), window)
+    moved = False
+    for perm in perms.values():
+        blocks = perm.view(-1, 8)
+        expected = torch.arange(len(perm)).view(-1, 8)
+        assert torch.equal(blocks.sort(1).values, expected)
+        moved = moved or not torch.equal(blocks, expected)
+    assert moved
+
+
+def test_normalised_costs_have_one_scale() -> None:
+    cost = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor([0.01, 1.0, 100.0]).view(3, 1, 1)
+    found = normalised(cost)
+    torch.testing.assert_close(found.std((-2, -1), correction=0), torch.ones(3))
+    torch.testing.assert_close(normalised(cost * scale + 5), found, atol=1e-3, rtol=1e-3)
+    assert bool(normalised(torch.zeros(1, 4, 4)).isfinite().all())
+
+
+def test_schedules() -> None:
+    learner = small(steps=5, temperature_start=1.0, temperature_end=0.2, learning_rate=0.1)
+    training = Training(learner, toy_window(), learner.start.learn(toy_window()))
+    temperatures = [training.temperature(step) for step in range(1, 6)]
+    assert temperatures == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    rates = [training.learning_rate(step) for step in range(1, 6)]
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 5)) for i in range(5)])
+
+
+def test_matchings_begin_at_the_last_steps_prices() -> None:
+    learner = small()
+    window = toy_window()
+    training = Training(learner, window, learner.start.learn(window))
+    assert training.prices == {}
+    training.step(window.learning[:2], 1)
+    before = dict(training.prices)
+    # Looking at the held-out loss must not change what is learned next.
+    training.snapshot(1)
+    assert before
+    assert all(training.prices[size] is prices for size, prices in before.items())
+
+
+def test_steps_and_sequences() -> None:
+    assert small(steps=None, passes=3).training_steps(5) == 9
+    assert small(steps=7, passes=3).training_steps(5) == 7
+    assert small(steps=4).sequences(3) == 8
+    assert small(steps=4, fresh=False).sequences(3) == 3
+
+
+def test_a_loss_that_is_not_finite_says_where() -> None:
+    window = toy_window()
+    learner = small()
+    training = Training(learner, window, learner.start.learn(window))
+    next(iter(training.groups[-1].weights.values())).fill_(math.nan)
+    with pytest.raises(RunFailed, match=r"matching: the loss of layers 0 to 1 is nan at step 1"):
+        training.step(window.learning[:2], 1)
