@@ -92,9 +92,13 @@ def _check_refine(pruner: Pruner) -> None:
         for linear, scores in refined.items():
             _check_refined(name, window, linear, scores)
         for linear in window.linears:
-            expect_equal(window.weight(linear), before[linear], f"{name}: refine() changed {linear}")
             expect_equal(
-                window.scores(linear), given[linear], f"{name}: refine() changed the metric's scores"
+                window.weight(linear), before[linear], f"{name}: refine() changed {linear}"
+            )
+            expect_equal(
+                window.scores(linear),
+                given[linear],
+                f"{name}: refine() changed the metric's scores",
             )
         for group, perm in perms.items():
             expect_equal(perm, kept[group], f"{name}: refine() changed the permutations")
@@ -115,9 +119,7 @@ def _check_refined(name: str, window: Window, linear: str, scores: torch.Tensor)
         isinstance(scores, torch.Tensor) and scores.shape == shape,
         f"{name}: refine() must give {linear} scores of its shape {tuple(shape)}",
     )
-    expect(
-        bool(scores.isfinite().all()), f"{name}: the scores that refine() gives must be finite"
-    )
+    expect(bool(scores.isfinite().all()), f"{name}: the scores that refine() gives must be finite")
     expect(
         bool((scores >= 0).all()), f"{name}: the scores that refine() gives must not be negative"
     )
