@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from permllm.errors import UserError
 from permllm.results import LayerReport
 from permllm.runner.checkpoints import PrunedWindow, load_window, save_window, window_path
+from permllm.runner.stages import Cost
 
 REPORT = LayerReport("layers.0.up", "layers.0:up", (3, 4), "2:4", 0.7, 0.8, 0.5, 0.1)
 
@@ -27,7 +28,8 @@ def window() -> PrunedWindow:
         perms={"layers.0:up": torch.tensor([2, 0, 3, 1])},
         importance={"layers.0:up": torch.tensor([4.0, 3.0, 2.0, 1.0])},
         reports=(REPORT,),
-        seconds=1.5,
+        cost=Cost(1.5, 7),
+        key="abc",
     )
 
 
@@ -37,7 +39,7 @@ def test_a_window_comes_back(path: Path, window: PrunedWindow) -> None:
     assert back.weights["layers.0.up"].equal(window.weights["layers.0.up"])
     assert back.perms["layers.0:up"].equal(window.perms["layers.0:up"])
     assert back.importance["layers.0:up"].equal(window.importance["layers.0:up"])
-    assert (back.reports, back.seconds) == ((REPORT,), 1.5)
+    assert (back.reports, back.cost, back.key) == ((REPORT,), Cost(1.5, 7), "abc")
 
 
 def test_weights_can_be_left_unread(path: Path, window: PrunedWindow) -> None:
@@ -46,7 +48,7 @@ def test_weights_can_be_left_unread(path: Path, window: PrunedWindow) -> None:
     assert light.weights == {}
     assert light.perms["layers.0:up"].equal(window.perms["layers.0:up"])
     assert light.importance["layers.0:up"].equal(window.importance["layers.0:up"])
-    assert (light.reports, light.seconds) == ((REPORT,), 1.5)
+    assert (light.reports, light.cost) == ((REPORT,), Cost(1.5, 7))
 
 
 @pytest.mark.parametrize("weights", [True, False])

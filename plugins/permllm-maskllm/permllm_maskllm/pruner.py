@@ -105,7 +105,7 @@ class MaskLlm(Pruner):
         help="λ of the term -λ‖W⊙M‖² in the loss, linear to zero; keeps large weights",
         minimum=0,
     )
-    learning_rate: float = option(0.01, help="AdamW's learning rate at the first step", minimum=0)
+    learning_rate: float = option(0.005, help="AdamW's learning rate at the first step", minimum=0)
     weight_decay: float = option(0.0, help="decoupled weight decay of the logits", minimum=0)
     square_decay: float = option(
         0.95, help="AdamW's second β, of the mean square gradient", minimum=0, maximum=0.99999

@@ -146,7 +146,7 @@ class Matching(PermutationLearner):
         Raises:
             RunFailed: the loss is not finite.
         """
-        training = Training(self, window, self.start.learn(window))
+        training = Training(self, window, window.permutations(self.start))
         return train(
             training,
             window,
