@@ -14,14 +14,13 @@ from permllm.training.losses import WindowLoss
 LayerDistance = Callable[[Tensor, Tensor], Tensor]
 
 
-def relative(pruned: Tensor, dense: Tensor) -> Tensor:
-    """Mean over tokens of ``‖h - h'‖² / ‖h‖²``, so that no layer and no token outweighs others.
+def cosine(pruned: Tensor, dense: Tensor) -> Tensor:
+    """Mean over tokens of ``1 - cos``, so that no layer and no token outweighs the others.
 
     Args:
         pruned, dense: hidden states ``[b, L, H]`` after one layer.
     """
-    error = (pruned - dense).square().sum(-1)
-    return (error / dense.square().sum(-1).clamp_min(1e-30)).mean()
+    return 1 - functional.cosine_similarity(pruned, dense, dim=-1).mean()
 
 
 def squared(pruned: Tensor, dense: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ def smooth_l1(pruned: Tensor, dense: Tensor) -> Tensor:
 
 
 DISTANCES: dict[str, LayerDistance] = {
-    "relative": relative,
+    "cosine": cosine,
     "squared": squared,
     "smooth-l1": smooth_l1,
 }

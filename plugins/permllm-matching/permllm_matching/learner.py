@@ -114,7 +114,7 @@ class Matching(PermutationLearner):
         choices=tuple(LOSSES),
     )
     distance: str = option(
-        "relative",
+        "cosine",
         help="distillation: distance of the hidden states after each layer to the dense model's",
         choices=tuple(DISTANCES),
     )

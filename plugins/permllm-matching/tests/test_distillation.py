@@ -20,7 +20,7 @@ def states(seed: int) -> Tensor:
 @pytest.mark.parametrize("name", DISTANCES)
 def test_distances_are_zero_for_equal_states_only(name: str) -> None:
     one = states(0)
-    assert float(DISTANCES[name](one, one)) == 0
+    assert float(DISTANCES[name](one, one)) == pytest.approx(0, abs=1e-12)
     assert float(DISTANCES[name](one, states(1))) > 0
     assert DISTANCES[name](torch.zeros(1, 1, 4), torch.zeros(1, 1, 4)).isfinite()
 
@@ -31,15 +31,15 @@ def test_squared_is_the_mean_over_tokens() -> None:
     torch.testing.assert_close(DISTANCES["squared"](one, two), torch.stack(tokens).mean())
 
 
-def test_relative_does_not_see_how_large_a_token_is() -> None:
+def test_the_cosine_does_not_see_how_large_a_token_is() -> None:
     one, two = states(0), states(1)
     scale = torch.tensor([1.0, 10.0, 1e4]).view(1, 3, 1)
-    torch.testing.assert_close(
-        DISTANCES["relative"](one * scale, two * scale), DISTANCES["relative"](one, two)
-    )
-    torch.testing.assert_close(
-        DISTANCES["relative"](two * 1.5, two), torch.tensor(0.25, dtype=torch.float64)
-    )
+    expected = DISTANCES["cosine"](one, two)
+    torch.testing.assert_close(DISTANCES["cosine"](one * scale, two), expected)
+    torch.testing.assert_close(DISTANCES["cosine"](one, two * scale), expected)
+    pairs = zip(one.view(6, 4), two.view(6, 4), strict=True)
+    cosines = torch.stack([a @ b / a.norm() / b.norm() for a, b in pairs])
+    torch.testing.assert_close(expected, 1 - cosines.mean())
 
 
 def test_smooth_l1_is_half_the_square_where_states_are_near() -> None:
@@ -70,7 +70,7 @@ def test_the_loss_is_the_tasks_plus_the_weighted_sum_over_layers(weight: float) 
 def test_dense_weights_have_nothing_to_distil() -> None:
     window = toy_window()
     task = WindowLoss.of(window, "cosine", "model")
-    loss = DistilledLoss.after_layers(task, DISTANCES["relative"], 1.0)
+    loss = DistilledLoss.after_layers(task, DISTANCES["cosine"], 1.0)
     assert loss.held_out({}, 2) == pytest.approx(0, abs=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_a_step_takes_one_pruned_and_one_dense_pass() -> None:
 
     decoder, window.decoder = window.decoder, Counting()  # type: ignore[assignment]
     task = WindowLoss.of(window, "kl", "model")
-    loss = DistilledLoss.after_layers(task, DISTANCES["relative"], 1.0)
+    loss = DistilledLoss.after_layers(task, DISTANCES["cosine"], 1.0)
     loss({}, rows)
     # The targets of these sequences are there now.
     passes = 0
