@@ -23,7 +23,6 @@ from torch import Tensor
 
 from permllm.components import PermutationLearner, option
 from permllm.core.sinkhorn import sinkhorn
-from permllm.errors import RunFailed
 from permllm.permutations.cp import Cp
 from permllm.training.blocks import (
     BlockedGroup,
@@ -32,15 +31,15 @@ from permllm.training.blocks import (
     masked_weights,
     orders,
 )
-from permllm.training.loop import cosine_decay, train
-from permllm.training.losses import LOSSES, PRECISIONS, WindowLoss
+from permllm.training.loop import linear_between
+from permllm.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from permllm.runner.windows import Window
 
 
 @attrs.frozen
-class Lcp(PermutationLearner):
+class Lcp(TrainingOptions, PermutationLearner):
     """Learns the order through the pruned model (PermLLM's LCP).
 
     A block that does not divide the channels: all blocks have ``block`` channels
@@ -95,51 +94,10 @@ class Lcp(PermutationLearner):
         True, help="divide each linear's scores by their mean before the soft mask"
     )
     optimiser: str = option("adam", help="optimiser of the logits", choices=("adam", "adamw"))
-    learning_rate: float = option(0.02, help="learning rate at the first step", minimum=0)
     weight_decay: float = option(0.0, help="decoupled weight decay, for adamw", minimum=0)
-    schedule: str = option(
-        "cosine", help="course of the learning rate", choices=("cosine", "constant")
-    )
-    passes: int = option(
-        10, help="passes over as many sequences as calibration asks for", minimum=1, maximum=10_000
-    )
-    steps: int | None = option(
-        None, help="training steps in all, in place of passes", minimum=1, maximum=1_000_000
-    )
-    batch: int = option(4, help="sequences per training step", minimum=1, maximum=4096)
-    precision: str = option(
-        "auto",
-        help="matrix products of a step: in the model's dtype (model), in bfloat16 (autocast), "
-        "or in bfloat16 where the processor multiplies it natively (auto)",
-        choices=PRECISIONS,
-    )
     start: PermutationLearner = option(
         factory=Cp, help="learner whose order the blocks are cut from"
     )
-    loss: str = option(
-        "kl",
-        help="distance to the dense model: kl of the logits (windows that do not reach the "
-        "last layer take cosine), cosine of the hidden states, or next-token, the model's own loss",
-        choices=tuple(LOSSES),
-    )
-    fresh: bool = option(
-        True, help="draw new sequences in every pass instead of repeating the first ones"
-    )
-    select: str = option(
-        "best",
-        help="which order to keep: the best on held-out sequences, the start included; or the last",
-        choices=("best", "last"),
-    )
-
-    def training_steps(self, calibration: int) -> int:
-        """Steps in all, where a pass has ``calibration`` sequences."""
-        return self.steps or self.passes * math.ceil(calibration / self.batch)
-
-    def sequences(self, calibration: int) -> int:
-        """Every step's own sequences if they are fresh, else one pass's."""
-        if not self.fresh:
-            return calibration
-        return max(calibration, self.training_steps(calibration) * self.batch)
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """One permutation per group, trained through the window.
@@ -148,14 +106,7 @@ class Lcp(PermutationLearner):
             RunFailed: the loss is not finite.
         """
         training = Training(self, window, window.permutations(self.start))
-        return train(
-            training,
-            window,
-            steps=training.total,
-            batch=self.batch,
-            fresh=self.fresh,
-            best=self.select == "best",
-        )
+        return self.train(training, window)
 
 
 class Training:
@@ -190,39 +141,28 @@ class Training:
             )
         else:
             self.optimiser = torch.optim.Adam(trained, lr=options.learning_rate)
-        self.loss = WindowLoss.of(window, options.loss, options.precision)
+        self.loss = options.window_loss(window)
 
     def temperature(self, step: int) -> float:
         """Linear from start to end; ``step`` counts from 1."""
-        first, last = self.options.temperature_start, self.options.temperature_end
-        return first + (last - first) * (step - 1) / max(1, self.total - 1)
-
-    def learning_rate(self, step: int) -> float:
-        """Constant, or half a cosine down to zero; ``step`` counts from 1."""
-        rate = self.options.learning_rate
-        if self.options.schedule == "constant":
-            return rate
-        return cosine_decay(rate, step, self.total)
+        options = self.options
+        return linear_between(options.temperature_start, options.temperature_end, step, self.total)
 
     def step(self, rows: Tensor, step: int) -> dict[str, float]:
         """One training step on the learning sequences ``rows``; returns its figures."""
+        rate = self.options.learning_rate_at(step, self.total)
         for settings in self.optimiser.param_groups:
-            settings["lr"] = self.learning_rate(step)
+            settings["lr"] = rate
         soft = self.soft(step)
         weights = self.masked_weights(soft, harden(soft))
         loss = self.loss(weights, rows)
-        if not torch.isfinite(loss):
-            raise RunFailed(
-                f"lcp: the loss of {self.window.name} is {loss.item()} at step {step}; "
-                "a smaller learning_rate or float32 may help"
-            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
         return {
             "loss": loss.item(),
             "temperature": self.temperature(step),
-            "learning_rate": self.learning_rate(step),
+            "learning_rate": rate,
         }
 
     def soft(self, step: int) -> dict[int, Tensor]:

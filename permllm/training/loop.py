@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from permllm.errors import RunFailed
+
 if TYPE_CHECKING:
     from permllm.runner.windows import Window
 
@@ -45,6 +47,9 @@ def train(
         fresh: draw from all learning sequences, not only from one pass of calibration.
         best: keep the result that does best on held-out sequences, looked at after every
             pass, the beginning included; else, or where there are none, the last.
+
+    Raises:
+        RunFailed: the loss is not finite.
     """
     window.progress("learning", 0, steps)
     best = best and len(window.held_out) > 0
@@ -52,6 +57,11 @@ def train(
     every = max(1, math.ceil(window.calibration / batch))
     for step, rows in enumerate(batches(window, steps, batch, fresh=fresh), start=1):
         figures = trainee.step(rows, step)
+        if not math.isfinite(figures["loss"]):
+            raise RunFailed(
+                f"the loss of {window.name} is {figures['loss']} at step {step}; "
+                "a smaller learning_rate or float32 may help"
+            )
         if best and (step % every == 0 or step == steps):
             result, figures["held_out_loss"] = trainee.snapshot(step)
             if figures["held_out_loss"] < least:
@@ -70,6 +80,11 @@ def batches(window: Window, steps: int, batch: int, *, fresh: bool) -> Iterator[
             order = torch.cat([order, torch.randperm(pool, generator=generator)])
         yield window.learning[order[:batch]]
         order = order[batch:]
+
+
+def linear_between(first: float, last: float, step: int, steps: int) -> float:
+    """From ``first`` at step 1 to ``last`` at the last step."""
+    return first + (last - first) * (step - 1) / max(1, steps - 1)
 
 
 def cosine_decay(rate: float, step: int, steps: int) -> float:

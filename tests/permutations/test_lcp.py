@@ -107,7 +107,7 @@ def test_schedules() -> None:
     training = Training(learner, toy_window(), learner.start.learn(toy_window()))
     temperatures = [training.temperature(step) for step in range(1, 6)]
     assert temperatures == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
-    rates = [training.learning_rate(step) for step in range(1, 6)]
+    rates = [learner.learning_rate_at(step, 5) for step in range(1, 6)]
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 5)) for i in range(5)])
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from permllm.errors import RunFailed
 from permllm.runner.windows import Window
 from permllm.testing.windows import toy_window
 from permllm.training.loop import batches, cosine_decay, train
@@ -17,13 +18,13 @@ from permllm.training.losses import LOSSES, WindowLoss
 class Course:
     """Its result is the number of steps done, and its held-out losses are given."""
 
-    def __init__(self, losses: dict[int, float]) -> None:
-        self.losses, self.done, self.rows = losses, 0, [Tensor()]
+    def __init__(self, losses: dict[int, float], loss: float = 1.0) -> None:
+        self.losses, self.loss, self.done, self.rows = losses, loss, 0, [Tensor()]
 
     def step(self, rows: Tensor, step: int) -> dict[str, float]:
         self.done = step
         self.rows.append(rows)
-        return {"loss": 1.0}
+        return {"loss": self.loss}
 
     def snapshot(self, step: int) -> tuple[int, float]:
         return self.done, self.losses.get(self.done, math.nan)
@@ -52,6 +53,13 @@ def test_without_a_choice_the_last_is_kept(best: bool, held_out: int) -> None:
     kept, seen = run(Course({0: 0.1, 6: 0.7}), window, best=best)
     assert kept == 6
     assert seen == [None] * 6
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run(loss: float) -> None:
+    message = f"the loss of layers 0 to 1 is {loss} at step 1; a smaller learning_rate"
+    with pytest.raises(RunFailed, match=message):
+        run(Course({}, loss), toy_window(sequences=8))
 
 
 def test_fresh_sequences_are_not_repeated() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from permllm.components import Pruner, option
 from permllm.core.patterns import Pattern, nm_mask
-from permllm.training.loop import train
-from permllm.training.losses import LOSSES, PRECISIONS
+from permllm.training.options import TrainingOptions
 from permllm_maskllm.optimiser import DTYPES
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen
-class MaskLlm(Pruner):
+class MaskLlm(TrainingOptions, Pruner):
     """Learns which N of every M weights to keep through the pruned model (MaskLLM).
 
     Every group of M consecutive weights, in permuted order, has a distribution over the
@@ -105,7 +103,7 @@ class MaskLlm(Pruner):
         help="λ of the term -λ‖W⊙M‖² in the loss, linear to zero; keeps large weights",
         minimum=0,
     )
-    learning_rate: float = option(0.005, help="AdamW's learning rate at the first step", minimum=0)
+    learning_rate: float = option(0.005, help="learning rate at the first step", minimum=0)
     weight_decay: float = option(0.0, help="decoupled weight decay of the logits", minimum=0)
     square_decay: float = option(
         0.95, help="AdamW's second β, of the mean square gradient", minimum=0, maximum=0.99999
@@ -116,49 +114,6 @@ class MaskLlm(Pruner):
         help="type of AdamW's two averages; bfloat16 saves 4 bytes a logit",
         choices=tuple(DTYPES),
     )
-    schedule: str = option(
-        "cosine",
-        help="course of the learning rate: to zero along half a cosine, or constant",
-        choices=("cosine", "constant"),
-    )
-    passes: int = option(
-        10, help="passes over as many sequences as calibration asks for", minimum=1, maximum=10_000
-    )
-    steps: int | None = option(
-        None, help="training steps in all, in place of passes", minimum=1, maximum=1_000_000
-    )
-    batch: int = option(4, help="sequences per training step", minimum=1, maximum=4096)
-    precision: str = option(
-        "auto",
-        help="matrix products of a step: in the model's dtype (model), in bfloat16 (autocast), "
-        "or in bfloat16 where the processor multiplies it natively (auto)",
-        choices=PRECISIONS,
-    )
-    loss: str = option(
-        "kl",
-        help="what is minimised: kl of the dense model's logits (windows that do not reach the "
-        "last layer take cosine), cosine of the hidden states, or next-token, the model's own loss",
-        choices=tuple(LOSSES),
-    )
-    fresh: bool = option(
-        True, help="draw new sequences in every pass instead of repeating the first ones"
-    )
-    select: str = option(
-        "best",
-        help="which masks to keep: the best on held-out sequences, the one-shot ones included; "
-        "or the last",
-        choices=("best", "last"),
-    )
-
-    def training_steps(self, calibration: int) -> int:
-        """Steps in all, where a pass has ``calibration`` sequences."""
-        return self.steps or self.passes * math.ceil(calibration / self.batch)
-
-    def sequences(self, calibration: int) -> int:
-        """Every step's own sequences if they are fresh, else one pass's."""
-        if not self.fresh:
-            return calibration
-        return max(calibration, self.training_steps(calibration) * self.batch)
 
     def refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores of 1 for what the learned masks keep and of 0 for the rest.
@@ -171,15 +126,7 @@ class MaskLlm(Pruner):
         from permllm_maskllm.training import Training
 
         training = Training(self, window, perms, window.linears_of(self))
-        choices = train(
-            training,
-            window,
-            steps=training.total,
-            batch=self.batch,
-            fresh=self.fresh,
-            best=self.select == "best",
-        )
-        return training.scores(choices)
+        return training.scores(self.train(training, window))
 
     def prune(
         self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]

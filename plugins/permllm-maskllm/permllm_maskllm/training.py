@@ -11,9 +11,7 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
-from permllm.errors import RunFailed
-from permllm.training.loop import cosine_decay
-from permllm.training.losses import WindowLoss
+from permllm.training.loop import linear_between
 from permllm_maskllm.candidates import candidate_masks, ranked_places, similarity
 from permllm_maskllm.optimiser import DTYPES, AdamW
 from permllm_maskllm.soft_mask import (
@@ -135,31 +133,23 @@ class Training:
             weight_decay=options.weight_decay,
             dtype=DTYPES[options.moments],
         )
-        self.loss = WindowLoss.of(window, options.loss, options.precision)
+        self.loss = options.window_loss(window)
 
     def step(self, rows: Tensor, step: int) -> dict[str, float]:
-        """One training step on the learning sequences ``rows``; returns its figures.
-
-        Raises:
-            RunFailed: the loss is not finite.
-        """
+        """One training step on the learning sequences ``rows``; returns its figures."""
         self.taken = step
-        self.optimiser.learning_rate = self.learning_rate(step)
+        rate = self.options.learning_rate_at(step, self.total)
+        self.optimiser.learning_rate = rate
         weights = dict(self.others)
         for name, linear in self.linears.items():
             weights[name] = linear.sampled(self.sampling(linear, step))
         loss = self.loss(weights, rows)
-        if not torch.isfinite(loss):
-            raise RunFailed(
-                f"maskllm: the loss of {self.window.name} is {loss.item()} at step {step}; "
-                "a smaller learning_rate or float32 may help"
-            )
         loss.backward()
         return {
             "loss": loss.item(),
             "temperature": self.temperature(step),
             "scale": self.scale(step),
-            "learning_rate": self.learning_rate(step),
+            "learning_rate": rate,
         }
 
     def sampling(self, linear: LearnedLinear, step: int) -> Sampling:
@@ -171,29 +161,18 @@ class Training:
             pool=self.pool,
             starts=self.pool.starts(len(linear.table)) if self.pool else [],
             hard=self.options.hard,
-            penalty=self.options.regularisation * (1 - self.progress(step)),
+            penalty=linear_between(self.options.regularisation, 0.0, step, self.total),
         )
-
-    def progress(self, step: int) -> float:
-        """0 at the first step, 1 at the last; ``step`` counts from 1."""
-        return (step - 1) / max(1, self.total - 1)
 
     def scale(self, step: int) -> float:
         """κ: linear from start to end."""
-        first, last = self.options.scale_start, self.options.scale_end
-        return first + (last - first) * self.progress(step)
+        options = self.options
+        return linear_between(options.scale_start, options.scale_end, step, self.total)
 
     def temperature(self, step: int) -> float:
         """τ: linear from start to end."""
-        first, last = self.options.temperature_start, self.options.temperature_end
-        return first + (last - first) * self.progress(step)
-
-    def learning_rate(self, step: int) -> float:
-        """Constant, or half a cosine down to zero."""
-        rate = self.options.learning_rate
-        if self.options.schedule == "constant":
-            return rate
-        return cosine_decay(rate, step, self.total)
+        options = self.options
+        return linear_between(options.temperature_start, options.temperature_end, step, self.total)
 
     @torch.no_grad()
     def snapshot(self, step: int) -> tuple[Choices, float]:

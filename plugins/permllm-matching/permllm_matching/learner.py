@@ -11,7 +11,6 @@ and the order that comes out is the permutation of least cost. Only the costs le
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,11 +19,11 @@ import torch
 from torch import Tensor
 
 from permllm.components import PermutationLearner, option
-from permllm.errors import RunFailed
 from permllm.permutations.cp import Cp
 from permllm.training.blocks import BlockedGroup, block_counts, masked_weights, orders, unstacked
-from permllm.training.loop import cosine_decay, train
-from permllm.training.losses import LOSSES, PRECISIONS, WindowLoss
+from permllm.training.loop import linear_between
+from permllm.training.losses import WindowLoss
+from permllm.training.options import TrainingOptions
 from permllm_matching.distillation import DISTANCES, DistilledLoss
 from permllm_matching.relaxed import relaxed_masked_weight
 from permllm_matching.solver import match, soft_match
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @attrs.frozen
-class Matching(PermutationLearner):
+class Matching(TrainingOptions, PermutationLearner):
     """Learns the cost of every channel at every place, and takes the cheapest order.
 
     A block that does not divide the channels: all blocks have ``block`` channels
@@ -87,31 +86,9 @@ class Matching(PermutationLearner):
     noise: float = option(
         0.01, help="half width of the uniform noise on the first costs", minimum=0
     )
-    learning_rate: float = option(
-        0.02, help="learning rate at the first step; half a cosine down to zero", minimum=0
-    )
     weight_decay: float = option(0.0, help="decoupled weight decay of the costs", minimum=0)
-    passes: int = option(
-        10, help="passes over as many sequences as calibration asks for", minimum=1, maximum=10_000
-    )
-    steps: int | None = option(
-        None, help="training steps in all, in place of passes", minimum=1, maximum=1_000_000
-    )
-    batch: int = option(4, help="sequences per training step", minimum=1, maximum=4096)
-    precision: str = option(
-        "auto",
-        help="matrix products of a step: in the model's dtype (model), in bfloat16 (autocast), "
-        "or in bfloat16 where the processor multiplies it natively (auto)",
-        choices=PRECISIONS,
-    )
     start: PermutationLearner = option(
         factory=Cp, help="learner whose order the blocks are cut from"
-    )
-    loss: str = option(
-        "kl",
-        help="task loss: kl of the logits to the dense model's (windows that do not reach the "
-        "last layer take cosine), cosine of the hidden states, or next-token, the model's own loss",
-        choices=tuple(LOSSES),
     )
     distance: str = option(
         "cosine",
@@ -121,24 +98,6 @@ class Matching(PermutationLearner):
     distillation: float = option(
         0.0, help="weight of the distances' sum over the layers, next to the task loss", minimum=0
     )
-    fresh: bool = option(
-        True, help="draw new sequences in every pass instead of repeating the first ones"
-    )
-    select: str = option(
-        "best",
-        help="which order to keep: the best on held-out sequences, the start included; or the last",
-        choices=("best", "last"),
-    )
-
-    def training_steps(self, calibration: int) -> int:
-        """Steps in all, where a pass has ``calibration`` sequences."""
-        return self.steps or self.passes * math.ceil(calibration / self.batch)
-
-    def sequences(self, calibration: int) -> int:
-        """Every step's own sequences if they are fresh, else one pass's."""
-        if not self.fresh:
-            return calibration
-        return max(calibration, self.training_steps(calibration) * self.batch)
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """One permutation per group, trained through the window.
@@ -147,14 +106,7 @@ class Matching(PermutationLearner):
             RunFailed: the loss is not finite.
         """
         training = Training(self, window, window.permutations(self.start))
-        return train(
-            training,
-            window,
-            steps=training.total,
-            batch=self.batch,
-            fresh=self.fresh,
-            best=self.select == "best",
-        )
+        return self.train(training, window)
 
 
 class Training:
@@ -184,30 +136,22 @@ class Training:
 
     def temperature(self, step: int) -> float:
         """Linear from start to end; ``step`` counts from 1."""
-        first, last = self.options.temperature_start, self.options.temperature_end
-        return first + (last - first) * (step - 1) / max(1, self.total - 1)
-
-    def learning_rate(self, step: int) -> float:
-        """Half a cosine down to zero; ``step`` counts from 1."""
-        return cosine_decay(self.options.learning_rate, step, self.total)
+        options = self.options
+        return linear_between(options.temperature_start, options.temperature_end, step, self.total)
 
     def step(self, rows: Tensor, step: int) -> dict[str, float]:
         """One training step on the learning sequences ``rows``; returns its figures."""
+        rate = self.options.learning_rate_at(step, self.total)
         for settings in self.optimiser.param_groups:
-            settings["lr"] = self.learning_rate(step)
+            settings["lr"] = rate
         loss = self.loss(self.weights(step), rows)
-        if not torch.isfinite(loss):
-            raise RunFailed(
-                f"matching: the loss of {self.window.name} is {loss.item()} at step {step}; "
-                "a smaller learning_rate or float32 may help"
-            )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
         return {
             "loss": loss.item(),
             "temperature": self.temperature(step),
-            "learning_rate": self.learning_rate(step),
+            "learning_rate": rate,
         }
 
     def cost(self) -> dict[int, Tensor]:
@@ -294,7 +238,7 @@ def relaxed_weights(groups: list[BlockedGroup], soft: Mapping[int, Tensor]) -> d
 
 def window_loss(options: Matching, window: Window) -> WindowLoss:
     """The task loss, with distillation where that has weight."""
-    task = WindowLoss.of(window, options.loss, options.precision)
+    task = options.window_loss(window)
     if not options.distillation:
         return task
     return DistilledLoss.after_layers(task, DISTANCES[options.distance], options.distillation)

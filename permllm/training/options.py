@@ -1,0 +1,85 @@
+"""The options that components which train through a window have in common."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import attrs
+
+from permllm.components import option
+from permllm.training.loop import T_co, Trainee, cosine_decay, train
+from permllm.training.losses import LOSSES, PRECISIONS, WindowLoss
+
+if TYPE_CHECKING:
+    from permllm.runner.windows import Window
+
+
+@attrs.frozen
+class TrainingOptions:
+    """How long to train, on which sequences, against what, and what to keep."""
+
+    passes: int = option(
+        10, help="passes over as many sequences as calibration asks for", minimum=1, maximum=10_000
+    )
+    steps: int | None = option(
+        None, help="training steps in all, in place of passes", minimum=1, maximum=1_000_000
+    )
+    batch: int = option(4, help="sequences per training step", minimum=1, maximum=4096)
+    fresh: bool = option(
+        True, help="draw new sequences in every pass instead of repeating the first ones"
+    )
+    loss: str = option(
+        "kl",
+        help="distance to the dense model: kl of the logits (windows that do not reach the "
+        "last layer take cosine), cosine of the hidden states, or next-token, the model's own loss",
+        choices=tuple(LOSSES),
+    )
+    precision: str = option(
+        "auto",
+        help="matrix products of a step: in the model's dtype (model), in bfloat16 (autocast), "
+        "or in bfloat16 where the processor multiplies it natively (auto)",
+        choices=PRECISIONS,
+    )
+    learning_rate: float = option(0.02, help="learning rate at the first step", minimum=0)
+    schedule: str = option(
+        "cosine",
+        help="course of the learning rate: to zero along half a cosine, or constant",
+        choices=("cosine", "constant"),
+    )
+    select: str = option(
+        "best",
+        help="what to keep: the best on held-out sequences, the start included; or the last",
+        choices=("best", "last"),
+    )
+
+    def training_steps(self, calibration: int) -> int:
+        """Steps in all, where a pass has ``calibration`` sequences."""
+        return self.steps or self.passes * math.ceil(calibration / self.batch)
+
+    def sequences(self, calibration: int) -> int:
+        """Every step's own sequences if they are fresh, else one pass's."""
+        if not self.fresh:
+            return calibration
+        return max(calibration, self.training_steps(calibration) * self.batch)
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step; ``step`` counts from 1."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        return cosine_decay(self.learning_rate, step, steps)
+
+    def window_loss(self, window: Window) -> WindowLoss:
+        """The loss of a window, with these options."""
+        return WindowLoss.of(window, self.loss, self.precision)
+
+    def train(self, trainee: Trainee[T_co], window: Window) -> T_co:
+        """Train through a window, and give what there is to keep."""
+        return train(
+            trainee,
+            window,
+            steps=self.training_steps(window.calibration),
+            batch=self.batch,
+            fresh=self.fresh,
+            best=self.select == "best",
+        )
