@@ -62,6 +62,9 @@ def _no_summary(cls: type[Component]) -> str | None:
 
 def _bad_needs(cls: type[Component]) -> str | None:
     needs = getattr(cls, "needs", ())
+    if isinstance(needs, property):
+        # Depends on the options, such as on another component among them.
+        return None
     if isinstance(needs, tuple) and all(hasattr(need, "partial") for need in needs):
         return None
     return f"needs 'needs' to be a tuple of statistics, not {needs!r}"

@@ -181,6 +181,23 @@ class Pruner(Component):
         """
         raise NotImplementedError
 
+    def update(self, window: Window, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Other values for weights that are kept, from a look at the whole pruned window.
+
+        Called once a window, after all of its linears are pruned. Most pruners have no use
+        for it.
+
+        Args:
+            window: all groups of the window, pruned by this pruner or by others;
+                ``window.linears_of(self)`` are its own.
+            weights: ``[C_out, C_in]`` of every pruned linear, in original channel order.
+
+        Returns:
+            the same for some of its own linears, zero where the pruned weight is zero.
+            Linears that it leaves out keep their weight.
+        """
+        return {}
+
 
 class Evaluator(Component):
     """Measures a model."""

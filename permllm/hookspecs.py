@@ -206,12 +206,13 @@ def permllm_window_started(run: Run, window: int, windows: int, layers: tuple[st
 
 @hookspec
 def permllm_training_step(
-    run: Run, window: int, step: int, total: int, figures: dict[str, float]
+    run: Run, window: int, stage: str, step: int, total: int, figures: dict[str, float]
 ) -> None:
-    """A learner finished a training step, ``step`` from 1 to ``total``.
+    """A component finished a training step, ``step`` from 1 to ``total``.
 
-    ``figures`` holds ``loss`` and what else the learner reports, such as
-    ``temperature``, ``learning_rate`` and, where it was measured, ``held_out_loss``::
+    ``stage`` is ``"permutation"`` or ``"pruner"``: the kind of what trains. ``figures``
+    holds ``loss`` and what else it reports, such as ``temperature``, ``learning_rate``
+    and, where it was measured, ``held_out_loss``::
 
         @permllm.hookimpl
         def permllm_training_step(step, figures):

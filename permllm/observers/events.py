@@ -86,10 +86,18 @@ class EventLog:
 
     @hookimpl
     def permllm_training_step(
-        self, run: Run, window: int, step: int, total: int, figures: dict[str, float]
+        self, run: Run, window: int, stage: str, step: int, total: int, figures: dict[str, float]
     ) -> None:
         """Log a training step with all its figures."""
-        self._write("training_step", run, window=window, step=step, total=total, figures=figures)
+        self._write(
+            "training_step",
+            run,
+            window=window,
+            stage=stage,
+            step=step,
+            total=total,
+            figures=figures,
+        )
 
     @hookimpl
     def permllm_window_finished(

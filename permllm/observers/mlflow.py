@@ -139,9 +139,12 @@ class Recorder:
 
     @hookimpl
     def permllm_training_step(
-        self, run: Run, window: int, step: int, total: int, figures: dict[str, float]
+        self, run: Run, window: int, stage: str, step: int, total: int, figures: dict[str, float]
     ) -> None:
         """Log loss, temperature and so on; steps count on from window to window."""
+        if stage == "pruner":
+            # A learner may have trained in the same window.
+            figures = {f"pruner_{name}": value for name, value in figures.items()}
         self._log(figures, window * total + step)
 
     @hookimpl

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 @hookimpl
 def permllm_pruners() -> Iterable[type[Pruner]]:
     """The built-in pruners."""
+    from permllm.pruners.distil import Distil
     from permllm.pruners.mask import Mask
     from permllm.pruners.sparsegpt import SparseGpt
 
-    return [Mask, SparseGpt]
+    return [Mask, SparseGpt, Distil]

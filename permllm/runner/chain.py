@@ -14,7 +14,7 @@ from torch import Tensor
 
 from permllm.components import PermutationLearner
 from permllm.core.permutations import is_permutation
-from permllm.core.statistics import Statistic
+from permllm.core.statistics import SQUARE_SUM, Statistic
 from permllm.errors import RunFailed, UserError
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
@@ -156,7 +156,7 @@ class Chain:
 
         def learn(log: list[Any]) -> dict[str, Tensor]:
             outer = window.on_step
-            window.on_step = partial(self._on_step, window.index, window.name, log)
+            window.on_step = partial(self._on_step, window.index, "permutation", window.name, log)
             try:
                 perms = learner.learn(window)
             finally:
@@ -170,12 +170,13 @@ class Chain:
         if outcome.found:
             # Its course belongs to this run's record as well.
             for step, total, figures in outcome.log:
-                self._training_step(window.index, step, total, figures)
+                self._training_step(window.index, "permutation", step, total, figures)
         return outcome
 
     def _on_step(
         self,
         index: int,
+        stage: str,
         name: str,
         log: list[Any],
         step: int,
@@ -185,12 +186,14 @@ class Chain:
         # The window itself must not be an argument: it would hold itself, and its tensors
         # would stay until the garbage collector looks.
         log.append((step, total, figures))
-        self._training_step(index, step, total, figures)
+        self._training_step(index, stage, step, total, figures)
         self._progress(f"learning, {name}", step, total)
 
-    def _training_step(self, index: int, step: int, total: int, figures: dict[str, float]) -> None:
+    def _training_step(
+        self, index: int, stage: str, step: int, total: int, figures: dict[str, float]
+    ) -> None:
         self.hook.permllm_training_step(
-            run=self.run, window=index, step=step, total=total, figures=figures
+            run=self.run, window=index, stage=stage, step=step, total=total, figures=figures
         )
 
     def window(self, index: int, layers: range) -> Window:
@@ -233,7 +236,7 @@ class Chain:
             find_perms=lambda learner, window: self._permutations(learner, window).tensors,
         )
         # A pruner may train, too.
-        window.on_step = partial(self._on_step, index, window.name, [])
+        window.on_step = partial(self._on_step, index, "pruner", window.name, [])
         return window, cost
 
     def _prune_layers(
@@ -245,13 +248,14 @@ class Chain:
         it give: statistics and scores are then taken anew for every layer.
         """
         weights: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
         reports: list[LayerReport] = []
         used = [self.settings[linear] for linear in window.linears]
         in_turn = any(settings.pruner.sequential for settings in used)
         wanted = needed([part for settings in used for part in (settings.metric, settings.pruner)])
         rows = self._calibration_rows()
         stream = self.streams.batches(self.streams.pruned, rows) if in_turn else []
-        refined = self._refine(window, perms)
+        refined = self.pruning.refine(window, perms)
         scores, sums = window.all_scores, window.all_statistics
         stage, total = f"pruning, {self.run.label}", len(window.layers)
         for done, layer in enumerate(window.layers):
@@ -263,23 +267,21 @@ class Chain:
             found, said = self.pruning.prune(here, perms, scores, refined, sums)
             weights |= found
             reports += said
+            norms |= {name: sums[name][SQUARE_SUM.name] for name in here}
             with torch.no_grad():
                 stream = [
                     (self.decoder.run_layer(layer, hidden, calls, found), calls)
                     for hidden, calls in stream
                 ]
         self._progress(stage, total, total)
-        return weights, reports
-
-    def _refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The scores that pruners put in place of the metric's, each for its own linears."""
-        refined: dict[str, Tensor] = {}
-        for pruner in dict.fromkeys(self.settings[linear].pruner for linear in window.linears):
-            for linear, scores in pruner.refine(window, perms).items():
-                if self.settings[linear].pruner == pruner:
-                    self.pruning.check_scores(f"pruner '{pruner.name}'", linear, scores)
-                    refined[linear] = scores
-        return refined
+        updated = self.pruning.update(window, weights)
+        reports = [
+            self.pruning.updated(found, updated[found.linear], norms[found.group])
+            if found.linear in updated
+            else found
+            for found in reports
+        ]
+        return weights | updated, reports
 
     def _layer_statistics(
         self, layer: int, stream: list[tuple[Tensor, Any]], wanted: list[Statistic]

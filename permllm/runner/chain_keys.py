@@ -71,7 +71,7 @@ class ChainKeys:
         def parts() -> list[Any]:
             here = self._here(layers)
             pruners = [[name, component_key(found.pruner)] for name, found in here.items()]
-            looks = any(type(found.pruner).refine is not Pruner.refine for found in here.values())
+            looks = any(_looks(found.pruner) for found in here.values())
             order = self._order(self.pipeline.layers.permutation, layers)
             return [order, pruners, self.everything if looks else None]
 
@@ -105,6 +105,12 @@ class ChainKeys:
         return {
             name: found for name, found in self.settings.items() if self.layer_of[name] in layers
         }
+
+
+def _looks(pruner: Pruner) -> bool:
+    """Whether a pruner looks at the whole window, and so at all sequences."""
+    own = type(pruner)
+    return own.refine is not Pruner.refine or own.update is not Pruner.update
 
 
 def _ends(layers: range) -> list[int]:

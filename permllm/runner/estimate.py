@@ -8,6 +8,7 @@ and are meant to tell minutes from hours and fits from does not fit.
 from __future__ import annotations
 
 import time
+from itertools import chain
 
 import attrs
 import torch
@@ -112,7 +113,8 @@ def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
 def training_sequences(pipeline: Pipeline) -> int:
     """Sequences that learner and pruner train on, repeated ones counted again."""
     trained = 0
-    for component in (pipeline.layers.permutation, pipeline.layers.pruner):
+    used = (pipeline.layers.permutation, pipeline.layers.pruner)
+    for component in chain.from_iterable(components_in(section) for section in used):
         steps = getattr(component, "training_steps", None)
         if steps is not None:
             batch = int(getattr(component, "batch", 1))

@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from permllm.components import Pruner
 from permllm.core.patterns import is_nm, retained_share
 from permllm.core.permutations import invert
 from permllm.core.statistics import SQUARE_SUM
@@ -16,6 +17,7 @@ from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 from permllm.results import LayerReport
 from permllm.runner.settings import LinearSettings
+from permllm.runner.windows import Window
 
 GroupSums = Mapping[str, Mapping[str, Tensor]]
 """By group, by statistic."""
@@ -99,6 +101,43 @@ class LinearPruning:
                 weights[linear] = pruned.cpu()
         return weights, reports
 
+    def refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The scores that pruners put in place of the metric's, each for its own linears."""
+        refined: dict[str, Tensor] = {}
+        for pruner in self._pruners(window):
+            for linear, scores in pruner.refine(window, perms).items():
+                if self.settings[linear].pruner == pruner:
+                    self.check_scores(f"pruner '{pruner.name}'", linear, scores)
+                    refined[linear] = scores
+        return refined
+
+    def update(self, window: Window, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What pruners make of the weights that are kept, each of its own linears.
+
+        Raises:
+            RunFailed: a weight is of another shape, not finite, or not zero where it was.
+        """
+        updated: dict[str, Tensor] = {}
+        for pruner in self._pruners(window):
+            for linear, found in pruner.update(window, weights).items():
+                if self.settings[linear].pruner == pruner:
+                    weight = found.detach().cpu()
+                    _check_update(pruner, linear, weights[linear], weight)
+                    updated[linear] = weight
+        return updated
+
+    def updated(self, report: LayerReport, weight: Tensor, norms: Tensor) -> LayerReport:
+        """The report on a linear after its weight was updated."""
+        dense = self.decoder.weight(report.linear).detach()
+        return attrs.evolve(
+            report,
+            sparsity=zero_share(weight),
+            error=relative_error(dense.to(weight.device), weight, norms),
+        )
+
+    def _pruners(self, window: Window) -> list[Pruner]:
+        return list(dict.fromkeys(self.settings[linear].pruner for linear in window.linears))
+
     def _pruned(
         self,
         linear: str,
@@ -141,8 +180,6 @@ def report(
 ) -> LayerReport:
     """The figures of one pruned linear; all tensors ``[C_out, C_in]`` in original order."""
     pattern = settings.pattern
-    norms = sums[SQUARE_SUM.name].to(dense.device)
-    change = ((dense - pruned).float().square() * norms).sum()
     return LayerReport(
         linear=linear,
         group=group.name,
@@ -150,6 +187,33 @@ def report(
         pattern=str(pattern),
         retained_before=retained_share(scores, pattern),
         retained=retained_share(scores, pattern, perm.to(scores.device)),
-        sparsity=float((pruned == 0).double().mean()),
-        error=float(change / (dense.float().square() * norms).sum().clamp_min(1e-30)),
+        sparsity=zero_share(pruned),
+        error=relative_error(dense, pruned, sums[SQUARE_SUM.name]),
     )
+
+
+def zero_share(weight: Tensor) -> float:
+    """The share of zeros, 0 to 1."""
+    return float((weight == 0).double().mean())
+
+
+def relative_error(dense: Tensor, pruned: Tensor, norms: Tensor) -> float:
+    """``‖(W - W') X‖² / ‖W X‖²`` without off-diagonal terms.
+
+    Args:
+        dense, pruned: ``[C_out, C_in]``.
+        norms: ``[C_in]``, the square sums of the inputs.
+    """
+    norms = norms.to(dense.device)
+    change = ((dense - pruned).float().square() * norms).sum()
+    return float(change / (dense.float().square() * norms).sum().clamp_min(1e-30))
+
+
+def _check_update(pruner: Pruner, linear: str, before: Tensor, after: Tensor) -> None:
+    where = f"pruner '{pruner.name}' updated {linear}"
+    if after.shape != before.shape or after.dtype != before.dtype:
+        raise RunFailed(f"{where} to another shape or type than {tuple(before.shape)}")
+    if not bool(after.isfinite().all()):
+        raise RunFailed(f"{where} to NaN or infinite weights")
+    if bool(after[before == 0].any()):
+        raise RunFailed(f"{where} where it had been cut to zero")

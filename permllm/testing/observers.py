@@ -108,7 +108,9 @@ def lead_to_an_interruption(plan: Plan, hook: Any) -> None:
     run = plan.runs[0]
     hook.permllm_run_started(run=run)
     hook.permllm_window_started(run=run, window=0, windows=1, layers=("model.layers.0",))
-    hook.permllm_training_step(run=run, window=0, step=1, total=3, figures={"loss": 0.3})
+    hook.permllm_training_step(
+        run=run, window=0, stage="permutation", step=1, total=3, figures={"loss": 0.3}
+    )
     hook.permllm_plan_failed(run=run, error=KeyboardInterrupt())
 
 
@@ -153,7 +155,9 @@ def _lead_through_window(run: Run, hook: Any) -> None:
         figures = {"loss": 1 / step, "temperature": 1 - step / 4, "learning_rate": 0.01}
         if step == 3:
             figures["held_out_loss"] = 0.4
-        hook.permllm_training_step(run=run, window=0, step=step, total=3, figures=figures)
+        hook.permllm_training_step(
+            run=run, window=0, stage="permutation", step=step, total=3, figures=figures
+        )
         stage = "learning, layers 0 to 1"
         hook.permllm_progress(run=run, stage=stage, done=step, total=3)
     hook.permllm_window_finished(run=run, window=0, reports=REPORTS, seconds=2.0)

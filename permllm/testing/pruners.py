@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from permllm.components import Pruner
-from permllm.core.patterns import Pattern, is_nm
+from permllm.core.patterns import Pattern, is_nm, nm_mask
+from permllm.core.permutations import invert
 from permllm.runner.windows import Window
 from permllm.testing.expect import expect, expect_equal
 from permllm.testing.linears import ToyLinear, toy_linears
@@ -27,13 +30,16 @@ def check_pruner(pruner: Pruner) -> None:
     A pruner that refines scores gives finite, non-negative ones of the weight's shape, for
     linears of the window, the same whenever the window is the same, and leaves the model,
     the metric's scores and the global random state alone. This is checked for windows of
-    several patterns under random permutations; keep its budget small.
+    several patterns under random permutations; keep its budget small. One that updates
+    weights keeps their shape, type and zeros, and is held to the same otherwise.
     """
     for toy in toy_linears():
         for pattern in PATTERNS:
             _check(pruner, toy, pattern)
     if type(pruner).refine is not Pruner.refine:
         _check_refine(pruner)
+    if type(pruner).update is not Pruner.update:
+        _check_update(pruner)
 
 
 def _check(pruner: Pruner, toy: ToyLinear, pattern: Pattern) -> None:
@@ -67,17 +73,9 @@ def _check(pruner: Pruner, toy: ToyLinear, pattern: Pattern) -> None:
 
 
 def _check_refine(pruner: Pruner) -> None:
-    name, asked = f"pruner '{pruner.name}'", pruner.sequences(4)
-    expect(
-        isinstance(asked, int) and asked >= 1,
-        f"{name}: sequences(4) must be a whole number from 1, not {asked!r}",
-    )
-    for window, again in toy_windows(sequences=max(8, asked), needs=pruner.needs):
-        generator = torch.Generator().manual_seed(0)
-        perms = {
-            group: torch.randperm(window.groups[group].channels, generator=generator)
-            for group in window.groups
-        }
+    name = f"pruner '{pruner.name}'"
+    for window, again in toy_windows(sequences=_sequences(pruner), needs=pruner.needs):
+        perms = _random_perms(window)
         kept = {group: perm.clone() for group, perm in perms.items()}
         before = {linear: window.weight(linear).clone() for linear in window.linears}
         given = {linear: window.scores(linear).clone() for linear in window.linears}
@@ -123,3 +121,72 @@ def _check_refined(name: str, window: Window, linear: str, scores: torch.Tensor)
     expect(
         bool((scores >= 0).all()), f"{name}: the scores that refine() gives must not be negative"
     )
+
+
+def _check_update(pruner: Pruner) -> None:
+    name = f"pruner '{pruner.name}'"
+    for window, again in toy_windows(sequences=_sequences(pruner), needs=pruner.needs):
+        weights = _pruned_weights(window, _random_perms(window))
+        kept = {linear: weight.clone() for linear, weight in weights.items()}
+        before = {linear: window.weight(linear).clone() for linear in window.linears}
+        state = torch.random.get_rng_state()
+        updated = pruner.update(window, weights)
+        expect_equal(
+            torch.random.get_rng_state(),
+            state,
+            f"{name}: update() must draw from a generator seeded with window.seed, "
+            "not from torch's global one",
+        )
+        for linear, weight in updated.items():
+            expect(
+                linear in window.linears,
+                f"{name}: update() gave a weight for {linear!r}, which is no linear",
+            )
+            expect(
+                weight.shape == kept[linear].shape and weight.dtype == kept[linear].dtype,
+                f"{name}: update() must keep the shape and type of {linear}",
+            )
+            expect(weight.isfinite().all(), f"{name}: update() gave {linear} NaN or infinity")
+            expect(
+                not weight[kept[linear] == 0].count_nonzero(),
+                f"{name}: update() must leave what is cut from {linear} at zero",
+            )
+        for linear in window.linears:
+            expect_equal(weights[linear], kept[linear], f"{name}: update() changed its argument")
+            expect_equal(
+                window.weight(linear), before[linear], f"{name}: update() changed {linear}"
+            )
+        twice = pruner.update(again, kept)
+        expect(
+            twice.keys() == updated.keys()
+            and all(torch.equal(weight, updated[linear]) for linear, weight in twice.items()),
+            f"{name}: update() gave two equal windows different weights",
+        )
+
+
+def _sequences(pruner: Pruner) -> int:
+    """Learning sequences of a window that are enough for a pruner."""
+    asked = pruner.sequences(4)
+    expect(
+        isinstance(asked, int) and asked >= 1,
+        f"pruner '{pruner.name}': sequences(4) must be a whole number from 1, not {asked!r}",
+    )
+    return max(8, asked)
+
+
+def _random_perms(window: Window) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randperm(group.channels, generator=generator)
+        for name, group in window.groups.items()
+    }
+
+
+def _pruned_weights(window: Window, perms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The window's weights, cut by the metric's scores."""
+    weights = {}
+    for name, group in window.groups.items():
+        for linear in group.linears:
+            mask = nm_mask(window.scores(linear)[:, perms[name]], window.pattern(name))
+            weights[linear] = window.weight(linear) * mask[:, invert(perms[name])]
+    return weights

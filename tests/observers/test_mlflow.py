@@ -143,7 +143,9 @@ def test_names_and_numbers_that_mlflow_refuses(
     run = attrs.evolve(plan.runs[0], label="lcp (α=½) | 'x'")
     told.hook.permllm_run_started(run=run)
     figures = {"loss": float("nan"), "odd (name)/α": 1.0}
-    told.hook.permllm_training_step(run=run, window=0, step=1, total=1, figures=figures)
+    told.hook.permllm_training_step(
+        run=run, window=0, stage="permutation", step=1, total=1, figures=figures
+    )
     told.hook.permllm_window_finished(run=run, window=0, reports=(), seconds=1.0)
     assert told.warnings == []
     kept = runs_of(client, "odd")["lcp (α=½) | 'x'"]

@@ -31,6 +31,17 @@ def test_steps_count_on_over_windows_and_the_last_attempt_counts() -> None:
     assert training_history(events) == {"lcp": {"loss": [(1, 1.0), (3, 3.0)]}}
 
 
+def test_a_pruners_steps_follow_the_learners() -> None:
+    pruner = {"stage": "pruner", "total": 3}
+    events = [
+        step(0, 2, 2.0) | {"stage": "permutation"},
+        step(0, 1, 1.0) | pruner,
+        step(1, 1, 4.0) | {"stage": "permutation"},
+        step(1, 3, 3.0) | pruner,
+    ]
+    assert training_history(events) == {"lcp": {"loss": [(2, 2.0), (3, 1.0), (6, 4.0), (10, 3.0)]}}
+
+
 def test_history_of_a_logged_run(tmp_path: Path) -> None:
     lead_through(toy_plan(tmp_path), watched(Events(), tmp_path))
     history = training_history(read_events(tmp_path))

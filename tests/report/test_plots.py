@@ -44,7 +44,9 @@ def plan_of(results, out: Path):
         figures = {"loss": 1 / step, "temperature": 1 - step / 10}
         if step % 4 == 0:
             figures["held_out_loss"] = 1.5 / step
-        hook.permllm_training_step(run=runs[-1], window=0, step=step, total=8, figures=figures)
+        hook.permllm_training_step(
+            run=runs[-1], window=0, stage="permutation", step=step, total=8, figures=figures
+        )
     return attrs.evolve(plan, runs=runs)
 
 

@@ -17,6 +17,7 @@ from permllm.core.patterns import Pattern, is_nm, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import UserError
 from permllm.hookspecs import hookimpl
+from permllm.pruners.mask import Mask
 from permllm.registry import Registry
 from permllm.runner.checkpoints import load_window
 from permllm.runner.run import make_plan, run_plan
@@ -29,6 +30,7 @@ class Recorder:
     def __init__(self) -> None:
         self.windows: list[tuple[str, ...]] = []
         self.steps: list[dict[str, float]] = []
+        self.stages: list[str] = []
         self.warnings: list[str] = []
         self.reused: list[str] = []
 
@@ -41,7 +43,8 @@ class Recorder:
         self.windows.append(layers)
 
     @hookimpl
-    def permllm_training_step(self, figures: dict[str, float]) -> None:
+    def permllm_training_step(self, stage: str, figures: dict[str, float]) -> None:
+        self.stages.append(stage)
         self.steps.append(figures)
 
     @hookimpl
@@ -228,6 +231,52 @@ def test_a_pruner_may_refine_the_scores_of_its_own_linears(
         assert bool((kept == last).all()) == refined, report.linear
         # Reports compare orders by the metric's scores, whatever decides what is kept.
         assert 0.5 < report.retained < 1, report.linear
+
+
+@pytest.mark.parametrize("window", ["all", 1])
+def test_a_pruner_may_update_what_it_keeps(
+    write_pipeline: Callable[..., Path], tmp_path: Path, window: int | str
+) -> None:
+    """Reports are on the updated weights, and zeros stay where they were."""
+    layers: dict[str, Any] = {"permutation": "cp", "window": window}
+    masked = run(write_pipeline(layers=layers, export=[]), tmp_path / "masked").runs[-1]
+    options = {"steps": 2, "batch": 2, "learning_rate": 0.001, "select": "last"}
+    layers["pruner"] = {"name": "distil", **options}
+    recorder = Recorder()
+    path = write_pipeline(layers=layers, export=[])
+    trained = run(path, tmp_path / "trained", recorder).runs[-1]
+    for one, other in zip(masked.layers, trained.layers, strict=True):
+        assert one.sparsity == other.sparsity
+        assert one.error != other.error
+    assert recorder.stages == ["pruner"] * (2 if window == "all" else 4)
+    assert masked.figures != trained.figures
+
+
+@attrs.frozen
+class Grown(Mask):
+    """Puts something where it had cut."""
+
+    name = "grown"
+
+    def update(self, window: Any, weights: Any) -> dict[str, torch.Tensor]:
+        return {linear: weight + 1 for linear, weight in weights.items()}
+
+
+class GrownPlugin:
+    @hookimpl
+    def permllm_pruners(self) -> list[type[Pruner]]:
+        return [Grown]
+
+
+def test_an_update_that_is_not_nm_is_refused(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    registry = Registry.load()
+    registry.add(GrownPlugin(), "grown")
+    path = write_pipeline(layers={"permutation": "none", "pruner": "grown"})
+    results = run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)
+    message = "pruner 'grown' updated model.layers.0.self_attn.q_proj where it had been cut to zero"
+    assert message in str(results.runs[-1].error)
 
 
 def test_a_windows_tensors_go_when_it_is_done(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from permllm.components import (
 )
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.hookspecs import hookimpl
+from permllm.pruners.mask import Mask
 from permllm.testing import (
     check_dataset,
     check_evaluator,
@@ -129,6 +131,34 @@ class AnyRefiner(AnyPruner):
 def test_bad_refinements(function: Callable[[Any, str], Tensor], message: str) -> None:
     check_pruner(AnyRefiner(lambda w, name: w.scores(name).sqrt()))
     fails(check_pruner, AnyRefiner(function), f"pruner 'any': .*{message}")
+
+
+@attrs.frozen(eq=False)
+class AnyUpdater(Mask):
+    """Updates every weight by a function of it."""
+
+    name: ClassVar[str] = "any"
+    function: Any
+
+    def update(self, window: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {linear: self.function(weight) for linear, weight in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda w: w[:, 1:], "keep the shape and type"),
+        (lambda w: w.double(), "keep the shape and type"),
+        (lambda w: w + 1, "leave what is cut from .* at zero"),
+        (lambda w: w * math.inf, "NaN or infinity"),
+        (lambda w: w * torch.rand(w.shape), "generator seeded with window.seed"),
+        (lambda w: w * (1 + next(COUNTER)), "two equal windows different weights"),
+        (lambda w: w.mul_(2), "changed its argument"),
+    ],
+)
+def test_bad_updates(function: Callable[[Tensor], Tensor], message: str) -> None:
+    check_pruner(AnyUpdater(lambda w: 2 * w))
+    fails(check_pruner, AnyUpdater(function), f"pruner 'any': .*{message}")
 
 
 COUNTER = itertools.count()

@@ -13,7 +13,7 @@ import attrs
 
 from permllm.errors import UserError, did_you_mean
 from permllm.observers.events import read_events
-from permllm.report.history import Series, training_history
+from permllm.report.history import Series, training_history, training_starts
 from permllm.results import LayerReport, Results, RunResult
 from permllm.runner.checkpoints import load_window, window_path
 from permllm.runner.folder import ENVIRONMENT, PIPELINE, RESULTS, unique_slugs
@@ -272,11 +272,8 @@ def _times(events: Iterator[Event]) -> Iterator[str]:
 
 def _window_starts(label: str, events: Sequence[Event]) -> tuple[int, ...]:
     """The last step of every window but the last, counted as ``training_history`` counts."""
-    starts = {
-        event["window"] * event["total"]
-        for event in events
-        if event.get("event") == "training_step" and _of(event, label)
-    }
+    found = training_starts(event for event in events if _of(event, label))
+    starts = {start for parts in found.values() for start in parts.values()}
     return tuple(sorted(starts - {0}))
 
 

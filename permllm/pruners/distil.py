@@ -1,0 +1,124 @@
+"""Distillation: prunes as another pruner does, then trains what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from permllm.components import Pruner, option
+from permllm.core.patterns import Pattern
+from permllm.core.statistics import Statistic
+from permllm.pruners.mask import Mask
+from permllm.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from permllm.runner.windows import Window
+
+
+@attrs.frozen
+class Distil(TrainingOptions, Pruner):
+    """Prunes as another pruner does, then trains the kept weights against the dense model.
+
+    All kept weights of a window train together (Adam), so that the window gives what the
+    dense one gives; what is cut stays zero. Only calibration text is seen. Costs about as
+    much time per step as the bare forward and backward pass, and four numbers of memory for
+    each weight.
+    """
+
+    name: ClassVar[str] = "distil"
+
+    mask: Pruner = option(factory=Mask, help="pruner that says what is kept")
+    learning_rate: float = option(1e-4, help="learning rate at the first step", minimum=0)
+    weight_decay: float = option(
+        0.0, help="decoupled decay of the kept weights towards zero", minimum=0
+    )
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:  # type: ignore[override]
+        """What the pruner that says what is kept needs."""
+        return self.mask.needs
+
+    @property
+    def sequential(self) -> bool:  # type: ignore[override]
+        """As the pruner that says what is kept."""
+        return self.mask.sequential
+
+    def sequences(self, calibration: int) -> int:
+        """As many as training or the other pruner wants."""
+        return max(super().sequences(calibration), self.mask.sequences(calibration))
+
+    def refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The other pruner's scores."""
+        return self.mask.refine(window, perms)
+
+    def prune(
+        self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The other pruner's weight and mask."""
+        return self.mask.prune(weight, scores, pattern, statistics)
+
+    def update(self, window: Window, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The kept weights after training.
+
+        Raises:
+            RunFailed: the loss is not finite.
+        """
+        return self.train(Training(self, window, weights), window)
+
+
+class Training:
+    """The state of one window's training: the weights and their optimiser.
+
+    Args:
+        options: the pruner.
+        window: what is trained through.
+        weights: ``[C_out, C_in]`` of every pruned linear of the window; those of other
+            pruners take part and stay as they are.
+    """
+
+    def __init__(self, options: Distil, window: Window, weights: Mapping[str, Tensor]) -> None:
+        self.options, self.window = options, window
+        self.total = options.training_steps(window.calibration)
+        self.weights = {name: weight.to(window.device) for name, weight in weights.items()}
+        self.trained = {
+            name: self.weights[name].float().requires_grad_() for name in window.linears_of(options)
+        }
+        self.masks = {name: weight != 0 for name, weight in self.trained.items()}
+        self.optimiser = torch.optim.AdamW(
+            self.trained.values(),
+            lr=options.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=options.weight_decay,
+        )
+        self.loss = options.window_loss(window)
+
+    def step(self, rows: Tensor, step: int) -> dict[str, float]:
+        """One training step on the learning sequences ``rows``; returns its figures."""
+        rate = self.options.learning_rate_at(step, self.total)
+        for settings in self.optimiser.param_groups:
+            settings["lr"] = rate
+        loss = self.loss(self._typed(), rows)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for name, weight in self.trained.items():
+            # Adam leaves alone what never had a gradient: what is cut stays zero.
+            if weight.grad is not None:
+                weight.grad *= self.masks[name]
+        self.optimiser.step()
+        return {"loss": loss.item(), "learning_rate": rate}
+
+    @torch.no_grad()
+    def snapshot(self, step: int) -> tuple[dict[str, Tensor], float]:
+        """The weights as they are, and their held-out loss (NaN without such sequences)."""
+        weights = self._typed()
+        kept = {name: weights[name].clone() for name in self.trained}
+        return kept, self.loss.held_out(weights, self.options.batch)
+
+    def _typed(self) -> dict[str, Tensor]:
+        """All weights in the model's dtype."""
+        trained = {name: x.to(self.weights[name].dtype) for name, x in self.trained.items()}
+        return {**self.weights, **trained}
