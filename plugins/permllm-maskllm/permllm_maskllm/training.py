@@ -189,11 +189,11 @@ class Training:
         return first + (last - first) * self.progress(step)
 
     def learning_rate(self, step: int) -> float:
-        """Constant, or half a cosine down to zero."""
-        rate = self.options.learning_rate
+        """Constant, or half a cosine down to ``learning_rate_end``."""
+        rate, end = self.options.learning_rate, self.options.learning_rate_end
         if self.options.schedule == "constant":
             return rate
-        return cosine_decay(rate, step, self.total)
+        return end + cosine_decay(rate - end, step, self.total)
 
     @torch.no_grad()
     def snapshot(self, step: int) -> tuple[Choices, float]:
