@@ -42,9 +42,10 @@ class TrainingOptions:
         choices=PRECISIONS,
     )
     learning_rate: float = option(0.02, help="learning rate at the first step", minimum=0)
+    learning_rate_end: float = option(0.0, help="learning rate that the cosine falls to", minimum=0)
     schedule: str = option(
         "cosine",
-        help="course of the learning rate: to zero along half a cosine, or constant",
+        help="course of the learning rate: to its end along half a cosine, or constant",
         choices=("cosine", "constant"),
     )
     select: str = option(
@@ -67,7 +68,8 @@ class TrainingOptions:
         """The learning rate of a step; ``step`` counts from 1."""
         if self.schedule == "constant":
             return self.learning_rate
-        return cosine_decay(self.learning_rate, step, steps)
+        end = self.learning_rate_end
+        return end + cosine_decay(self.learning_rate - end, step, steps)
 
     def window_loss(self, window: Window) -> WindowLoss:
         """The loss of a window, with these options."""

@@ -1,9 +1,10 @@
 """Information entropy of channels, from their histograms.
 
-E-Sparse cuts the range of a channel, from its least to its greatest value, into K
-equally wide intervals and takes the entropy of the shares that fall into them,
-``IR_j = -Σ_k p_k log p_k``. Here the values themselves are gone; their counts in the
-finer, uneven bins of :mod:`permllm_esparse.histogram` are dealt to the K intervals.
+The range of a channel, from its least to its greatest value, is cut into K equally wide
+intervals, and the entropy is that of the shares that fall into them,
+``IR_j = -Σ_k p_k log p_k``: our guess at E-Sparse's estimator, whose text was not at
+hand. The values themselves are gone by then; their counts in the finer, uneven bins of
+:mod:`permllm_esparse.histogram` are dealt to the K intervals.
 
 A bin's count is spread evenly over the bin; but a bin whose two neighbours are empty is
 taken for a single value, in the bin's middle, so that channels that take a few values

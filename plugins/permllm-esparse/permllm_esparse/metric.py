@@ -17,12 +17,13 @@ from permllm_esparse.histogram import HISTOGRAM
 
 @attrs.frozen
 class ESparse(Metric):
-    """The weight's absolute value times its input's entropy plus norm (arXiv 2310.15929).
+    """The weight's absolute value times its input's entropy plus norm, after arXiv 2310.15929.
 
     ``ξ_ij = |W_ij| · (IR_j + α · ‖X_j‖₂)``, where ``IR_j = -Σ_k p_k log p_k`` is the
     information entropy of input channel j over K equal intervals of its range. α is
-    the option ``amplitude``. The entropy comes from a histogram on fixed bins that is
-    gathered in one pass (:mod:`permllm_esparse.entropy`).
+    the option ``amplitude``. That these three go into the metric is the paper's; how they
+    are put together, K and α are guesses, which the README lists. The entropy comes from
+    a histogram on fixed bins that is gathered in one pass (:mod:`permllm_esparse.entropy`).
 
     A channel that says nothing, because it never fires or no token reached it, keeps a
     trace of importance, so that its weights are ranked by their size.

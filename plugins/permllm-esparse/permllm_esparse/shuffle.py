@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class ESparseShuffle(PermutationLearner):
-    """E-Sparse's global naive shuffle and local block shuffle (arXiv 2310.15929).
+    """A global naive shuffle and a local block shuffle, after E-Sparse (arXiv 2310.15929).
 
-    The channels, sorted by mean score, are dealt out to the groups of M, so that
+    The two steps, and that the second is greedy, are the paper's; what each does is a
+    guess. The channels, sorted by mean score, are dealt out to the groups of M, so that
     neighbours in rank do not compete with each other. Then, in each block of channels on
     its own, channels are swapped between groups, the best swap first, until none helps.
 

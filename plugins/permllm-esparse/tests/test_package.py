@@ -12,6 +12,7 @@ from permllm_esparse.shuffle import ESparseShuffle
 from permllm.components import Component
 from permllm.pipeline.reading import read_text
 from permllm.registry import Registry
+from permllm.testing import check_plugin
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,6 +25,13 @@ PIPELINES = {
 @pytest.fixture(scope="module")
 def registry() -> Registry:
     return Registry.load()
+
+
+def test_the_plugin() -> None:
+    check_plugin(
+        "permllm_esparse.plugin",
+        adds={"metric": ["esparse"], "permutation": ["esparse-shuffle"]},
+    )
 
 
 def test_the_components_come_through_the_entry_point(registry: Registry) -> None:

@@ -50,7 +50,7 @@ def similarity(table: Tensor, pattern: Pattern) -> Tensor:
     """How much each candidate agrees with the one-shot mask (equation 9), ``[C]``.
 
     The number of entries that both keep, less its mean over all masks, ``N²/M``; the
-    paper writes N/2, which is the same for 2:4.
+    paper writes N/2, which is the same where half of the weights are kept.
 
     Args:
         table: ``[C, M]``, from :func:`candidate_masks`.

@@ -25,7 +25,8 @@ class MaskLlm(TrainingOptions, Pruner):
     candidate masks, whose logits train while all weights stay as they are. A step draws a
     soft mask of every group (Gumbel softmax) and takes the loss of the window under it; the
     likeliest candidates are the mask in the end. Training starts from the one-shot mask of
-    the metric's scores. The preset ``paper`` gives the published settings.
+    the metric's scores. The preset ``paper`` gives the settings of the paper's table 7, and
+    what it leaves open as the authors' script for LLaMA-2 7B has it.
     """
 
     name: ClassVar[str] = "maskllm"
@@ -43,6 +44,7 @@ class MaskLlm(TrainingOptions, Pruner):
             "hard": False,
             "regularisation": 1e-5,
             "learning_rate": 5e-4,
+            "learning_rate_end": 5e-5,
             "weight_decay": 0.1,
             "square_decay": 0.95,
             "epsilon": 1e-5,
@@ -100,7 +102,8 @@ class MaskLlm(TrainingOptions, Pruner):
     )
     regularisation: float = option(
         0.0,
-        help="λ of the term -λ‖W⊙M‖² in the loss, linear to zero; keeps large weights",
+        help="λ of the term -λ‖W⊙M‖² in the loss, which keeps large weights; linear to zero, "
+        "as in the published code",
         minimum=0,
     )
     learning_rate: float = option(0.005, help="learning rate at the first step", minimum=0)

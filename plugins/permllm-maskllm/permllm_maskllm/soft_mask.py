@@ -33,7 +33,8 @@ class GumbelPool:
 
     A step of a small model needs hundreds of millions of Gumbel numbers, twice, and each
     costs two logarithms. So a pool of them is drawn once, and every plane of every step
-    reads it from a place of its own, going round at its end.
+    reads it from a place of its own, going round at its end. So the numbers of one step
+    repeat, in other places; the paper draws each anew.
 
     Args:
         generator: where the numbers come from.

@@ -151,6 +151,7 @@ def test_without_a_better_one_the_one_shot_mask_stays() -> None:
         {"hard": True},
         {"regularisation": 1.0},
         {"learning_rate": 0.02},
+        {"learning_rate_end": 0.001},
         {"weight_decay": 0.5},
         {"square_decay": 0.5},
         {"epsilon": 1.0},
@@ -185,6 +186,10 @@ def test_schedules_go_from_start_to_end() -> None:
     training = Training(regularised, window, random_perms(window), [name])
     penalties = [training.sampling(training.linears[name], step).penalty for step in (1, 3, 5)]
     assert penalties == pytest.approx([0.2, 0.1, 0.0])
+    falling = attrs.evolve(pruner, learning_rate=5e-4, learning_rate_end=5e-5, steps=4)
+    # Step 5 is the one after the last.
+    rates = [falling.learning_rate_at(step, 4) for step in (1, 3, 5)]
+    assert rates == pytest.approx([5e-4, 2.75e-4, 5e-5])
 
 
 def test_linears_of_other_pruners_are_left_to_them() -> None:
@@ -243,12 +248,13 @@ def test_the_preset_is_the_published_setting() -> None:
     options = {"name": "maskllm", "preset": "paper", "steps": 3}
     pruner = read_mapping(pipeline(pruner=options), Registry.load()).layers.pruner
     assert isinstance(pruner, MaskLlm)
-    # Table 7.
+    # Table 7, then the authors' script.
     assert (pruner.learning_rate, pruner.weight_decay) == (5e-4, 0.1)
     assert (pruner.spread, pruner.prior, pruner.prior_strength) == (0.01, "mask", 3.0)
     assert (pruner.scale_start, pruner.scale_end) == (1e2, 5e2)
     assert (pruner.temperature_start, pruner.temperature_end) == (4.0, 0.05)
     assert (pruner.regularisation, pruner.noise, pruner.hard) == (1e-5, 1.0, False)
+    assert (pruner.learning_rate_end, pruner.square_decay, pruner.epsilon) == (5e-5, 0.95, 1e-5)
     assert pruner.steps == 3
     assert MaskLlm.presets["paper"]["steps"] == 2000
     window = toy_window()

@@ -67,12 +67,6 @@ def test_contract() -> None:
     check_observer(Report(layers=(0,)))
 
 
-def test_it_is_installed_under_its_names() -> None:
-    registry = Registry.load()
-    assert registry.component("observer", "report") is Report
-    assert not [warning for warning in registry.warnings if "report" in warning]
-
-
 def test_a_run_ends_with_a_page(ran: tuple[Path, Results], page, expected) -> None:
     out, results = ran
     root = page((out / "report.html").read_text(encoding="utf-8"))
