@@ -18,7 +18,7 @@ PERMUTATION = "layers.permutation"
 """The matrix key whose value tells the orders of channels apart."""
 
 UNCHANGED = "none"
-"""The permutation, and the label, of a run that leaves channels in their order."""
+"""The permutation of a run that leaves channels in their order."""
 
 DENSE = "dense"
 
@@ -97,18 +97,14 @@ def dense_run(results: Results) -> RunResult | None:
 def reference(results: Results, run: RunResult) -> RunResult | None:
     """The run without a permutation that is otherwise like ``run``, or None.
 
-    Without a matrix over permutations, it is the run with the label ``none``. Repeats are
-    compared with the same repeat.
+    Repeats are compared with the same repeat.
     """
     others = _other_options(run)
     for candidate in results.runs:
         if candidate.repeat != run.repeat:
             continue
-        order = candidate.options.get(PERMUTATION)
-        if order is not None and name_of(order) == UNCHANGED:
-            if _other_options(candidate) == others and PERMUTATION in run.options:
-                return candidate
-        elif order is None and candidate.setting == UNCHANGED and PERMUTATION not in run.options:
+        unordered = name_of(candidate.options.get(PERMUTATION)) == UNCHANGED
+        if unordered and _other_options(candidate) == others and PERMUTATION in run.options:
             return candidate
     return None
 

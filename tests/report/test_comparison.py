@@ -55,9 +55,13 @@ def test_options_of_the_permutation_are_its_own(results, pruned) -> None:
     assert closed(lone, "block=16") == pytest.approx(0.5)
 
 
-def test_label_counts_where_the_matrix_has_no_permutations(results, pruned) -> None:
-    labelled = results(pruned("none", 100.0), pruned("lcp", 60.0))
-    assert closed(labelled, "lcp") == pytest.approx(0.5)
+def test_another_option_that_is_called_none_is_no_reference(results, pruned) -> None:
+    starts = results(
+        pruned("none", 100.0, **{"permutation.start": "none"}),
+        pruned("cp", 60.0, **{"permutation.start": "cp"}),
+    )
+    assert reference(starts, starts["cp"]) is None
+    assert closed(starts, "cp") is None
 
 
 @pytest.mark.parametrize("unordered", [20.0, 19.0, math.inf, math.nan])
