@@ -85,7 +85,8 @@ class Training:
         self.total = options.training_steps(window.calibration)
         self.weights = {name: weight.to(window.device) for name, weight in weights.items()}
         self.trained = {
-            name: self.weights[name].float().requires_grad_() for name in window.linears_of(options)
+            name: self.weights[name].to(torch.float32, copy=True).requires_grad_()
+            for name in window.linears_of(options)
         }
         self.masks = {name: weight != 0 for name, weight in self.trained.items()}
         self.optimiser = torch.optim.AdamW(
