@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def main(rounds: int, loss: str, precision: str, path: Path | None, products: bo
         every = [
             one_round(training, rows, step)
             for step, rows in enumerate(
-                batches(window, rounds + 1, learner.batch, fresh=learner.fresh), start=1
+                islice(batches(window, learner.batch, fresh=learner.fresh), rounds + 1), start=1
             )
         ]
     # The first round warms up.

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import attrs
 
 from permllm.components import KINDS, Component
+from permllm.core.durations import Duration
 from permllm.core.patterns import Pattern
 from permllm.pipeline.matrix import MAX_REPEAT
 from permllm.pipeline.options import (
@@ -104,6 +105,7 @@ def _type(hint: Any) -> Schema:
         str: {"type": "string"},
         Path: {"type": "string", "minLength": 1},
         Pattern: {"type": "string", "pattern": r"^[0-9]+:[0-9]+$"},
+        Duration: {"type": "string", "pattern": r"^([0-9.]+h)?([0-9.]+m)?([0-9.]+s)?$"},
         NoneType: {"type": "null"},
         Any: {},
     }

@@ -19,10 +19,11 @@ from typing import Any, Literal
 import attrs
 
 from permllm import components
+from permllm.core.durations import Duration
 from permllm.core.patterns import Pattern
 
 SPELLABLE = (
-    "int, float, bool, str, Path, Pattern, Literal, a kind of component, an attrs class, "
+    "int, float, bool, str, Path, Pattern, Duration, Literal, a kind of component, an attrs class, "
     "unions of these, tuple[T, ...] and dict[str, T]"
 )
 """The types that an option may have."""
@@ -34,6 +35,7 @@ _NAMES: dict[str, Any] = {
     **vars(typing),
     **vars(collections.abc),
     **{kind.__name__: kind for kind in components.KINDS.values()},
+    "Duration": Duration,
     "Path": pathlib.Path,
     "Pattern": Pattern,
     "pathlib": pathlib,
@@ -189,6 +191,7 @@ def type_text(hint: Any) -> str:
         str: "a text",
         pathlib.Path: "a path",
         Pattern: 'a pattern such as "2:4"',
+        Duration: "a time such as 30s or 5m",
         Any: "a value",
         types.NoneType: "null",
     }
@@ -240,7 +243,7 @@ def _evaluate(cls: type, field: attrs.Attribute[Any]) -> Any:
 
 def _spellable(hint: Any) -> bool:
     """Whether a file can give values of a type; raises for an attrs class that none can."""
-    simple = (int, float, bool, str, pathlib.Path, Pattern, Any, types.NoneType)
+    simple = (int, float, bool, str, pathlib.Path, Pattern, Duration, Any, types.NoneType)
     if any(hint is known for known in simple) or component_kind(hint):
         return True
     if typing.get_origin(hint) is Literal:

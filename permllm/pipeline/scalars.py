@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
+from permllm.core.durations import Duration
 from permllm.core.patterns import Pattern
 from permllm.errors import did_you_mean
 from permllm.pipeline.field_errors import FieldError, expected, shown
@@ -56,6 +57,16 @@ def pattern(value: Any, hint: Any) -> Pattern:
         raise expected(Pattern, value)
     try:
         return Pattern.parse(value)
+    except ValueError as error:
+        raise FieldError(str(error)) from error
+
+
+def duration(value: Any, hint: Any) -> Duration:
+    """A time, such as ``5m``."""
+    if not isinstance(value, str):
+        raise expected(Duration, value, "write 90s or 5m" if is_scalar(value) else None)
+    try:
+        return Duration.parse(value)
     except ValueError as error:
         raise FieldError(str(error)) from error
 

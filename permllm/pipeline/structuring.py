@@ -22,6 +22,7 @@ from cattrs.errors import (
 )
 
 from permllm.components import Observer
+from permllm.core.durations import Duration
 from permllm.core.patterns import Pattern
 from permllm.errors import UserError, did_you_mean
 from permllm.pipeline import scalars
@@ -103,6 +104,7 @@ class _Structurer:
             *scalars.STRICT.items(),
             (Path, self.path),
             (Pattern, scalars.pattern),
+            (Duration, scalars.duration),
         ):
             self.converter.register_structure_hook(cls, hook)
         # Later registrations are tried first.

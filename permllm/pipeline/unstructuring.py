@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from permllm.components import Component
+from permllm.core.durations import Duration
 from permllm.core.patterns import Pattern
 from permllm.pipeline.deprecations import left_out
 from permllm.pipeline.document import dotted, walk
@@ -39,7 +40,7 @@ def resolved(pipeline: Pipeline, registry: Registry | None = None) -> dict[str, 
 
 def to_plain(value: Any, registry: Registry | None = None) -> Any:
     """Any part of a pipeline as plain data."""
-    if isinstance(value, (Pattern, Path)):
+    if isinstance(value, (Pattern, Duration, Path)):
         return str(value)
     if isinstance(value, Component):
         name = registry.reference_of(type(value)) if registry else value.name

@@ -67,7 +67,8 @@ class Distil(TrainingOptions, Pruner):
         Raises:
             RunFailed: the loss is not finite.
         """
-        return self.train(Training(self, window, weights), window)
+        count = self.count(window)
+        return self.train(Training(self, window, weights), window, count)
 
 
 class Training:

@@ -8,11 +8,12 @@ and are meant to tell minutes from hours and fits from does not fit.
 from __future__ import annotations
 
 import time
-from itertools import chain
+from collections.abc import Iterator
 
 import attrs
 import torch
 
+from permllm.components import Component
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.calibration import wished_sequences
@@ -90,7 +91,7 @@ def estimate(plan: Plan, shape: ModelShape, number_bytes: int, speed: float) -> 
     return Estimate(
         parameters=shape.parameters,
         runs=len(plan.runs),
-        seconds=operations / speed + search_seconds(plan, shape),
+        seconds=operations / speed + search_seconds(plan, shape) + budget_seconds(plan),
         memory_bytes=least + working,
         least_memory_bytes=least,
         disk_bytes=kept * len(plan.runs),
@@ -103,23 +104,45 @@ def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
     asked = calibration.sequences * calibration.length
     # Statistics, the error of each linear and the inputs of later windows.
     tokens = FORWARD * 3 * asked
-    trained = training_sequences(pipeline) * calibration.length
+    trained = training_sequences(pipeline, timed=False) * calibration.length
     # Learning needs the dense model's outputs, once a sequence, and its own gradient.
     tokens += (2 * FORWARD + BACKWARD) * trained
     tokens += FORWARD * evaluated_tokens(pipeline)
     return float(tokens * shape.parameters)
 
 
-def training_sequences(pipeline: Pipeline) -> int:
-    """Sequences that learner and pruner train on, repeated ones counted again."""
+def trainers(pipeline: Pipeline) -> Iterator[Component]:
+    """The learner and the pruner, and what they are made of."""
+    for section in (pipeline.layers.permutation, pipeline.layers.pruner):
+        yield from components_in(section)
+
+
+def training_sequences(pipeline: Pipeline, *, timed: bool = True) -> int:
+    """Sequences that learner and pruner train on, repeated ones counted again.
+
+    Args:
+        pipeline: of a run.
+        timed: count also those of components that train for a given time.
+    """
     trained = 0
-    used = (pipeline.layers.permutation, pipeline.layers.pruner)
-    for component in chain.from_iterable(components_in(section) for section in used):
+    for component in trainers(pipeline):
+        if getattr(component, "budget", None) and not timed:
+            continue
         steps = getattr(component, "training_steps", None)
         if steps is not None:
             batch = int(getattr(component, "batch", 1))
             trained += int(steps(pipeline.calibration.sequences)) * batch
     return trained
+
+
+def budget_seconds(plan: Plan) -> float:
+    """The times that are given to training, of all runs."""
+    budgets = (
+        getattr(component, "budget", None)
+        for run in plan.runs
+        for component in trainers(run.pipeline)
+    )
+    return sum(budget.seconds for budget in budgets if budget)
 
 
 def search_seconds(plan: Plan, shape: ModelShape) -> float:

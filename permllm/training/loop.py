@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -18,7 +19,14 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Trainee(Protocol[T_co]):
-    """What is trained."""
+    """What is trained.
+
+    Attributes:
+        total: how many steps there will be, as far as is known; the loop keeps it up to date,
+            so that schedules fit a training that ends at a time.
+    """
+
+    total: int
 
     def step(self, rows: Tensor, step: int) -> dict[str, float]:
         """One training step, counted from 1; its figures, ``loss`` among them.
@@ -34,15 +42,43 @@ class Trainee(Protocol[T_co]):
         ...
 
 
+class StepCount:
+    """How many steps a training has: a number, or as many as fit into a time.
+
+    Args:
+        steps: the number; with a time, a first guess.
+        seconds: the time, from now on; None for the number.
+    """
+
+    def __init__(self, steps: int, seconds: float | None = None) -> None:
+        self.steps, self.seconds, self.began = steps, seconds, time.monotonic()
+        self.first: float | None = None
+
+    def total(self, done: int) -> int:
+        """The number of steps in all, at least one, judged by the ``done`` ones so far."""
+        now = time.monotonic()
+        if self.seconds is None or self.first is None or not done:
+            self.first = now
+            return self.steps
+        left = self.began + self.seconds - now
+        return done + max(0, int(left * done / max(now - self.first, 1e-9)))
+
+
 def train(
-    trainee: Trainee[T_co], window: Window, *, steps: int, batch: int, fresh: bool, best: bool
+    trainee: Trainee[T_co],
+    window: Window,
+    *,
+    count: StepCount,
+    batch: int,
+    fresh: bool,
+    best: bool,
 ) -> T_co:
     """Train, and say after every step how it goes.
 
     Args:
         trainee: what is trained.
         window: gives the sequences; it is told of every step.
-        steps: how many.
+        count: how many steps.
         batch: sequences per step.
         fresh: draw from all learning sequences, not only from one pass of calibration.
         best: keep the result that does best on held-out sequences, looked at after every
@@ -51,31 +87,35 @@ def train(
     Raises:
         RunFailed: the loss is not finite.
     """
-    window.progress("learning", 0, steps)
+    window.progress("learning", 0, trainee.total)
     best = best and len(window.held_out) > 0
     kept, least = trainee.snapshot(step=1) if best else (None, math.inf)
     every = max(1, math.ceil(window.calibration / batch))
-    for step, rows in enumerate(batches(window, steps, batch, fresh=fresh), start=1):
-        figures = trainee.step(rows, step)
+    drawn = batches(window, batch, fresh=fresh)
+    step, trainee.total = 0, count.total(0)
+    while step < trainee.total:
+        step += 1
+        figures = trainee.step(next(drawn), step)
         if not math.isfinite(figures["loss"]):
             raise RunFailed(
                 f"the loss of {window.name} is {figures['loss']} at step {step}; "
                 "a smaller learning_rate or float32 may help"
             )
-        if best and (step % every == 0 or step == steps):
+        trainee.total = count.total(step)
+        if best and (step % every == 0 or step >= trainee.total):
             result, figures["held_out_loss"] = trainee.snapshot(step)
             if figures["held_out_loss"] < least:
                 kept, least = result, figures["held_out_loss"]
-        window.training_step(step, steps, figures)
-    return trainee.snapshot(steps)[0] if kept is None else kept
+        window.training_step(step, trainee.total, figures)
+    return trainee.snapshot(step)[0] if kept is None else kept
 
 
-def batches(window: Window, steps: int, batch: int, *, fresh: bool) -> Iterator[Tensor]:
+def batches(window: Window, batch: int, *, fresh: bool) -> Iterator[Tensor]:
     """Rows of the learning sequences for each step, drawn without replacement in a pass."""
     pool = len(window.learning) if fresh else window.calibration
     generator = torch.Generator().manual_seed(window.seed + 1)
     order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
+    while True:
         while len(order) < batch:
             order = torch.cat([order, torch.randperm(pool, generator=generator)])
         yield window.learning[order[:batch]]

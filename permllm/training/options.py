@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 import attrs
 
 from permllm.components import option
-from permllm.training.loop import T_co, Trainee, cosine_decay, train
+from permllm.core.durations import Duration
+from permllm.training.loop import StepCount, T_co, Trainee, cosine_decay, train
 from permllm.training.losses import LOSSES, PRECISIONS, WindowLoss
 
 if TYPE_CHECKING:
     from permllm.runner.windows import Window
+
+GUESSED_SPEED = 1.0
+"""Steps per second that a budget is taken to afford, before any is done."""
 
 
 @attrs.frozen
@@ -24,6 +28,11 @@ class TrainingOptions:
     )
     steps: int | None = option(
         None, help="training steps in all, in place of passes", minimum=1, maximum=1_000_000
+    )
+    budget: Duration | None = option(
+        None,
+        help="time such as 30s, 5m or 1h for the whole model, in place of passes and steps: "
+        "as many steps as fit, so what comes out depends on the machine's speed",
     )
     batch: int = option(4, help="sequences per training step", minimum=1, maximum=4096)
     fresh: bool = option(
@@ -55,7 +64,9 @@ class TrainingOptions:
     )
 
     def training_steps(self, calibration: int) -> int:
-        """Steps in all, where a pass has ``calibration`` sequences."""
+        """Steps in all, where a pass has ``calibration`` sequences; with a budget, a guess."""
+        if self.budget is not None:
+            return max(1, round(self.budget.seconds * GUESSED_SPEED))
         return self.steps or self.passes * math.ceil(calibration / self.batch)
 
     def sequences(self, calibration: int) -> int:
@@ -75,12 +86,21 @@ class TrainingOptions:
         """The loss of a window, with these options."""
         return WindowLoss.of(window, self.loss, self.precision)
 
-    def train(self, trainee: Trainee[T_co], window: Window) -> T_co:
+    def count(self, window: Window) -> StepCount:
+        """How many steps there will be in a window. A budget runs from now on.
+
+        Windows share it by their numbers of layers.
+        """
+        share = len(window.layers) / len(window.decoder.layers)
+        seconds = self.budget.seconds * share if self.budget else None
+        return StepCount(self.training_steps(window.calibration), seconds)
+
+    def train(self, trainee: Trainee[T_co], window: Window, count: StepCount) -> T_co:
         """Train through a window, and give what there is to keep."""
         return train(
             trainee,
             window,
-            steps=self.training_steps(window.calibration),
+            count=count,
             batch=self.batch,
             fresh=self.fresh,
             best=self.select == "best",

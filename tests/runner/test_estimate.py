@@ -110,3 +110,13 @@ def test_durations(seconds: float, words: str) -> None:
 @pytest.mark.parametrize(("count", "words"), [(2.14e9, "2.1 GB"), (5e7, "50 MB")])
 def test_sizes(count: float, words: str) -> None:
     assert costs.gigabytes(count) == words
+
+
+def test_a_budget_takes_its_time() -> None:
+    start = {"name": "none"}
+    plain = of()
+    learned = of(layers={"permutation": {"name": "lcp", "budget": "5m", "start": start}})
+    assert learned.seconds - plain.seconds == pytest.approx(300.0)
+    both = {"permutation": {"name": "lcp", "budget": "5m", "start": start}}
+    both["pruner"] = {"name": "distil", "budget": "1m", "mask": "sparsegpt"}
+    assert of(layers=both).seconds - plain.seconds == pytest.approx(360.0)

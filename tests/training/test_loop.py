@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 
 import pytest
 import torch
 from torch import Tensor
 
+from permllm.core.durations import Duration
 from permllm.errors import RunFailed
+from permllm.pruners.distil import Distil
 from permllm.runner.windows import Window
 from permllm.testing.windows import toy_window
-from permllm.training.loop import batches, cosine_decay, train
+from permllm.training.loop import StepCount, batches, cosine_decay, train
 from permllm.training.losses import LOSSES, WindowLoss
 
 
@@ -20,6 +23,7 @@ class Course:
 
     def __init__(self, losses: dict[int, float], loss: float = 1.0) -> None:
         self.losses, self.loss, self.done, self.rows = losses, loss, 0, [Tensor()]
+        self.total = 0
 
     def step(self, rows: Tensor, step: int) -> dict[str, float]:
         self.done = step
@@ -33,7 +37,8 @@ class Course:
 def run(course: Course, window: Window, *, best: bool = True) -> tuple[int, list[float | None]]:
     seen: list[float | None] = []
     window.on_step = lambda step, total, figures: seen.append(figures.get("held_out_loss"))
-    return train(course, window, steps=6, batch=2, fresh=True, best=best), seen
+    count = StepCount(6)
+    return train(course, window, count=count, batch=2, fresh=True, best=best), seen
 
 
 def test_the_best_on_held_out_sequences_is_kept() -> None:
@@ -64,11 +69,11 @@ def test_a_loss_that_is_not_finite_ends_the_run(loss: float) -> None:
 
 def test_fresh_sequences_are_not_repeated() -> None:
     window = toy_window(sequences=8)
-    rows = torch.cat(list(batches(window, 4, 2, fresh=True)))
+    rows = torch.cat(list(islice(batches(window, 2, fresh=True), 4)))
     assert sorted(rows.tolist()) == sorted(window.learning[:8].tolist())
     assert not set(rows.tolist()) & set(window.held_out.tolist())
     window.calibration = 3
-    assert set(torch.cat(list(batches(window, 4, 2, fresh=False))).tolist()) == {0, 1, 2}
+    assert set(torch.cat(list(islice(batches(window, 2, fresh=False), 4))).tolist()) == {0, 1, 2}
 
 
 def test_cosine_decay_goes_from_the_rate_towards_zero() -> None:
@@ -101,3 +106,48 @@ def test_next_token_is_the_models_own_loss() -> None:
 def test_a_window_without_logits_takes_the_cosine() -> None:
     loss = WindowLoss.of(toy_window(layers=range(1)), "kl", "model")
     assert loss.distance is LOSSES["cosine"]
+
+
+def test_a_number_of_steps_stays() -> None:
+    count = StepCount(7)
+    assert [count.total(done) for done in (0, 1, 6, 7)] == [7, 7, 7, 7]
+
+
+def test_a_time_holds_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: clock[0])
+    count = StepCount(3, seconds=20.0)
+    clock[0] = 105.0  # what comes before the first step counts
+    assert count.total(0) == 3
+    clock[0] = 107.0
+    assert count.total(1) == 1 + 6  # 13 s left, 2 s each
+    clock[0] = 111.0
+    assert count.total(2) == 2 + 3  # 9 s left, 3 s each
+    clock[0] = 121.0
+    assert count.total(3) == 3
+
+
+def test_schedules_follow_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step is the schedule's last, however the speed changes."""
+    clock = [0.0]
+    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: clock[0])
+    seen: list[tuple[int, int]] = []
+
+    class Slow(Course):
+        def step(self, rows: Tensor, step: int) -> dict[str, float]:
+            clock[0] += 1.0 if step < 5 else 2.0
+            seen.append((step, self.total))
+            return super().step(rows, step)
+
+    window = toy_window(sequences=8)
+    train(Slow({}), window, count=StepCount(1, 12.0), batch=2, fresh=True, best=False)
+    assert [step for step, _ in seen] == list(range(1, len(seen) + 1))
+    assert 6 <= len(seen) <= 9
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_a_window_has_its_share_of_a_budget() -> None:
+    learner = Distil(budget=Duration(60.0))
+    assert learner.count(toy_window()).seconds == 60.0
+    assert learner.count(toy_window(layers=range(1))).seconds == 30.0
+    assert Distil(steps=5).count(toy_window()).seconds is None

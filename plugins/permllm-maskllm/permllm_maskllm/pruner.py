@@ -128,8 +128,9 @@ class MaskLlm(TrainingOptions, Pruner):
         """
         from permllm_maskllm.training import Training
 
+        count = self.count(window)
         training = Training(self, window, perms, window.linears_of(self))
-        return training.scores(self.train(training, window))
+        return training.scores(self.train(training, window, count))
 
     def prune(
         self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]

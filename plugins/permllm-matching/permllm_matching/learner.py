@@ -105,8 +105,9 @@ class Matching(TrainingOptions, PermutationLearner):
         Raises:
             RunFailed: the loss is not finite.
         """
+        count = self.count(window)
         training = Training(self, window, window.permutations(self.start))
-        return self.train(training, window)
+        return self.train(training, window, count)
 
 
 class Training:
