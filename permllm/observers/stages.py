@@ -30,13 +30,7 @@ class Stage:
     first: int = 0
 
     def advance(self, done: int, total: int, now: float) -> None:
-        """Take in a progress report.
-
-        A report with a smaller total comes from a part of the stage that has its name;
-        the whole stage's own reports count.
-        """
-        if total < self.total:
-            return
+        """Take in a progress report; the total may change, as with training for a time."""
         if done != self.done or total != self.total:
             self.changed = now
         self.done, self.total = done, total

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import attrs
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from permllm.components import Pruner
 from permllm.core.patterns import Pattern
@@ -123,28 +124,34 @@ class Window:
         """The statistics of a group's inputs, by name."""
         return self.all_statistics[group]
 
-    def outputs(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    def outputs(
+        self, weights: Mapping[str, Tensor], rows: Tensor, *, recompute: bool = False
+    ) -> Tensor:
         """Hidden states at the window's end under replaced weights.
 
         Args:
             weights: by linear, ``[C_out, C_in]``; gradients flow back to them.
             rows: ``LongTensor[b]``.
+            recompute: keep only what enters each layer for the backward pass, and run the
+                layer again there.
 
         Returns:
             ``[b, L, H]``.
         """
-        return self._run(self.pruned_inputs, rows, weights)
+        return _last(self._states(self.pruned_inputs, rows, weights, recompute))
 
-    def layer_outputs(self, weights: Mapping[str, Tensor], rows: Tensor) -> list[Tensor]:
+    def layer_outputs(
+        self, weights: Mapping[str, Tensor], rows: Tensor, *, recompute: bool = False
+    ) -> list[Tensor]:
         """Hidden states after each layer of the window under replaced weights.
 
         Args:
-            weights, rows: as in :meth:`outputs`.
+            weights, rows, recompute: as in :meth:`outputs`.
 
         Returns:
             ``[b, L, H]`` for each layer; the last are :meth:`outputs`.
         """
-        return list(self._states(self.pruned_inputs, rows, weights))
+        return list(self._states(self.pruned_inputs, rows, weights, recompute))
 
     def targets(self, rows: Tensor) -> Tensor:
         """The dense model's hidden states ``[b, L, H]`` at the window's end.
@@ -194,20 +201,26 @@ class Window:
 
     @torch.no_grad()
     def _dense(self, rows: Tensor) -> Tensor:
-        return self._run(self.dense_inputs, rows, {})
-
-    def _run(self, inputs: Tensor | None, rows: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        return deque(self._states(inputs, rows, weights), maxlen=1).pop()
+        return _last(self._states(self.dense_inputs, rows, {}))
 
     def _states(
-        self, inputs: Tensor | None, rows: Tensor, weights: Mapping[str, Tensor]
+        self,
+        inputs: Tensor | None,
+        rows: Tensor,
+        weights: Mapping[str, Tensor],
+        recompute: bool = False,
     ) -> Iterator[Tensor]:
         """The hidden states after each layer, one layer at a time."""
         calls = self.decoder.embed(self.tokens[rows].to(self.device))
         hidden = calls.hidden if inputs is None else inputs[rows].to(self.device)
         for layer in self.layers:
-            hidden = self.decoder.run_layer(layer, hidden, calls, weights)
+            run = partial(self.decoder.run_layer, layer, calls=calls, weights=weights)
+            hidden = checkpoint(run, hidden, use_reentrant=False) if recompute else run(hidden)
             yield hidden
+
+
+def _last(states: Iterator[Tensor]) -> Tensor:
+    return deque(states, maxlen=1).pop()
 
 
 def row_batches(learning: Tensor, held_out: Tensor, size: int) -> list[Tensor]:

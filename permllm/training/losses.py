@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from permllm.core.precision import has_bfloat16
 
@@ -72,14 +73,19 @@ class WindowLoss:
         window: the window.
         distance: the loss as a function of the window's outputs.
         bfloat16: whether products are done in bfloat16.
+        recompute: whether the backward pass computes activations again instead of keeping
+            them, and logits one sequence at a time.
     """
 
     window: Window
     distance: Distance
     bfloat16: bool
+    recompute: bool = False
 
     @classmethod
-    def of(cls, window: Window, loss: str, precision: str) -> WindowLoss:
+    def of(
+        cls, window: Window, loss: str, precision: str, *, recompute: bool = False
+    ) -> WindowLoss:
         """The loss of that name.
 
         Args:
@@ -87,10 +93,11 @@ class WindowLoss:
                 the cosine whatever ``loss`` says.
             loss: one of :data:`LOSSES`.
             precision: one of :data:`PRECISIONS`.
+            recompute: trade time for memory.
         """
         native = precision == "auto" and has_bfloat16(window.device)
         distance = LOSSES[loss if window.reaches_head else "cosine"]
-        return cls(window, distance, native or precision == "bfloat16")
+        return cls(window, distance, native or precision == "bfloat16", recompute)
 
     def __call__(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """A scalar; gradients flow back to the weights.
@@ -100,7 +107,19 @@ class WindowLoss:
             rows: ``LongTensor[b]``, the sequences.
         """
         with torch.autocast(self.window.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.distance(self.window, self.window.outputs(weights, rows), rows)
+            outputs = self.window.outputs(weights, rows, recompute=self.recompute)
+            return self.compare(outputs, rows)
+
+    def compare(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """The distance of the window's outputs ``[b, L, H]`` from the dense window's."""
+        if not self.recompute:
+            return self.distance(self.window, outputs, rows)
+        # Sequences are equally long, so the mean over tokens is that of their means.
+        each = [
+            checkpoint(self.distance, self.window, one, row, use_reentrant=False)
+            for one, row in zip(outputs.split(1), rows.split(1), strict=True)
+        ]
+        return torch.stack(each).mean()
 
     @torch.no_grad()
     def held_out(self, weights: Mapping[str, Tensor], batch: int) -> float:

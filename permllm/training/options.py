@@ -57,6 +57,11 @@ class TrainingOptions:
         help="course of the learning rate: to its end along half a cosine, or constant",
         choices=("cosine", "constant"),
     )
+    recompute: bool = option(
+        False,
+        help="compute each layer's activations again for the backward pass instead of keeping "
+        "them, and logits one sequence at a time: less memory, a third more time",
+    )
     select: str = option(
         "best",
         help="what to keep: the best on held-out sequences, the start included; or the last",
@@ -84,7 +89,7 @@ class TrainingOptions:
 
     def window_loss(self, window: Window) -> WindowLoss:
         """The loss of a window, with these options."""
-        return WindowLoss.of(window, self.loss, self.precision)
+        return WindowLoss.of(window, self.loss, self.precision, recompute=self.recompute)
 
     def count(self, window: Window) -> StepCount:
         """How many steps there will be in a window. A budget runs from now on.

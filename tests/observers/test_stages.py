@@ -25,11 +25,12 @@ def test_speed_counts_from_the_first_report() -> None:
     assert stage.left(2.0) == pytest.approx(8.0)
 
 
-def test_parts_that_share_the_name_do_not_move_the_whole() -> None:
-    stage = started("a", "pruning, a", 3, 30, now=0.0)
-    stage.advance(4, 4, now=1.0)
-    assert (stage.done, stage.total) == (3, 30)
-    assert not stage.finished
+def test_the_total_may_change() -> None:
+    stage = started("a", "learning", 0, 30, now=0.0)
+    stage.advance(1, 5, now=2.0)
+    assert (stage.share, stage.left(2.0)) == (0.2, 8.0)
+    stage.advance(4, 4, now=9.0)
+    assert stage.finished
 
 
 def test_single_unit_has_no_speed() -> None:

@@ -151,3 +151,35 @@ def test_a_window_has_its_share_of_a_budget() -> None:
     assert learner.count(toy_window()).seconds == 60.0
     assert learner.count(toy_window(layers=range(1))).seconds == 30.0
     assert Distil(steps=5).count(toy_window()).seconds is None
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_recomputed_losses_have_the_same_gradients(loss: str) -> None:
+    window = toy_window()
+    rows = window.learning[:3]
+    found = []
+    for recompute in (False, True):
+        weights = {name: window.weight(name).mul(0.9).requires_grad_() for name in window.linears}
+        value = WindowLoss.of(window, loss, "model", recompute=recompute)(weights, rows)
+        value.backward()
+        found.append((value.detach(), [weight.grad for weight in weights.values()]))
+    (one, slopes), (other, others) = found
+    torch.testing.assert_close(one, other)
+    torch.testing.assert_close(slopes, others)
+
+
+def test_recomputing_keeps_less_for_the_backward_pass() -> None:
+    window = toy_window()
+    weights = {name: window.weight(name).requires_grad_() for name in window.linears}
+    kept: dict[bool, int] = {}
+    for recompute in (False, True):
+        seen: dict[int, int] = {}
+
+        def pack(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
+            seen[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            WindowLoss.of(window, "kl", "model", recompute=recompute)(weights, window.learning)
+        kept[recompute] = sum(seen.values())
+    assert kept[True] < kept[False] / 3

@@ -46,17 +46,26 @@ class DistilledLoss(WindowLoss):
     """A window's loss at its end, plus a weighted sum of distances after each layer.
 
     Attributes:
-        between: the distance of the hidden states after one layer.
+        per_layer: the distance of the hidden states after one layer.
         weight: of the sum over the layers, α in equation 8.
     """
 
-    between: LayerDistance
-    weight: float
+    per_layer: LayerDistance = cosine
+    weight: float = 0.0
 
     @classmethod
-    def after_layers(cls, task: WindowLoss, between: LayerDistance, weight: float) -> DistilledLoss:
+    def after_layers(
+        cls, task: WindowLoss, per_layer: LayerDistance, weight: float
+    ) -> DistilledLoss:
         """``task`` with distillation."""
-        return cls(task.window, task.distance, task.bfloat16, between, weight)
+        return cls(
+            task.window,
+            task.distance,
+            task.bfloat16,
+            task.recompute,
+            per_layer=per_layer,
+            weight=weight,
+        )
 
     def __call__(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """A scalar; gradients flow back to the weights.
@@ -68,7 +77,7 @@ class DistilledLoss(WindowLoss):
         window = self.window
         with torch.autocast(window.device.type, torch.bfloat16, enabled=self.bfloat16):
             dense = window.layer_targets(rows)
-            pruned = window.layer_outputs(weights, rows)
-            task = self.distance(window, pruned[-1], rows)
+            pruned = window.layer_outputs(weights, rows, recompute=self.recompute)
+            task = self.compare(pruned[-1], rows)
         pairs = zip(pruned, dense, strict=True)
-        return task + self.weight * sum(self.between(p.float(), d.float()) for p, d in pairs)
+        return task + self.weight * sum(self.per_layer(p.float(), d.float()) for p, d in pairs)

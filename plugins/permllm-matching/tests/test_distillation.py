@@ -86,10 +86,10 @@ def test_a_step_takes_one_pruned_and_one_dense_pass() -> None:
         def __getattr__(self, name: str) -> object:
             return getattr(decoder, name)
 
-        def run_layer(self, *args: object) -> Tensor:
+        def run_layer(self, *args: object, **kwargs: object) -> Tensor:
             nonlocal passes
             passes += 1
-            return run_layer(*args)
+            return run_layer(*args, **kwargs)
 
     decoder, window.decoder = window.decoder, Counting()  # type: ignore[assignment]
     task = WindowLoss.of(window, "kl", "model")
