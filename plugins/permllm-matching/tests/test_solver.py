@@ -76,7 +76,7 @@ def test_as_the_temperature_falls_the_soft_matching_becomes_the_matching(
     cost = costs(seed, size)
     # Some order is well apart from the second best, or no temperature would be low.
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    cost[:, order, torch.arange(size)] -= 1
+    cost[:, order, torch.arange(size)] -= 2
     prices = None
     for temperature in (0.5, 0.2, 0.1, 0.05, 0.02, 0.01):
         plan, prices = soft_match(cost, temperature, rounds=100, tolerance=1e-9, prices=prices)
