@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import attrs
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from permllm.components import PermutationLearner
     from permllm.core.patterns import Pattern
     from permllm.runner.windows import Window
+
+START_SHARE = 0.2
+"""The share of a budget that a search to start from may take."""
 
 Search = Callable[["Tensor", "Pattern", torch.Generator], "Tensor"]
 """From a group's stacked scores ``[ΣC_out, C_in]`` to its order, ``LongTensor[C_in]``."""
@@ -34,3 +39,23 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
         perms[group] = search(window.group_scores(group), window.pattern(group), generator).cpu()
     window.progress(name, len(perms), len(perms))
     return perms
+
+
+def first_orders(
+    learner: PermutationLearner, window: Window, budget: float | None
+) -> dict[str, Tensor]:
+    """What another learner finds, for one that starts from it.
+
+    A search that would take more than its share of a budget is held to that.
+
+    Args:
+        learner: the other; one that has a ``time_limit`` already keeps it.
+        window: the window.
+        budget: seconds for search and training together, or None.
+    """
+    usual = getattr(learner, "seconds_per_group", 0.0)
+    if budget is not None and getattr(learner, "time_limit", 0.0) is None:
+        limit = budget * START_SHARE / len(window.groups)
+        if usual > limit:
+            learner = attrs.evolve(learner, time_limit=limit)
+    return window.permutations(learner)

@@ -24,6 +24,7 @@ from torch import Tensor
 from permllm.components import PermutationLearner, option
 from permllm.core.sinkhorn import sinkhorn
 from permllm.permutations.cp import Cp
+from permllm.permutations.groupwise import first_orders
 from permllm.training.blocks import (
     BlockedGroup,
     block_counts,
@@ -106,7 +107,8 @@ class Lcp(TrainingOptions, PermutationLearner):
             RunFailed: the loss is not finite.
         """
         count = self.count(window)
-        training = Training(self, window, window.permutations(self.start))
+        starts = first_orders(self.start, window, count.seconds)
+        training = Training(self, window, starts)
         return self.train(training, window, count)
 
 

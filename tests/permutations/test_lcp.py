@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import attrs
 import pytest
 import torch
 
+from permllm.components import PermutationLearner
+from permllm.core.durations import Duration
 from permllm.core.permutations import is_permutation
 from permllm.permutations.cp import Cp
+from permllm.permutations.groupwise import first_orders
 from permllm.permutations.lcp import Lcp, Training
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
@@ -120,3 +124,27 @@ def test_fresh_sequences_are_asked_for() -> None:
 def test_steps_follow_passes_unless_given() -> None:
     assert small(steps=None, passes=3).training_steps(5) == 9
     assert small(steps=7, passes=3).training_steps(5) == 7
+
+
+def test_a_budget_holds_the_search_to_its_share() -> None:
+    window = toy_window()
+    asked: list[PermutationLearner] = []
+
+    def find(learner: PermutationLearner, window: Window) -> dict[str, torch.Tensor]:
+        asked.append(learner)
+        return NoPermutation().learn(window)
+
+    window.find_perms = find
+    groups = len(window.groups)
+    own = Cp(time_limit=3.0)
+    for learner, budget in ((Cp(), None), (Cp(), 1.0), (Cp(), 1e4), (own, 1.0), (Lcp(), 1.0)):
+        first_orders(learner, window, budget)
+    assert asked == [Cp(), Cp(time_limit=0.2 / groups), Cp(), own, Lcp()]
+
+
+def test_a_budget_of_time_is_kept() -> None:
+    window = toy_window(sequences=8)
+    began = time.monotonic()
+    perms = small(steps=None, budget=Duration(1.0)).learn(window)
+    assert set(perms) == set(window.groups)
+    assert time.monotonic() - began < 20

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from permllm.components import PermutationLearner, option
 from permllm.permutations.cp import Cp
+from permllm.permutations.groupwise import first_orders
 from permllm.training.blocks import BlockedGroup, block_counts, masked_weights, orders, unstacked
 from permllm.training.loop import linear_between
 from permllm.training.losses import WindowLoss
@@ -106,7 +107,8 @@ class Matching(TrainingOptions, PermutationLearner):
             RunFailed: the loss is not finite.
         """
         count = self.count(window)
-        training = Training(self, window, window.permutations(self.start))
+        starts = first_orders(self.start, window, count.seconds)
+        training = Training(self, window, starts)
         return self.train(training, window, count)
 
 
