@@ -142,7 +142,8 @@ def plan(
     each_round = outputs * groups**2 + groups**3 // 2 + _ROUND_OVERHEAD
     affordable = max(0, budget // each_round - pattern.m)
     swaps_fit = 4 * table <= budget and channels**2 <= TABLE_ELEMENTS
-    if time_limit is not None and not swaps_fit:
+    if time_limit is not None and not (swaps_fit and affordable >= ROUNDS):
+        # Building a table is not interrupted, so it must not begin near the limit.
         return Plan(None, 0)
     if rounds is None:
         rounds = min(affordable, ROUNDS) if swaps_fit else affordable

@@ -332,7 +332,8 @@ def test_default_budget_is_counted_and_shrinks_with_the_group() -> None:
 def test_time_goes_into_steps_where_their_table_fits_and_into_rounds_elsewhere() -> None:
     assert plan(128, 64, Pattern(2, 4), time_limit=1) == Plan(rounds=ROUNDS, steps=None)
     assert plan(128, 64, Pattern(2, 4), rounds=3, time_limit=1) == Plan(rounds=3, steps=None)
-    assert plan(4096, 11008, Pattern(2, 4), time_limit=300) == Plan(rounds=None, steps=0)
+    for size in ((4096, 11008), (11008, 4096)):
+        assert plan(*size, Pattern(2, 4), time_limit=300) == Plan(rounds=None, steps=0)
 
 
 def test_walks_fit_the_cache() -> None:
