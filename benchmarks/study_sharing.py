@@ -31,7 +31,7 @@ METRICS = ["magnitude", "wanda", "ria"]
 ORDERS: dict[str, Any] = {
     "none": "none",
     "cp": "cp",
-    "cp, 20 rounds": {"name": "cp", "rounds": 20, "restarts": 0},
+    "cp, 20 rounds": {"name": "cp", "rounds": 20, "steps": 0},
     "greedy": "greedy",
 }
 

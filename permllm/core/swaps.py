@@ -21,7 +21,12 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import identity
-from permllm.core.search import channelwise, nth_highest, pairwise_max_sums, retained_by_rows
+from permllm.core.retained import (
+    channelwise,
+    nth_highest,
+    pairwise_max_sums,
+    retained_by_rows,
+)
 
 ESCAPE_SHARE = 16
 """An escape exchanges the channels of one place in so many (two at least)."""

@@ -1,4 +1,4 @@
-"""Channel permutation by assignment (RIA, "Plug-and-Play", ICLR 2024, section 4.2)."""
+"""Channel permutation by assignment (RIA, "Plug-and-Play", ICLR 2024, section 4.2) and swaps."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Cp(PermutationLearner):
     """Orders channels so that the mask retains the highest score (RIA's channel permutation).
 
     Channels are dealt to groups by rank, then places are freed and filled again by
-    linear assignment: each place once, then random places, then again from the best
-    order with falling noise. The retained score is never below that of the original
-    order.
+    linear assignment: each place once, then random places. Where a table of all swaps
+    of two channels is affordable, a tabu search among them (Taillard, 1991) goes on
+    from there. The retained score is never below that of the original order.
 
     By default a permutation group gets 1e9 comparisons, about a quarter of a second on
-    one core: up to 200 random-place rounds and as many restarts of 200 as are left.
-    Large groups get fewer rounds (576 channels with 3072 outputs get 11,
-    11008 channels with 4096 outputs none). The result depends on nothing but
+    one core: up to 200 random-place rounds and as many tabu steps as are left.
+    Large groups get fewer rounds and no steps (576 channels with 3072 outputs get 11
+    rounds, 11008 channels with 4096 outputs none). The result depends on nothing but
     the scores and the seed, unless ``time_limit`` is set.
     """
 
@@ -42,20 +42,19 @@ class Cp(PermutationLearner):
     )
     rounds: int | None = option(
         None,
-        help="random-place rounds before a restart; null for what 1e9 comparisons afford, "
-        "200 at most",
+        help="random-place rounds; null for what 1e9 comparisons afford",
         minimum=0,
         maximum=10_000_000,
     )
-    restarts: int | None = option(
+    steps: int | None = option(
         None,
-        help="restarts from the best order; null for what 1e9 comparisons afford",
+        help="tabu steps after the rounds; null for what 1e9 comparisons still afford",
         minimum=0,
         maximum=10_000_000,
     )
     time_limit: float | None = option(
         None,
-        help="seconds per permutation group, with restarts until then; "
+        help="seconds per permutation group, with steps (or rounds) until then; "
         "the result then depends on the machine's speed",
         minimum=0,
         maximum=1e6,
@@ -74,7 +73,7 @@ class Cp(PermutationLearner):
                 generator=generator,
                 refine=self.refine,
                 rounds=self.rounds,
-                restarts=self.restarts,
+                steps=self.steps,
                 time_limit=self.time_limit,
             ),
         )

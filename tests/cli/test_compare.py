@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ORDERS = "{plain: none, found: {name: cp, rounds: 1, restarts: 0}}"
+ORDERS = "{plain: none, found: {name: cp, rounds: 1, steps: 0}}"
 MATRIX = f"matrix={{layers.permutation: {ORDERS}, repeat: 2}}"
 
 

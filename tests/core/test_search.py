@@ -12,16 +12,10 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern, retained_score
 from permllm.core.permutations import identity, is_permutation
-from permllm.core.search import (
-    affordable_rounds,
-    channelwise,
-    heuristic_order,
-    nth_highest,
-    pairwise_max_sums,
-    refine_slot,
-    search,
-)
+from permllm.core.retained import channelwise, hurdles, nth_highest, pairwise_max_sums
+from permllm.core.search import ROUNDS, Plan, heuristic_order, plan, refine_slot, search
 from permllm.core.swaps import SwapTable, swap_search
+from permllm.core.tabu import Walks, tabu_search, walks_at_once
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -100,36 +94,17 @@ def test_a_round_fills_the_free_places_in_the_best_way(seed: int, nm: tuple[int,
     torch.testing.assert_close(retained_score(scores, pattern, refined), best)
 
 
-@settings(max_examples=30, deadline=None)
-@given(problems())
-def test_noisy_rounds_count_their_gain_too(problem: tuple[Tensor, Pattern, int]) -> None:
-    scores, pattern, seed = problem
-    groups = pattern.groups(scores.shape[1])
-    perm, slots = identity(scores.shape[1]), torch.zeros(groups, dtype=torch.long)
-    disturbed, gain = refine_slot(scores, perm, pattern, slots, 2.0, generator(seed))
-    assert is_permutation(disturbed, len(perm))
-    expected = retained_score(scores, pattern) + gain
-    torch.testing.assert_close(retained_score(scores, pattern, disturbed), expected)
-
-
 @settings(max_examples=40, deadline=None)
-@given(problems(), st.sampled_from([None, 0, 3]), st.sampled_from([None, 0, 2]), st.booleans())
+@given(problems(), st.integers(0, 3), st.integers(0, 20), st.booleans())
 def test_searches_lie_between_identity_and_the_upper_bound(
-    problem: tuple[Tensor, Pattern, int], rounds: int | None, restarts: int | None, refine: bool
+    problem: tuple[Tensor, Pattern, int], rounds: int, steps: int, refine: bool
 ) -> None:
     scores, pattern, seed = problem
-    if rounds is None:
-        rounds, restarts = 5, 1
     none = retained_score(scores, pattern)
     found = search(
-        scores,
-        pattern,
-        generator=generator(seed),
-        rounds=rounds,
-        restarts=restarts if restarts is not None else 1,
-        refine=refine,
+        scores, pattern, generator=generator(seed), rounds=rounds, steps=steps, refine=refine
     )
-    swapped = swap_search(scores, pattern, generator=generator(seed), escapes=restarts or 0)
+    swapped = swap_search(scores, pattern, generator=generator(seed), escapes=steps % 3)
     for perm in (found, swapped):
         assert is_permutation(perm, scores.shape[1])
         retained = retained_score(scores, pattern, perm)
@@ -140,18 +115,19 @@ def test_searches_lie_between_identity_and_the_upper_bound(
 def test_refined_beats_heuristic_beats_nothing_on_uneven_channels(dtype: torch.dtype) -> None:
     scale = torch.linspace(0, 3, 48).exp()
     scores = (torch.rand(32, 48, generator=generator()) * scale).to(dtype)
-    pattern, rng = Pattern(2, 4), generator()
-    none, heuristic, fixed, rounds, swaps = (
+    pattern = Pattern(2, 4)
+    none, heuristic, fixed, rounds, steps, swaps = (
         retained_score(scores, pattern, perm).item()
         for perm in (
             None,
             heuristic_order(scores, pattern),
-            search(scores, pattern, generator=rng, rounds=0),
-            search(scores, pattern, generator=rng, rounds=100, restarts=3),
-            swap_search(scores, pattern, generator=rng),
+            search(scores, pattern, generator=generator(), rounds=0, steps=0),
+            search(scores, pattern, generator=generator(), rounds=100, steps=0),
+            search(scores, pattern, generator=generator(), rounds=100, steps=100),
+            swap_search(scores, pattern, generator=generator()),
         )
     )
-    assert none < heuristic < fixed < rounds
+    assert none < heuristic < fixed < rounds < steps
     assert none < swaps
 
 
@@ -163,7 +139,7 @@ def test_small_problems_are_solved_to_the_optimum() -> None:
             retained_score(scores, pattern, torch.tensor([*half, *(set(range(8)) - set(half))]))
             for half in itertools.combinations(range(8), 4)
         )
-        found = search(scores, pattern, generator=generator(), rounds=50, restarts=10)
+        found = search(scores, pattern, generator=generator(), rounds=5, steps=50)
         swapped = swap_search(scores, pattern, generator=generator(), escapes=50)
         torch.testing.assert_close(retained_score(scores, pattern, found), best)
         torch.testing.assert_close(retained_score(scores, pattern, swapped), best)
@@ -172,7 +148,7 @@ def test_small_problems_are_solved_to_the_optimum() -> None:
 @pytest.mark.parametrize("find", [search, swap_search])
 def test_same_seed_gives_the_same_order_and_start_is_never_lost(find) -> None:  # type: ignore[no-untyped-def]
     scores, pattern = torch.rand(16, 32, generator=generator(3)), Pattern(2, 4)
-    extra = {"rounds": 20, "restarts": 2} if find is search else {"escapes": 3}
+    extra = {"rounds": 20, "steps": 30} if find is search else {"escapes": 3}
     first, second = (find(scores, pattern, generator=generator(5), **extra) for _ in range(2))
     assert torch.equal(first, second)
     again = find(scores, pattern, generator=generator(6), start=first, **extra)
@@ -217,7 +193,7 @@ def test_blocked_sums_equal_the_definition(seed: int, a: int, b: int, rows: int)
     expected = torch.maximum(left.unsqueeze(1), right).sum(-1)
     for limit in (1, 7, 40, 1 << 19):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("permllm.core.search._CPU_ELEMENTS", limit)
+            patch.setattr("permllm.core.retained.CPU_ELEMENTS", limit)
             torch.testing.assert_close(pairwise_max_sums(left, right), expected)
 
 
@@ -275,11 +251,96 @@ def test_a_sweep_makes_the_best_swap_first_and_touches_no_group_twice(
         assert len(table.best_swaps(1)) == 1
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 6), st.data())
+def test_hurdles_equal_the_definition(seed: int, members: int, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, members - 1))
+    grouped = (torch.rand(3, members, 4, generator=generator(seed)) * 5).floor()
+    for place in range(members):
+        others = grouped[:, [other for other in range(members) if other != place]]
+        expected = others.sort(1, descending=True).values[:, n - 1]
+        assert torch.equal(hurdles(grouped, n)[:, place], expected)
+
+
+def several_groups(problem: tuple[Tensor, Pattern, int]) -> bool:
+    scores, pattern, _ = problem
+    return pattern.groups(scores.shape[1]) > 1
+
+
+@settings(max_examples=15, deadline=None)
+@given(problems().filter(several_groups), st.sampled_from([1, 3]))
+def test_walks_make_the_best_swap_that_is_allowed(
+    problem: tuple[Tensor, Pattern, int], count: int
+) -> None:
+    scores, pattern, seed = problem
+    channels, rng = scores.T.contiguous(), generator(seed)
+    size, m = len(channels), pattern.m
+    walks = Walks.of(channels, pattern, torch.randperm(size, generator=rng), count)
+    left: list[dict[tuple[int, int], int]] = [{} for _ in range(count)]
+    for step in range(4):
+        gains, swaps = walks.best_swaps(step)
+        until = step + torch.randint(size // 4 + 1, (count,), generator=rng)
+        orders = walks.orders.clone()
+        walks.swap(swaps, until.int())
+        for walk, order in enumerate(orders):
+            before, tried = retained_score(scores, pattern, order), {}
+            for p, q in itertools.combinations(range(size), 2):
+                goes = (int(order[p]), q // m), (int(order[q]), p // m)
+                if p // m != q // m and all(left[walk].get(go, -1) < step for go in goes):
+                    swapped = order.clone()
+                    swapped[[p, q]] = order[[q, p]]
+                    tried[p, q] = retained_score(scores, pattern, swapped) - before
+            p, q = sorted(swaps[walk].tolist())
+            assert (p, q) in tried
+            torch.testing.assert_close(gains[walk], torch.stack(list(tried.values())).max())
+            after = retained_score(scores, pattern, walks.orders[walk])
+            torch.testing.assert_close(after, before + gains[walk])
+            assert is_permutation(walks.orders[walk], size)
+            for place in (p, q):
+                left[walk][int(order[place]), place // m] = int(until[walk])
+
+
+@settings(max_examples=30, deadline=None)
+@given(problems().filter(several_groups), st.integers(0, 30))
+def test_tabu_search_never_loses_its_start(
+    problem: tuple[Tensor, Pattern, int], steps: int
+) -> None:
+    scores, pattern, seed = problem
+    start = torch.randperm(scores.shape[1], generator=generator(seed))
+    first, second = (
+        tabu_search(channelwise(scores).T, pattern, start, generator=generator(seed), steps=steps)
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert is_permutation(first, len(start))
+    reached, before = (retained_score(scores, pattern, perm) for perm in (first, start))
+    assert reached >= before - 1e-9
+
+
 def test_default_budget_is_counted_and_shrinks_with_the_group() -> None:
-    rounds = [affordable_rounds(*size) for size in ((128, 16), (576, 144), (4096, 2752))]
-    assert rounds == sorted(rounds, reverse=True)
-    assert rounds[0] > 1000
-    assert rounds[-1] == 0
+    small, middle, large = (
+        plan(outputs, channels, Pattern(2, 4))
+        for outputs, channels in ((128, 64), (3072, 576), (4096, 11008))
+    )
+    assert small.rounds == ROUNDS
+    assert small.steps is not None
+    assert small.steps > 100
+    assert middle == Plan(rounds=11, steps=0)
+    assert large == Plan(rounds=0, steps=0)
+
+
+def test_time_goes_into_steps_where_their_table_fits_and_into_rounds_elsewhere() -> None:
+    assert plan(128, 64, Pattern(2, 4), time_limit=1) == Plan(rounds=ROUNDS, steps=None)
+    assert plan(128, 64, Pattern(2, 4), rounds=3, time_limit=1) == Plan(rounds=3, steps=None)
+    for size in ((4096, 11008), (11008, 4096)):
+        assert plan(*size, Pattern(2, 4), time_limit=300) == Plan(rounds=None, steps=0)
+
+
+def test_walks_fit_the_cache() -> None:
+    counts = [walks_at_once(*size, Pattern(2, 4)) for size in ((128, 64), (256, 96), (3072, 576))]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 1
+    assert counts[-1] == 1
 
 
 def test_channelwise_keeps_the_scores_and_their_layout() -> None:

@@ -75,7 +75,7 @@ def test_learns_the_sequences_that_it_sees() -> None:
     assert min(step["loss"] for step in figures) < 0.9 * first
 
 
-@pytest.mark.parametrize("start", [NoPermutation(), Cp(rounds=2, restarts=0)])
+@pytest.mark.parametrize("start", [NoPermutation(), Cp(rounds=2, steps=0)])
 def test_the_best_on_held_out_is_never_worse_than_its_start(start: Any) -> None:
     window = toy_window()
     learner = small(start=start, steps=12, learning_rate=0.1, noise=0.0)

@@ -67,8 +67,8 @@ def test_none_keeps_the_order() -> None:
 @pytest.mark.parametrize(
     "learner",
     [
-        Cp(rounds=20, restarts=1),
-        Cp(rounds=0),
+        Cp(rounds=20, steps=10),
+        Cp(rounds=0, steps=0),
         Cp(refine=False),
         Cp(time_limit=0.05),
         Greedy(),
@@ -89,7 +89,7 @@ def test_gives_bijections_that_never_retain_less(learner: PermutationLearner) ->
     assert [done for _, done, _ in window.reported] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("learner", [Cp(rounds=10, restarts=2), Greedy(escapes=2)], ids=str)
+@pytest.mark.parametrize("learner", [Cp(rounds=10, steps=20), Greedy(escapes=2)], ids=str)
 def test_is_a_function_of_the_seeds(learner: Cp | Greedy) -> None:
     first, second = (learned(learner, StandInWindow()) for _ in range(2))
     by_option = learned(attrs.evolve(learner, seed=7), StandInWindow())
@@ -101,7 +101,7 @@ def test_is_a_function_of_the_seeds(learner: Cp | Greedy) -> None:
 
 
 def test_a_group_does_not_depend_on_the_others() -> None:
-    learner = Cp(rounds=10, restarts=2)
+    learner = Cp(rounds=10, steps=20)
     whole, part = StandInWindow(), StandInWindow()
     del part.groups["attention"]
     assert torch.equal(learned(learner, part)["mlp"], learned(learner, whole)["mlp"])
@@ -109,7 +109,7 @@ def test_a_group_does_not_depend_on_the_others() -> None:
 
 def test_more_work_retains_more() -> None:
     window = StandInWindow()
-    stages = [NoPermutation(), Cp(rounds=0), Cp(rounds=100, restarts=3)]
+    stages = [NoPermutation(), Cp(rounds=0, steps=0), Cp(rounds=100, steps=100)]
     values = [retained(window, learned(learner, window)) for learner in stages]
     for name in window.groups:
         assert values[0][name] < values[1][name] < values[2][name]

@@ -182,7 +182,7 @@ def test_a_folder_whose_label_means_something_else_is_done_anew(
     write_pipeline: Write, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    few = {"name": "cp", "rounds": 1, "restarts": 0}
+    few = {"name": "cp", "rounds": 1, "steps": 0}
     run(write_pipeline(matrix={"layers.permutation": ["none", few]}), out)
     path = write_pipeline(matrix={"layers.permutation": ["none", "cp"]})
     results = run(path, out, resume=True)

@@ -95,7 +95,7 @@ def test_learns_the_sequences_that_it_sees(forward: str) -> None:
     assert held_out_loss(learner, window, perms) < before
 
 
-@pytest.mark.parametrize("start", [NoPermutation(), Cp(rounds=2, restarts=0)])
+@pytest.mark.parametrize("start", [NoPermutation(), Cp(rounds=2, steps=0)])
 @pytest.mark.parametrize("distillation", [0.0, 0.5])
 def test_the_best_on_held_out_is_never_worse_than_its_start(
     start: Any, distillation: float
@@ -111,7 +111,7 @@ def test_the_best_on_held_out_is_never_worse_than_its_start(
 
 
 def test_without_steps_to_learn_the_start_is_what_comes_out() -> None:
-    window, start = toy_window(), Cp(rounds=2, restarts=0)
+    window, start = toy_window(), Cp(rounds=2, steps=0)
     learner = small(start=start, learning_rate=0.0, select="last")
     for name, perm in learner.learn(window).items():
         assert torch.equal(perm, start.learn(window)[name])
