@@ -57,5 +57,5 @@ def first_orders(
     if budget is not None and getattr(learner, "time_limit", 0.0) is None:
         limit = budget * START_SHARE / len(window.groups)
         if usual > limit:
-            learner = attrs.evolve(learner, time_limit=limit)
+            learner = attrs.evolve(learner, time_limit=limit)  # type: ignore[misc]
     return window.permutations(learner)
