@@ -30,10 +30,11 @@ from permllm.observers.events import read_events
 METRICS = ["magnitude", "wanda", "ria"]
 ORDERS: dict[str, Any] = {
     "none": "none",
-    "cp": "cp",
+    "cp, dealt": {"name": "cp", "refine": False},
     "cp, 20 rounds": {"name": "cp", "rounds": 20, "steps": 0},
-    "greedy": "greedy",
+    "cp": "cp",
 }
+"""The search with more and more to spend."""
 
 
 def write(path: Path, calibration: Path | None, tokens: int, **changes: Any) -> Path:
