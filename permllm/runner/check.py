@@ -45,9 +45,10 @@ class Checked:
     def lines(self) -> list[str]:
         """The estimate and the warnings for people."""
         found = self.estimate
+        runs = f"{found.runs} pruned run{'s' * (found.runs != 1)}"
         return [
             f"model: {found.parameters / 1e6:,.1f} million parameters",
-            f"estimate: {found.summary()} for {found.runs} pruned runs and the dense model",
+            f"estimate: {found.summary()} for {runs} and the dense model",
             *(f"warning: {warning}" for warning in self.warnings),
         ]
 
