@@ -49,7 +49,16 @@ def generate(folder: Path) -> None:
     (folder / "sections.md").write_text("\n".join(sections()), encoding="utf-8")
     (folder / "components.md").write_text("\n".join(components()), encoding="utf-8")
     (folder / "commands.md").write_text("\n".join(commands()), encoding="utf-8")
+    for readme in sorted((folder.parents[1] / "plugins").glob("*/README.md")):
+        text = plugin_page(readme.parent.name, readme.read_text(encoding="utf-8"))
+        (folder / f"{readme.parent.name}.md").write_text(text, encoding="utf-8")
     draw_all(folder)
+
+
+def plugin_page(package: str, readme: str) -> str:
+    """A plugin's README with links as they lead from ``docs/plugins/``."""
+    moved = readme.replace("](pipelines/", f"](../../plugins/{package}/pipelines/")
+    return moved.replace("](../../README.md)", "](../index.md)")
 
 
 def sections() -> Iterable[str]:
