@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Sequence
@@ -24,12 +25,11 @@ def check_gguf(path: Path) -> None:
     Raises:
         UserError: it is missing, cut short, or something else.
     """
-    import gguf
-
     if not path.is_file():
         raise UserError(f"there is no GGUF file '{path}'")
     try:
-        fields = gguf.GGUFReader(path).fields
+        found = path.stat()
+        fields = _gguf_fields(path, found.st_size, found.st_mtime_ns)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
         raise UserError(
             f"'{path}' is no complete GGUF file: {error}",
@@ -41,6 +41,14 @@ def check_gguf(path: Path) -> None:
             raise UserError(
                 f"'{path}' holds no language model: it has no '{key.removeprefix('.')}'"
             )
+
+
+@functools.lru_cache(maxsize=4)
+def _gguf_fields(path: Path, size: int, modified: int) -> frozenset[str]:
+    """The names of a GGUF file's fields; read once, since that takes seconds."""
+    import gguf
+
+    return frozenset(gguf.GGUFReader(path).fields)
 
 
 def check_folder(folder: Path) -> None:

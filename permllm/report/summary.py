@@ -14,7 +14,7 @@ from permllm.results import Results
 if TYPE_CHECKING:
     from permllm.runner.plan import Plan
 
-FILE = "report.md"
+REPORT = "report.md"
 """The report's name in the folder of the run."""
 
 CAPTIONS = {
@@ -62,7 +62,7 @@ def write_report(results: Results, plan: Plan) -> Path:
         f"```yaml\n{pipeline}\n```",
         *_environment(environment),
     ]
-    path = plan.out / FILE
+    path = plan.out / REPORT
     write_text(path, "\n\n".join(parts) + "\n")
     return path
 

@@ -180,7 +180,18 @@ def fresh(path: Path) -> Path:
 
 def write_json(path: Path, data: Any) -> None:
     """Write ``data`` as JSON under a temporary name and rename it."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _json(data))
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def holds(path: Path, data: Any) -> bool:
+    """Whether a file holds just what :func:`write_json` would write there."""
+    if not path.is_file():
+        return False
+    return path.read_text(encoding="utf-8") == _json(data)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from permllm.pipeline.reading import read_pipeline, resolved
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
 from permllm.report.plots import write_plots
-from permllm.report.summary import write_report
+from permllm.report.summary import REPORT, write_report
 from permllm.results import Results
 from permllm.runner import folder
 from permllm.runner.cache import DEFAULT_LIMIT, Cache
@@ -103,16 +103,28 @@ def run_plan(
             kept.sweep()
             session = Session(plan, registry, kept)
             results = session.results()
-            folder.write_json(plan.out / folder.RESULTS, results.to_dict())
-            hook.permllm_progress(run=None, stage="drawing the plots", done=0, total=1)
-            write_plots(results, plan)
-            write_report(results, plan)
-            hook.permllm_progress(run=None, stage="drawing the plots", done=1, total=1)
+            _write(results, plan, hook)
         except BaseException as error:
             hook.permllm_plan_failed(run=session and session.current, error=error)
             raise
         hook.permllm_plan_finished(plan=plan, results=results)
     return results
+
+
+def _write(results: Results, plan: Plan, hook: Any) -> None:
+    """Results, plots and report; the last says that all are there.
+
+    A study that was finished before, and is started again, draws nothing anew.
+    """
+    path, report = plan.out / folder.RESULTS, plan.out / REPORT
+    if report.exists() and folder.holds(path, results.to_dict()):
+        return
+    report.unlink(missing_ok=True)
+    folder.write_json(path, results.to_dict())
+    hook.permllm_progress(run=None, stage="drawing the plots", done=0, total=1)
+    write_plots(results, plan)
+    write_report(results, plan)
+    hook.permllm_progress(run=None, stage="drawing the plots", done=1, total=1)
 
 
 def _warn(hook: Any, message: str) -> None:

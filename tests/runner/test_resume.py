@@ -133,3 +133,19 @@ def test_a_folder_with_other_files_is_refused(
     with pytest.raises(UserError, match="no run of permllm"):
         run_plan(make_plan(write_pipeline(), registry, out=out), registry)
     assert [path.name for path in out.iterdir()] == ["letter.txt"]
+
+
+def test_a_finished_study_draws_nothing_anew(
+    write_pipeline: Callable[..., Path], tmp_path: Path, registry: Registry
+) -> None:
+    """Unless a file is gone: the report is written last, so it says that all are there."""
+    path, out = write_pipeline(layers={"permutation": "none"}, export=[]), tmp_path / "out"
+    run_plan(make_plan(path, registry, out=out), registry)
+    pictures = {picture: picture.stat().st_mtime_ns for picture in out.rglob("plots/*.png")}
+    assert pictures
+    run_plan(make_plan(path, registry, out=out, resume=True), registry, resume=True)
+    assert {picture: picture.stat().st_mtime_ns for picture in pictures} == pictures
+    (out / "report.md").unlink()
+    run_plan(make_plan(path, registry, out=out, resume=True), registry, resume=True)
+    assert all(picture.stat().st_mtime_ns > time for picture, time in pictures.items())
+    assert (out / "report.md").exists()
