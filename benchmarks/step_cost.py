@@ -7,6 +7,7 @@ teacher's forward pass is counted apart, since it is done once per sequence.
 
     python benchmarks/step_cost.py
     python benchmarks/step_cost.py --path c4.jsonl --loss kl --precision bfloat16
+    python benchmarks/step_cost.py --batch 8 --recompute     # for the peak of memory
 """
 
 from __future__ import annotations
@@ -119,14 +120,30 @@ def product_times(channels: int, outputs: int, block: int, rounds: int) -> tuple
 @click.option("--loss", default="cosine", type=click.Choice(["cosine", "kl"]))
 @click.option("--precision", default="model", type=click.Choice(["model", "bfloat16"]))
 @click.option("--path", type=Path, help="JSON lines with a field 'text'; python-docs without")
+@click.option("--batch", default=4, show_default=True, help="sequences of a step")
+@click.option("--recompute", is_flag=True, help="compute activations again in the backward pass")
 @click.option("--products/--no-products", default=True, help="also time the products alone")
-def main(rounds: int, loss: str, precision: str, path: Path | None, products: bool) -> None:
-    """Time a learning step of lcp on SmolLM2-135M against the bare pass, 4 × 256 tokens."""
+def main(
+    rounds: int,
+    loss: str,
+    precision: str,
+    path: Path | None,
+    batch: int,
+    recompute: bool,
+    products: bool,
+) -> None:
+    """Time a learning step of lcp on SmolLM2-135M against the bare pass; sequences of 256."""
     console = Console()
     with PeakMemory() as loaded:
-        window = smollm2_window(path, sequences=4 * (rounds + 1))
-    options = {"loss": loss, "precision": precision, "steps": rounds + 1, "identity": 0.2}
-    learner = Lcp(start=NoPermutation(), **options)
+        window = smollm2_window(path, sequences=batch * (rounds + 1))
+    learner = Lcp(
+        start=NoPermutation(),
+        steps=rounds + 1,
+        batch=batch,
+        loss=loss,
+        precision=precision,
+        recompute=recompute,
+    )
     training = Training(learner, window, learner.start.learn(window))
     with PeakMemory() as peak:
         every = [
@@ -138,7 +155,8 @@ def main(rounds: int, loss: str, precision: str, path: Path | None, products: bo
     # The first round warms up.
     times = {part: [found[part] for found in every[1:]] for part in every[0]}
     bare = statistics.median(times["bare forward and backward"])
-    table = Table(title=f"one step, 4 × 256 tokens, loss {loss}, precision {precision}")
+    how = ", activations computed again" if recompute else ""
+    table = Table(title=f"one step, {batch} × 256 tokens, loss {loss}, precision {precision}{how}")
     for heading in ("part", "median s", "of the bare pass"):
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for part, seconds in times.items():
