@@ -11,7 +11,7 @@ from torch import Tensor
 from permllm.components import PermutationLearner, option
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import block_sizes, identity
-from permllm.core.search import channelwise, retained_by_rows
+from permllm.core.retained import channelwise, retained_by_rows
 from permllm.core.swaps import swap_search
 from permllm.errors import UserError
 
