@@ -171,7 +171,9 @@ class Chain:
             # Its course belongs to this run's record as well.
             for step, total, figures in outcome.log:
                 self._training_step(window.index, "permutation", step, total, figures)
-        return outcome
+        # In one order, found or not: learners that start from them draw random numbers in it.
+        perms = {group: outcome.tensors[group] for group in window.groups}
+        return attrs.evolve(outcome, tensors=perms)
 
     def _on_step(
         self,
