@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -57,12 +57,13 @@ def permllm() -> Call:
     return call
 
 
-@pytest.fixture(scope="session")
-def start() -> Callable[..., subprocess.Popen[str]]:
-    """The same without waiting for its end."""
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """The same without waiting for its end; what is left is killed after the test."""
+    begun: list[subprocess.Popen[str]] = []
 
     def begin(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "permllm", *map(str, words)],
             cwd=cwd,
             env=environment(),
@@ -73,8 +74,14 @@ def start() -> Callable[..., subprocess.Popen[str]]:
             # start would, too.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
+        begun.append(process)
+        return process
 
-    return begin
+    yield begin
+    for process in begun:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(scope="session")
