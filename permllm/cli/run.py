@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from permllm.cli.errors import StoppedError, debug_option
+from permllm.cli.interrupts import interruptible
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.errors import RunFailed, UserError
 
@@ -96,7 +97,7 @@ def command(
         count = _counted(len(plan.runs))
         click.echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
         again = _resume_command(file, settings, plan.out, no_plugin, cache, yes=yes)
-        with _resumable(again):
+        with _resumable(again), interruptible(registry):
             results = _run(plan, registry, resume, cache, int(cache_limit * 1e9))
     if as_json:
         click.echo(json.dumps(results.to_dict(layers=False)))
