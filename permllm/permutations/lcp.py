@@ -82,7 +82,7 @@ class Lcp(TrainingOptions, PermutationLearner):
     temperature_end: float = option(
         0.1, help="Sinkhorn's temperature at the last step; linear between", minimum=1e-3
     )
-    identity: float = option(0.05, help="first logit of a channel's own place, over the others")
+    identity: float = option(0.2, help="first logit of a channel's own place, over the others")
     noise: float = option(
         0.01, help="half width of the uniform noise on the first logits", minimum=0
     )

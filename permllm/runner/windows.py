@@ -201,7 +201,9 @@ class Window:
 
     @torch.no_grad()
     def _dense(self, rows: Tensor) -> Tensor:
-        return _last(self._states(self.dense_inputs, rows, {}))
+        # In the model's own precision, whoever asks: other runs share them.
+        with torch.autocast(self.device.type, enabled=False):
+            return _last(self._states(self.dense_inputs, rows, {}))
 
     def _states(
         self,

@@ -25,7 +25,8 @@ from permllm.runner.run import make_plan, run_plan
 
 Write = Callable[..., Path]
 
-LCP = {"name": "lcp", "block": 8, "steps": 2, "batch": 2}
+LCP = {"name": "lcp", "block": 8, "steps": 2, "batch": 2, "identity": 0.0}
+"""Without a lean to the start, so that two steps leave it, and its noise counts."""
 STUDY = {"layers.metric": ["magnitude", "wanda"], "layers.permutation": ["none", "cp", LCP]}
 
 
