@@ -60,7 +60,7 @@ class TrainingOptions:
     recompute: bool = option(
         False,
         help="compute each layer's activations again for the backward pass instead of keeping "
-        "them, and logits one sequence at a time: less memory, a third more time",
+        "them, and logits one sequence at a time: less memory, one more forward pass",
     )
     select: str = option(
         "best",
