@@ -5,8 +5,9 @@ A weight ``W`` is masked by its scores ``S`` in permuted channel order,
     W' = W ⊙ (top-N of every M of (S P)) Pᵀ,
 
 where ``P`` permutes the input channels within blocks. Forward takes ``P`` hard (the
-assignment) and the mask hard (top-N); backward takes the soft permutation (Sinkhorn)
-and the soft mask (a softmax over each group of M): the straight-through estimator.
+assignment) and the mask hard (top-N). Backward is a straight-through estimator, of two
+kinds: the soft mask (a softmax over each group of M) in place of the hard one, as in the
+paper, or the placement gradient (:mod:`permllm.core.placements`).
 
 Hard permutations are index gathers, and only the diagonal blocks of the gradient of
 ``P`` are ever computed, so both directions cost ``O(C_out · C_in · B)`` and no
@@ -16,7 +17,7 @@ moving a channel copies a row, and a group of M is M neighbouring rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern, nm_mask_by_rows
 from permllm.core.permutations import invert
+from permllm.core.placements import placement_gradient, rivals_of
 
 
 def block_masked_weight(
@@ -33,6 +35,8 @@ def block_masked_weight(
     local: Sequence[Tensor],
     start: Tensor,
     pattern: Pattern,
+    *,
+    soft_mask: bool = True,
 ) -> Tensor:
     """The pruned weight ``W'``, differentiable with respect to the soft permutation.
 
@@ -46,13 +50,15 @@ def block_masked_weight(
             channel ``local[g, j]`` of block ``g`` goes to place ``j``.
         start: ``LongTensor[C_in]``, the order that the blocks are cut from.
         pattern: N:M with M dividing every B.
+        soft_mask: True for the paper's gradient, through a softmax over each group of M;
+            False for the placement gradient.
 
     Returns:
         ``[C_in, C_out]``, channels in their original order: ``weight`` where the mask
         keeps it, else zero.
     """
     order = block_order(local)
-    return _BlockMaskedWeight.apply(weight, scores, order, start, pattern, *soft)
+    return _BlockMaskedWeight.apply(weight, scores, order, start, pattern, soft_mask, *soft)
 
 
 def block_order(local: Sequence[Tensor]) -> Tensor:
@@ -75,33 +81,44 @@ class _BlockMaskedWeight(torch.autograd.Function):
         order: Tensor,
         start: Tensor,
         pattern: Pattern,
+        soft_mask: bool,
         *soft: Tensor,
     ) -> Tensor:
-        mask = nm_mask_by_rows(scores.index_select(0, order), pattern)
-        mask = mask.index_select(0, invert(start.index_select(0, order)))
-        ctx.save_for_backward(weight, scores, order, start)
+        placed = nm_mask_by_rows(scores.index_select(0, order), pattern)
+        mask = placed.index_select(0, invert(start.index_select(0, order)))
+        kept = () if soft_mask else (placed,)
+        ctx.save_for_backward(weight, scores, order, start, *kept)
         ctx.pattern, ctx.blocks = pattern, [part.shape[:2] for part in soft]
         return weight * mask
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scores, order, start = ctx.saved_tensors
+        weight, scores, order, start, *kept = ctx.saved_tensors
         # Gradient of the mask in the order `start`, and at the hard places.
         mask_grad = (gradients[0] * weight).index_select(0, start)
-        placed_grad = mask_grad.index_select(0, order)
-        soft_mask = _group_softmax(scores.index_select(0, order), ctx.pattern)
-        score_grad = _group_softmax_backward(soft_mask, placed_grad, ctx.pattern)
-        # P appears twice: where the mask is brought back and where the scores move.
+        placed, placed_grad = scores.index_select(0, order), mask_grad.index_select(0, order)
+        of_blocks: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+        if kept:
+            of_blocks = placement_gradient
+            hurdle, lost = rivals_of(placed, placed_grad, kept[0], ctx.pattern)
+            operands = (scores, mask_grad, hurdle, lost)
+        else:
+            of_blocks = _soft_moves
+            soft_mask = _group_softmax(placed, ctx.pattern)
+            score_grad = _group_softmax_backward(soft_mask, placed_grad, ctx.pattern)
+            operands = (scores, mask_grad, soft_mask, score_grad)
         soft_grads, offset = [], 0
         for blocks, size in ctx.blocks:
             rows = slice(offset, offset + blocks * size)
-            given, mask, moved, back = (
-                x[rows].view(blocks, size, -1) for x in (mask_grad, soft_mask, scores, score_grad)
-            )
-            grad = torch.bmm(given, mask.transpose(1, 2))
-            soft_grads.append(grad.baddbmm_(moved, back.transpose(1, 2)))
+            soft_grads.append(of_blocks(*(x[rows].view(blocks, size, -1) for x in operands)))
             offset = rows.stop
-        return None, None, None, None, None, *soft_grads
+        return None, None, None, None, None, None, *soft_grads
+
+
+def _soft_moves(scores: Tensor, mask_grad: Tensor, soft_mask: Tensor, score_grad: Tensor) -> Tensor:
+    # P appears twice: where the mask is brought back and where the scores move.
+    brought_back = torch.bmm(mask_grad, soft_mask.transpose(1, 2))
+    return brought_back.baddbmm_(scores, score_grad.transpose(1, 2))
 
 
 def _group_softmax(scores: Tensor, pattern: Pattern) -> Tensor:

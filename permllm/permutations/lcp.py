@@ -5,9 +5,10 @@ Each permutation group has learnable logits in blocks. A step goes
     logits → Sinkhorn → soft permutation → assignment → hard permutation
            → N:M mask in permuted order → pruned weights → window → loss,
 
-forward with the hard permutation and mask, backward with the soft ones. Only the
-logits learn. What differs from the published code is said in the options; the
-preset ``paper`` gives its settings.
+forward with the hard permutation and mask, backward with the soft permutation and, in
+place of a soft mask, what each placement would change. Only the logits learn. What
+differs from the published code is said in the options; the preset ``paper`` gives its
+settings.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from permllm.training.blocks import (
     orders,
 )
 from permllm.training.loop import linear_between
+from permllm.training.optimisers import BlockAdam
 from permllm.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Lcp(TrainingOptions, PermutationLearner):
             "noise": 1.0,
             "scaled": True,
             "normalise_scores": False,
+            "gradient": "soft",
             "optimiser": "adamw",
             "learning_rate": 1e-3,
             "weight_decay": 0.1,
@@ -72,6 +75,7 @@ class Lcp(TrainingOptions, PermutationLearner):
         }
     }
 
+    learning_rate: float = option(0.015, help="learning rate at the first step", minimum=0)
     block: int = option(64, help="channels per block B of the permutation", minimum=2)
     sinkhorn_rounds: int = option(
         5, help="rounds of row and column normalisation", minimum=1, maximum=100
@@ -82,7 +86,7 @@ class Lcp(TrainingOptions, PermutationLearner):
     temperature_end: float = option(
         0.1, help="Sinkhorn's temperature at the last step; linear between", minimum=1e-3
     )
-    identity: float = option(0.2, help="first logit of a channel's own place, over the others")
+    identity: float = option(0.05, help="first logit of a channel's own place, over the others")
     noise: float = option(
         0.01, help="half width of the uniform noise on the first logits", minimum=0
     )
@@ -94,7 +98,18 @@ class Lcp(TrainingOptions, PermutationLearner):
     normalise_scores: bool = option(
         True, help="divide each linear's scores by their mean before the soft mask"
     )
-    optimiser: str = option("adam", help="optimiser of the logits", choices=("adam", "adamw"))
+    gradient: str = option(
+        "placement",
+        help="what a place gets of the loss's gradient: what would change if a channel took it "
+        "(placement), or what comes through a softmax over each group of M (soft), as in the paper",
+        choices=("placement", "soft"),
+    )
+    optimiser: str = option(
+        "block-adam",
+        help="optimiser of the logits; block-adam is Adam with half of the second moment "
+        "shared in a block",
+        choices=("block-adam", "adam", "adamw"),
+    )
     weight_decay: float = option(0.0, help="decoupled weight decay, for adamw", minimum=0)
     start: PermutationLearner = option(
         factory=Cp, help="learner whose order the blocks are cut from"
@@ -142,8 +157,10 @@ class Training:
             self.optimiser = torch.optim.AdamW(
                 trained, lr=options.learning_rate, weight_decay=options.weight_decay
             )
-        else:
+        elif options.optimiser == "adam":
             self.optimiser = torch.optim.Adam(trained, lr=options.learning_rate)
+        else:
+            self.optimiser = BlockAdam(trained, lr=options.learning_rate)
         self.loss = options.window_loss(window)
 
     def temperature(self, step: int) -> float:
@@ -187,7 +204,7 @@ class Training:
         self, soft: dict[int, Tensor], local: dict[int, Tensor]
     ) -> dict[str, Tensor]:
         """The pruned weights of all groups."""
-        return masked_weights(self.groups, soft, local)
+        return masked_weights(self.groups, soft, local, soft_mask=self.options.gradient == "soft")
 
     @torch.no_grad()
     def snapshot(self, step: int) -> tuple[dict[str, Tensor], float]:

@@ -70,11 +70,19 @@ class BlockedGroup:
         sizes = Counter(block_sizes(group.channels, block, pattern.m))
         return cls(name, pattern, start, tuple(sizes.items()), weights, scores)
 
-    def masked_weights(self, soft: list[Tensor], local: list[Tensor]) -> dict[str, Tensor]:
+    def masked_weights(
+        self, soft: list[Tensor], local: list[Tensor], *, soft_mask: bool
+    ) -> dict[str, Tensor]:
         """The pruned weights ``[C_out, C_in]`` under each run's soft and hard permutation."""
         return {
             linear: block_masked_weight(
-                weight, self.scores[linear], soft, local, self.start, self.pattern
+                weight,
+                self.scores[linear],
+                soft,
+                local,
+                self.start,
+                self.pattern,
+                soft_mask=soft_mask,
             ).T
             for linear, weight in self.weights.items()
         }
@@ -116,7 +124,11 @@ def harden(fit: Mapping[int, Tensor]) -> dict[int, Tensor]:
 
 
 def masked_weights(
-    groups: Sequence[BlockedGroup], soft: Mapping[int, Tensor], local: Mapping[int, Tensor]
+    groups: Sequence[BlockedGroup],
+    soft: Mapping[int, Tensor],
+    local: Mapping[int, Tensor],
+    *,
+    soft_mask: bool = True,
 ) -> dict[str, Tensor]:
     """The pruned weights ``[C_out, C_in]`` of all groups' linears.
 
@@ -124,11 +136,13 @@ def masked_weights(
         groups: the groups.
         soft: soft permutations, stacked ``[ΣG, B, B]`` by size; gradients flow to them.
         local: hard permutations, stacked ``LongTensor[ΣG, B]`` by size.
+        soft_mask: which gradient they get, as in
+            :func:`permllm.core.block_product.block_masked_weight`.
     """
     pieces, places = unstacked(groups, soft), unstacked(groups, local)
     weights: dict[str, Tensor] = {}
     for group, piece, place in zip(groups, pieces, places, strict=True):
-        weights |= group.masked_weights(piece, place)
+        weights |= group.masked_weights(piece, place, soft_mask=soft_mask)
     return weights
 
 

@@ -47,6 +47,12 @@ def test_contract(loss: str) -> None:
     check_permutation_learner(small(loss=loss, steps=2))
 
 
+@pytest.mark.parametrize("gradient", ["placement", "soft"])
+@pytest.mark.parametrize("optimiser", ["block-adam", "adam"])
+def test_contract_of_gradients_and_optimisers(gradient: str, optimiser: str) -> None:
+    check_permutation_learner(small(gradient=gradient, optimiser=optimiser, steps=2))
+
+
 def test_preset_paper_is_the_published_setting() -> None:
     pipeline = read_mapping(
         {
@@ -61,6 +67,7 @@ def test_preset_paper_is_the_published_setting() -> None:
     assert (lcp.block, lcp.sinkhorn_rounds, lcp.batch, lcp.passes) == (64, 5, 16, 10)
     assert (lcp.temperature_start, lcp.temperature_end) == (1.0, 0.1)
     assert (lcp.optimiser, lcp.learning_rate, lcp.weight_decay) == ("adamw", 1e-3, 0.1)
+    assert lcp.gradient == "soft"
     assert (lcp.loss, lcp.fresh, lcp.select, lcp.schedule) == ("cosine", False, "last", "cosine")
     assert isinstance(lcp.start, NoPermutation)
     assert Lcp.presets["paper"]["passes"] == 50

@@ -1,0 +1,91 @@
+"""The placement gradient equals what a brute-force swap changes, to first order."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from permllm.core.block_product import block_masked_weight
+from permllm.core.patterns import Pattern, nm_mask_by_rows
+from permllm.core.placements import placement_gradient, rivals_of
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Pattern, torch.Tensor, torch.Tensor]:
+    m = draw(st.sampled_from([2, 3, 4, 8]))
+    pattern = Pattern(draw(st.integers(1, m - 1)), m)
+    shape = (m * draw(st.integers(1, 2)), draw(st.integers(1, 20)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    scores = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return pattern, scores, torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def kept_gradient(scores: torch.Tensor, gradient: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """The sum of the gradients of what the mask of one group keeps."""
+    return (gradient * nm_mask_by_rows(scores, pattern)).sum()
+
+
+@settings(max_examples=30, deadline=None)
+@given(problems())
+def test_counts_what_a_newcomer_changes(problem: tuple) -> None:
+    pattern, scores, gradient = problem
+    mask = nm_mask_by_rows(scores, pattern)
+    rivals = rivals_of(scores, gradient, mask, pattern)
+    found = placement_gradient(scores[None], gradient[None], *(x[None] for x in rivals))[0]
+    for place in range(len(scores)):
+        group = slice(place // pattern.m * pattern.m, (place // pattern.m + 1) * pattern.m)
+        inside = place - group.start
+        for channel in range(len(scores)):
+            before, after = scores[group].clone(), scores[group].clone()
+            value = gradient[group].clone()
+            # Nobody at the place: an entry that no mask would keep.
+            before[inside], after[inside], value[inside] = -1, scores[channel], gradient[channel]
+            expected = kept_gradient(after, value, pattern) - kept_gradient(before, value, pattern)
+            torch.testing.assert_close(found[channel, place], expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(problems())
+def test_predicts_every_swap_of_two_groups_exactly(problem: tuple) -> None:
+    """For a loss that is linear in the mask, first order is all there is."""
+    pattern, scores, gradient = problem
+    start, size = torch.arange(len(scores)), len(scores)
+    soft = torch.eye(size, dtype=torch.float64)[None].requires_grad_()
+
+    def loss(order: torch.Tensor) -> torch.Tensor:
+        weight = torch.ones_like(scores)
+        masked = block_masked_weight(
+            weight, scores, [soft], [order[None]], start, pattern, soft_mask=False
+        )
+        return (masked * gradient).sum()
+
+    (table,) = torch.autograd.grad(before := loss(start), soft)
+    for one in range(size):
+        for other in range(one // pattern.m * pattern.m + pattern.m, size):
+            order = start.clone()
+            order[[one, other]] = start[[other, one]]
+            predicted = table[0, other, one] + table[0, one, other]
+            predicted = predicted - table[0, one, one] - table[0, other, other]
+            torch.testing.assert_close(loss(order) - before, predicted)
+
+
+def test_the_compiled_kernel_equals_the_same_in_tensor_operations() -> None:
+    generator = torch.Generator().manual_seed(0)
+    operands = [torch.randn(3, 8, 700, generator=generator) for _ in range(4)]
+    scores, gradient, hurdle, lost = operands
+    enters = scores[:, :, None] > hurdle[:, None]
+    expected = torch.where(enters, gradient[:, :, None] - lost[:, None], 0).sum(-1)
+    torch.testing.assert_close(placement_gradient(*operands), expected, rtol=1e-4, atol=1e-4)
+    halved = [x.bfloat16() for x in operands]
+    assert placement_gradient(*halved).dtype == torch.float32
+
+
+def test_equal_scores_share_what_is_lost() -> None:
+    pattern = Pattern(1, 3)
+    scores = torch.tensor([[1.0], [1.0], [0.5]])
+    gradient = torch.tensor([[4.0], [2.0], [9.0]])
+    mask = nm_mask_by_rows(scores, pattern)
+    hurdle, lost = rivals_of(scores, gradient, mask, pattern)
+    assert hurdle.flatten().tolist() == [1.0, 1.0, 1.0]
+    assert lost.flatten().tolist() == [2.0, 4.0, 4.0]

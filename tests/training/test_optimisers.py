@@ -1,0 +1,46 @@
+"""Adam with a second moment that a block shares in part."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from permllm.training.optimisers import BlockAdam
+
+
+def steps(optimiser: type, gradients: torch.Tensor, **options: object) -> torch.Tensor:
+    parameter = torch.zeros_like(gradients[0]).requires_grad_()
+    chosen = optimiser([parameter], lr=0.1, **options)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        chosen.step()
+    return parameter.detach()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 5))
+def test_equals_adam_where_all_gradients_of_a_block_are_equally_large(seed: int, n: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (n, 2, 3, 3), generator=generator, dtype=torch.float64) * 2 - 1
+    sizes = torch.rand(n, 2, 1, 1, generator=generator, dtype=torch.float64) + 0.1
+    moved = steps(BlockAdam, signs * sizes, betas=(0.9, 0.95))
+    expected = steps(torch.optim.Adam, signs * sizes, betas=(0.9, 0.95), eps=0)
+    torch.testing.assert_close(moved, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1e-12, 1e6))
+def test_the_scale_of_the_gradients_does_not_matter(seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    gradients = torch.randn(4, 2, 3, 3, generator=generator, dtype=torch.float64)
+    moved, same = steps(BlockAdam, gradients), steps(BlockAdam, gradients * scale)
+    torch.testing.assert_close(moved, same)
+
+
+def test_what_matters_more_moves_further() -> None:
+    gradient = torch.tensor([[[1.0, 0.1], [0.01, 0.0]]], dtype=torch.float64)
+    moved = -steps(BlockAdam, gradient[None].expand(3, -1, -1, -1))
+    first, second, third, fourth = moved.flatten().tolist()
+    assert first > second > third > fourth == 0
+    assert first < 3 * 0.1 * 2**0.5
