@@ -75,7 +75,7 @@ class Lcp(TrainingOptions, PermutationLearner):
         }
     }
 
-    learning_rate: float = option(0.015, help="learning rate at the first step", minimum=0)
+    learning_rate: float = option(0.01, help="learning rate at the first step", minimum=0)
     block: int = option(64, help="channels per block B of the permutation", minimum=2)
     sinkhorn_rounds: int = option(
         5, help="rounds of row and column normalisation", minimum=1, maximum=100
