@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @attrs.frozen
@@ -90,6 +90,25 @@ def replaced_parameters(
         if any(expert.name in weights for expert in experts):
             replaced[name] = _stacked(parameters[name], experts, weights)
     return replaced
+
+
+def biases(layer: nn.Module, linear: Linear) -> list[str]:
+    """The parameters that hold one number for each row of a linear, by name in the layer.
+
+    These are the 1-D parameters of its module, and for an expert the slice of a 2-D one; of
+    several those that are called after the weight.
+    """
+    where, _, own = linear.parameter.rpartition(".")
+    module = layer.get_submodule(where)
+    weight = getattr(module, own)
+    shape = (linear.c_out,) if linear.index is None else (weight.shape[0], linear.c_out)
+    names = [
+        name
+        for name, parameter in module.named_parameters(recurse=False)
+        if name != own and tuple(parameter.shape) == shape
+    ]
+    named = [name for name in names if name.startswith(own)]
+    return [f"{where}.{name}" if where else name for name in named or names]
 
 
 def _stacked(old: Tensor, experts: Sequence[Linear], weights: Mapping[str, Tensor]) -> Tensor:

@@ -34,6 +34,22 @@ _PRODUCTS: dict[Callable[..., Any], tuple[int, int]] = {
 }
 
 
+def product_operands(
+    func: Callable[..., Any], args: tuple[Any, ...]
+) -> tuple[Tensor, Tensor] | None:
+    """The input ``[..., C_in]`` and the weight ``[C_out, C_in]`` of a product with a matrix.
+
+    The weight is a view of the operand. None for any other function.
+    """
+    where = _PRODUCTS.get(func)
+    if where is None or len(args) <= where[1]:
+        return None
+    inputs, weight = args[where[0]], args[where[1]]
+    if weight.dim() != 2:
+        return None
+    return inputs, weight if func is _LINEAR else weight.T
+
+
 class ProductWatch(TorchFunctionMode):
     """Calls ``watch(input [..., C_in], weight [C_out, C_in])`` before every product.
 
@@ -52,11 +68,9 @@ class ProductWatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        where = _PRODUCTS.get(func)
-        if where is not None and len(args) > where[1]:
-            inputs, weight = args[where[0]], args[where[1]]
-            if weight.dim() == 2:
-                self._watch(inputs, weight if func is _LINEAR else weight.T)
+        operands = product_operands(func, args)
+        if operands is not None:
+            self._watch(*operands)
         return func(*args, **(kwargs or {}))
 
 

@@ -1,0 +1,239 @@
+"""Folds: which orders of a group's input channels the layer itself can deliver.
+
+The input of ``down_proj`` is made channel by channel of rows of ``gate_proj`` and
+``up_proj``; with those rows stored in another order it arrives in that order, and no gather
+is needed at run time. :mod:`permllm.models.wiring` finds such rows in any layer; here their
+orders are worked out, applied to parameters, and proved by running the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from permllm.core.permutations import is_permutation
+from permllm.models.decoder import Decoder
+from permllm.models.linears import Linear, biases
+
+
+@attrs.frozen(eq=False)
+class Producer:
+    """Rows of a linear that make the channels of another one's input.
+
+    Attributes:
+        linear: the full name.
+        rows: ``LongTensor[k, atoms]``: the ``k`` rows that belong to each atom; two where
+            gate and up are one linear.
+    """
+
+    linear: str
+    rows: Tensor
+
+
+@attrs.frozen(eq=False)
+class Fold:
+    """How a group's input is made, so which orders of it can be stored in the producers.
+
+    An *atom* is what producers can move as one: the channels that the same rows make.
+    With grouped queries these are as many as query heads share a key/value head, the
+    atom's *lanes*; else an atom is one channel.
+
+    Attributes:
+        layout: ``LongTensor[lanes, atoms]``, the channel of each lane of each atom. Each
+            channel stands in it once; atoms are in order of their first channel.
+        segments: numbers of consecutive atoms that may be exchanged among themselves, such
+            as those of a head; their sum is the number of atoms.
+        producers: the linears whose rows move.
+    """
+
+    layout: Tensor
+    segments: tuple[int, ...]
+    producers: tuple[Producer, ...]
+
+    def atom_order(self, perm: Tensor) -> Tensor | None:
+        """The order of atoms that delivers an order of channels, or None if there is none.
+
+        Args:
+            perm: ``LongTensor[C_in]``.
+
+        Returns:
+            ``LongTensor[atoms]``: with ``order``, ``perm[layout[l, a]]`` is
+            ``layout[l, order[a]]`` for all lanes and atoms.
+        """
+        lanes, atoms = self.layout.shape
+        perm = perm.to(self.layout.device)
+        if not is_permutation(perm, lanes * atoms):
+            return None
+        atom_of = torch.empty_like(perm)
+        atom_of[self.layout] = torch.arange(atoms).expand(lanes, atoms)
+        order = atom_of[perm[self.layout[0]]]
+        if not torch.equal(perm[self.layout], self.layout[:, order]):
+            return None
+        segment = torch.arange(len(self.segments)).repeat_interleave(torch.tensor(self.segments))
+        return order if torch.equal(segment[order], segment) else None
+
+    def perm(self, order: Tensor) -> Tensor:
+        """The order of channels that an order of atoms delivers.
+
+        Args:
+            order: ``LongTensor[atoms]``, within segments.
+
+        Returns:
+            ``LongTensor[C_in]``.
+        """
+        perm = torch.empty(self.layout.numel(), dtype=torch.long)
+        perm[self.layout] = self.layout[:, order]
+        return perm
+
+    def random_perm(self, generator: torch.Generator) -> Tensor:
+        """Any foldable order: ``LongTensor[C_in]``."""
+        parts, first = [], 0
+        for size in self.segments:
+            parts.append(first + torch.randperm(size, generator=generator))
+            first += size
+        return self.perm(torch.cat(parts))
+
+
+@attrs.frozen
+class NoFold:
+    """A group whose order has to be gathered.
+
+    Attributes:
+        reason: why, in words that go on after "is gathered: ".
+    """
+
+    reason: str
+
+
+def find_folds(decoder: Decoder, layers: Iterable[int] | None = None) -> dict[str, Fold | NoFold]:
+    """Find and prove the folds of a model's groups.
+
+    The wiring is looked for once for layers of one shape. Every layer is then run with its
+    own weights in a random foldable order, on random hidden states; what does not come out
+    the same does not fold. The same model gives the same folds.
+
+    Args:
+        decoder: the model, dense or pruned.
+        layers: those whose groups are of interest; all where it is None.
+
+    Returns:
+        by group, in order of execution.
+    """
+    from permllm.models.proving import prove
+    from permllm.models.wiring import find_wiring
+
+    known: dict[tuple[object, ...], tuple[int, dict[str, Fold | NoFold]]] = {}
+    found: dict[str, Fold | NoFold] = {}
+    for index in range(len(decoder.layers)) if layers is None else layers:
+        shape = _shape(decoder, index)
+        if shape not in known:
+            known[shape] = index, find_wiring(decoder, index)
+        source, folds = known[shape]
+        moved = _renamed(folds, decoder.layer_names[source], decoder.layer_names[index])
+        found |= prove(decoder, index, moved)
+    return found
+
+
+def row_orders(
+    decoder: Decoder, folds: Mapping[str, Fold | NoFold], perms: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The orders of rows that deliver the orders of some groups' channels.
+
+    Args:
+        decoder: the model.
+        folds: by group.
+        perms: ``LongTensor[C_in]`` by group; all of them foldable.
+
+    Returns:
+        by linear, ``LongTensor[C_out]``: place ``i`` takes row ``order[i]``.
+
+    Raises:
+        ValueError: an order is not foldable.
+    """
+    orders: dict[str, Tensor] = {}
+    for name, perm in perms.items():
+        fold = folds[name]
+        atoms = None if isinstance(fold, NoFold) else fold.atom_order(perm)
+        if isinstance(fold, NoFold) or atoms is None:
+            raise ValueError(f"the order of {name} does not fold")
+        for producer in fold.producers:
+            rows = torch.arange(decoder.linears[producer.linear].c_out)
+            order = orders.setdefault(producer.linear, rows)
+            # Each row belongs to one group at most, or the proof would have failed.
+            order[producer.rows] = producer.rows[:, atoms]
+    return orders
+
+
+def reordered(
+    layer: nn.Module,
+    linears: Iterable[Linear],
+    parameters: Mapping[str, Tensor],
+    *,
+    rows: Mapping[str, Tensor],
+    columns: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The parameters of a layer that change when rows and columns are put in other orders.
+
+    Args:
+        layer: the layer.
+        linears: the linears of the layer.
+        parameters: the layer's, by name within the layer.
+        rows: ``LongTensor[C_out]`` by linear; biases go with the rows.
+        columns: ``LongTensor[C_in]`` by linear.
+
+    Returns:
+        new tensors by parameter name, in the parameters' shapes and dtypes.
+    """
+    new: dict[str, Tensor] = {}
+
+    def target(name: str) -> Tensor:
+        return new.setdefault(name, parameters[name].detach().clone())
+
+    for linear in linears:
+        if linear.name in columns:
+            matrix = linear.view(target(linear.parameter))
+            matrix.copy_(matrix[:, columns[linear.name].to(matrix.device)])
+        if linear.name in rows:
+            matrix = linear.view(target(linear.parameter))
+            order = rows[linear.name].to(matrix.device)
+            matrix.copy_(matrix[order])
+            for name in biases(layer, linear):
+                bias = target(name)
+                bias = bias if linear.index is None else bias[linear.index]
+                bias.copy_(bias[order])
+    return new
+
+
+def _shape(decoder: Decoder, index: int) -> tuple[object, ...]:
+    """Equal for layers of one class whose linears have the same names and sizes."""
+    title = f"{decoder.layer_names[index]}."
+    linears = [linear for linear in decoder.linears.values() if linear.layer == index]
+    groups = [group for group in decoder.groups.values() if group.layer == index]
+    return (
+        type(decoder.layers[index]),
+        tuple(sorted((one.name.removeprefix(title), one.c_out, one.c_in) for one in linears)),
+        tuple(sorted(group.name.removeprefix(title[:-1]) for group in groups)),
+    )
+
+
+def _renamed(folds: Mapping[str, Fold | NoFold], old: str, new: str) -> dict[str, Fold | NoFold]:
+    """Folds of another layer."""
+
+    def rename(name: str) -> str:
+        return new + name.removeprefix(old)
+
+    return {
+        rename(group): fold
+        if isinstance(fold, NoFold)
+        else attrs.evolve(
+            fold,
+            producers=tuple(
+                attrs.evolve(producer, linear=rename(producer.linear))
+                for producer in fold.producers
+            ),
+        )
+        for group, fold in folds.items()
+    }
