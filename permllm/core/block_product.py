@@ -84,29 +84,29 @@ class _BlockMaskedWeight(torch.autograd.Function):
         soft_mask: bool,
         *soft: Tensor,
     ) -> Tensor:
-        placed = nm_mask_by_rows(scores.index_select(0, order), pattern)
-        mask = placed.index_select(0, invert(start.index_select(0, order)))
-        kept = () if soft_mask else (placed,)
-        ctx.save_for_backward(weight, scores, order, start, *kept)
+        mask = nm_mask_by_rows(scores.index_select(0, order), pattern)
+        mask = mask.index_select(0, invert(start.index_select(0, order)))
+        ctx.save_for_backward(weight, scores, order, start)
         ctx.pattern, ctx.blocks = pattern, [part.shape[:2] for part in soft]
+        ctx.soft_mask = soft_mask
         return weight * mask
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scores, order, start, *kept = ctx.saved_tensors
+        weight, scores, order, start = ctx.saved_tensors
         # Gradient of the mask in the order `start`, and at the hard places.
         mask_grad = (gradients[0] * weight).index_select(0, start)
         placed, placed_grad = scores.index_select(0, order), mask_grad.index_select(0, order)
         of_blocks: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-        if kept:
-            of_blocks = placement_gradient
-            hurdle, lost = rivals_of(placed, placed_grad, kept[0], ctx.pattern)
-            operands = (scores, mask_grad, hurdle, lost)
-        else:
+        if ctx.soft_mask:
             of_blocks = _soft_moves
             soft_mask = _group_softmax(placed, ctx.pattern)
             score_grad = _group_softmax_backward(soft_mask, placed_grad, ctx.pattern)
             operands = (scores, mask_grad, soft_mask, score_grad)
+        else:
+            of_blocks = placement_gradient
+            hurdle, lost = rivals_of(placed, placed_grad, ctx.pattern)
+            operands = (scores, mask_grad, hurdle, lost)
         soft_grads, offset = [], 0
         for blocks, size in ctx.blocks:
             rows = slice(offset, offset + blocks * size)

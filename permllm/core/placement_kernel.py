@@ -9,10 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 
 _TILE = 256
 """Rows compared at a time: tiles of four operands stay in the first cache."""
+
+_LEAST = -3e38
+"""Below every score; finite, since the kernels are compiled to know no infinities."""
 
 _MOST_THREADS = numba.get_num_threads()
 """What Numba was given when it was imported; more cannot be asked for."""
@@ -27,6 +31,71 @@ def placement_gradient_on_cpu(scores: Any, gradient: Any, hurdle: Any, lost: Any
     """
     numba.set_num_threads(min(torch.get_num_threads(), _MOST_THREADS))
     _placements(scores, gradient, hurdle, lost, out)
+
+
+def rivals_on_cpu(scores: Any, gradient: Any, n: int, m: int, hurdle: Any, lost: Any) -> None:
+    """Write what :func:`permllm.core.placements.rivals_of` returns.
+
+    Args:
+        scores, gradient: contiguous arrays ``[C_in, R]``.
+        n, m: of the pattern.
+        hurdle, lost: ``[C_in, R]``.
+    """
+    numba.set_num_threads(min(torch.get_num_threads(), _MOST_THREADS))
+    _rivals(scores, gradient, n, m, hurdle, lost)
+
+
+@numba.njit(fastmath=True, parallel=True, cache=True)
+def _rivals(scores: Any, gradient: Any, n: int, m: int, hurdle: Any, lost: Any) -> None:
+    channels, rows = scores.shape
+    for group in numba.prange(channels // m):
+        highest = np.empty((n + 1, _TILE), scores.dtype)
+        theirs = np.empty((n + 1, _TILE), scores.dtype)
+        score, given = np.empty(_TILE, scores.dtype), np.empty(_TILE, scores.dtype)
+        for first in range(0, rows, _TILE):
+            size = min(_TILE, rows - first)
+            highest[:] = _LEAST
+            for place in range(group * m, group * m + m):
+                score[:size] = scores[place, first : first + size]
+                given[:size] = gradient[place, first : first + size]
+                for rank in range(n + 1):
+                    _insert(score[:size], given[:size], highest[rank], theirs[rank])
+            for place in range(group * m, group * m + m):
+                _choose(
+                    scores[place, first : first + size],
+                    highest[n - 1],
+                    highest[n],
+                    theirs[n - 1],
+                    theirs[n],
+                    hurdle[place, first : first + size],
+                    lost[place, first : first + size],
+                )
+
+
+# Comparisons of floats alone, so that the compiler makes vector instructions of these.
+
+
+@numba.njit(fastmath=True, inline="always", cache=True)
+def _insert(score: Any, given: Any, highest: Any, theirs: Any) -> None:
+    """Leave the higher of two, with what belongs to it, and take the lower along."""
+    for row in range(len(score)):
+        one, its, other, others = score[row], given[row], highest[row], theirs[row]
+        higher = one > other
+        highest[row] = one if higher else other
+        theirs[row] = its if higher else others
+        score[row] = other if higher else one
+        given[row] = others if higher else its
+
+
+@numba.njit(fastmath=True, inline="always", cache=True)
+def _choose(
+    score: Any, nth: Any, below: Any, nth_given: Any, below_given: Any, hurdle: Any, lost: Any
+) -> None:
+    """The rank below for those that are among the N highest, else the N-th."""
+    for row in range(len(score)):
+        among = score[row] >= nth[row]
+        hurdle[row] = below[row] if among else nth[row]
+        lost[row] = below_given[row] if among else nth_given[row]
 
 
 @numba.njit(fastmath=True, inline="always", cache=True)

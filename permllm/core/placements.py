@@ -55,39 +55,45 @@ def placement_gradient(scores: Tensor, gradient: Tensor, hurdle: Tensor, lost: T
     return result
 
 
-def rivals_of(
-    scores: Tensor, gradient: Tensor, mask: Tensor, pattern: Pattern
-) -> tuple[Tensor, Tensor]:
+def rivals_of(scores: Tensor, gradient: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """For each place the entry that a newcomer has to beat: its score and its gradient.
 
-    It is the weakest kept entry of the others in the group: the group's N-th highest, or
-    the one below where the place's own entry is among the N highest. Where several have
-    that very score, their gradients' mean is taken.
+    It is the entry with the N-th highest score of the others in the group: the group's
+    N-th highest, or the one below where the place's own entry is among the N highest.
 
     Args:
         scores, gradient: ``[C_in, R]``, by place.
-        mask: ``BoolTensor[C_in, R]``, what an N:M mask of the scores keeps.
-        pattern: N:M.
+        pattern: N:M with M dividing C_in.
 
     Returns:
-        two tensors ``[C_in, R]``.
+        two tensors ``[C_in, R]``, in float32 or better.
     """
-    grouped, given, kept = (x.unflatten(0, (-1, pattern.m)) for x in (scores, gradient, mask))
-    weakest = _at_extreme(grouped, given, kept, largest=False)
-    strongest = _at_extreme(grouped, given, ~kept, largest=True)
-    hurdle, lost = (
-        torch.where(kept, below, nth).flatten(0, 1)
-        for nth, below in zip(weakest, strongest, strict=True)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    scores, gradient = scores.to(wide), gradient.to(wide)
+    if scores.device.type != "cpu":
+        return rivals_by_operations(scores, gradient, pattern)
+    from permllm.core.placement_kernel import rivals_on_cpu
+
+    hurdle, lost = torch.empty(scores.shape, dtype=wide), torch.empty(scores.shape, dtype=wide)
+    rivals_on_cpu(
+        scores.contiguous().numpy(),
+        gradient.contiguous().numpy(),
+        pattern.n,
+        pattern.m,
+        hurdle.numpy(),
+        lost.numpy(),
     )
     return hurdle, lost
 
 
-def _at_extreme(
-    grouped: Tensor, given: Tensor, among: Tensor, *, largest: bool
+def rivals_by_operations(
+    scores: Tensor, gradient: Tensor, pattern: Pattern
 ) -> tuple[Tensor, Tensor]:
-    """The extreme score among some entries of each group, ``[G, 1, R]``, and its gradient."""
-    barrier = -torch.inf if largest else torch.inf
-    some = grouped.masked_fill(~among, barrier)
-    extreme = some.amax(1, keepdim=True) if largest else some.amin(1, keepdim=True)
-    equal = (some == extreme).to(given.dtype)
-    return extreme, (given * equal).sum(1, keepdim=True) / equal.sum(1, keepdim=True)
+    """:func:`rivals_of` in tensor operations, for devices that Numba does not know."""
+    grouped, given = (x.unflatten(0, (-1, pattern.m)) for x in (scores, gradient))
+    highest, places = grouped.topk(pattern.n + 1, 1)
+    theirs = given.gather(1, places)
+    among = grouped >= highest[:, -2, None]
+    hurdle = torch.where(among, highest[:, -1, None], highest[:, -2, None])
+    lost = torch.where(among, theirs[:, -1, None], theirs[:, -2, None])
+    return hurdle.flatten(0, 1), lost.flatten(0, 1)
