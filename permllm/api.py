@@ -13,6 +13,7 @@ from torch import Tensor
 from permllm.components import Observer
 from permllm.models.checks import check_tokenizer, check_weights
 from permllm.models.decoder import Decoder
+from permllm.models.folding import find_folds
 from permllm.pipeline.reading import read_mapping, read_pipeline
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
@@ -111,7 +112,13 @@ def prune(
     check_weights(decoder)
     job = Run(pipeline.layers.permutation.name, pipeline, {}, Path())
     chain = Chain(
-        decoder, pipeline, sequences, pick_device(pipeline.device), job, registry.manager.hook
+        decoder,
+        pipeline,
+        sequences,
+        pick_device(pipeline.device),
+        job,
+        registry.manager.hook,
+        folds=find_folds(decoder) if pipeline.layers.foldable else {},
     )
     window = chain.prune()
     with torch.no_grad():

@@ -101,6 +101,11 @@ class Layers:
         validator=_check_window,
         metadata={"help": "layers whose orders are learned together", "minimum": 1},
     )
+    foldable: bool = option(
+        False,
+        help="learn only orders that fold into the rows before, where there are such, so that "
+        "fewer inputs are gathered at run time",
+    )
     skip: tuple[str, ...] = option(
         ("lm_head",), help="globs over module names that stay dense, children included"
     )

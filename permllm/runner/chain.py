@@ -17,6 +17,7 @@ from permllm.core.permutations import is_permutation
 from permllm.core.statistics import SQUARE_SUM, Statistic
 from permllm.errors import RunFailed, UserError
 from permllm.models.decoder import Decoder
+from permllm.models.folding import Fold, NoFold
 from permllm.models.linears import Group
 from permllm.pipeline.schema import Pipeline
 from permllm.results import LayerReport
@@ -29,6 +30,7 @@ from permllm.runner.checkpoints import (
     save_window,
     window_path,
 )
+from permllm.runner.constrained import ConstrainedWindow
 from permllm.runner.plan import Run
 from permllm.runner.pruning import LinearPruning
 from permllm.runner.settings import LinearSettings, needed, pruned_groups, settle
@@ -54,6 +56,7 @@ class Chain:
         hook: the life-cycle hooks (pluggy's relay).
         directory: where finished windows are kept, or None.
         stages: computes results, or finds them.
+        folds: how the orders of the groups fold, where the pipeline wants foldable ones.
     """
 
     decoder: Decoder
@@ -64,6 +67,7 @@ class Chain:
     hook: Any
     directory: Path | None = None
     stages: Stages = attrs.field(factory=Stages)
+    folds: Mapping[str, Fold | NoFold] = attrs.field(factory=dict)
     settings: dict[str, LinearSettings] = attrs.field(init=False)
     streams: Streams = attrs.field(init=False)
     keys: ChainKeys = attrs.field(init=False)
@@ -133,15 +137,22 @@ class Chain:
         self.streams.catch_up()
         self.decoder.place(self.device, layers)
         window, before = self._window(index, layers)
-        outcome = self._permutations(self.pipeline.layers.permutation, window)
+        learner = self.pipeline.layers.permutation
+        if self.pipeline.layers.foldable:
+            view = ConstrainedWindow.of(window, self.folds)
+            outcome = self._permutations(learner, view)
+            perms = view.expanded(outcome.tensors)
+        else:
+            outcome = self._permutations(learner, window)
+            perms = outcome.tensors
         with Meter().running() as meter:
             importance = {
                 group: window.group_scores(group).sum(0, dtype=torch.float32).cpu()
                 for group in window.groups
             }
-            weights, reports = self._prune_layers(window, outcome.tensors)
+            weights, reports = self._prune_layers(window, perms)
         cost = before + outcome.cost + meter.cost
-        result = PrunedWindow(weights, outcome.tensors, importance, tuple(reports), cost, key or "")
+        result = PrunedWindow(weights, perms, importance, tuple(reports), cost, key or "")
         if self.directory:
             cache = self.stages.cache
             entry = None

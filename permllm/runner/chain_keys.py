@@ -90,6 +90,7 @@ class ChainKeys:
             [len(self.before), self.pipeline.seed],
             component_key(learner, "train"),
             linears,
+            self.pipeline.layers.foldable,
             [self.calibration, tokens],
         ]
 

@@ -19,6 +19,7 @@ from permllm.errors import PermllmError, RunFailed
 from permllm.evaluators.context import EvaluationContext
 from permllm.models.checks import check_tokenizer, check_weights
 from permllm.models.decoder import Decoder
+from permllm.models.folding import Fold, NoFold, find_folds
 from permllm.models.loading import LoadedModel, fingerprint, load, load_tokenizer
 from permllm.pipeline.reading import dump_yaml, resolved
 from permllm.pipeline.schema import Calibration, Pipeline
@@ -125,6 +126,15 @@ class Session:
             self.hook.permllm_warning(message=f"{which} stay dense: {reason}")
         return decoder
 
+    @cached_property
+    def folds(self) -> dict[str, Fold | NoFold]:
+        """How the orders of the model's groups fold into the rows before."""
+        stage = "looking for orders that fold"
+        self._progress(stage, 0, 1)
+        found = find_folds(self.decoder)
+        self._progress(stage, 1, 1)
+        return found
+
     def sequences(self, run: Run) -> Sequences:
         """A run's calibration tokens, read once for runs that want the same.
 
@@ -215,6 +225,7 @@ class Session:
             self.hook,
             windows,
             self.stages,
+            self.folds if run.pipeline.layers.foldable else {},
         ).prune()
         figures = overall(pruned) | self._evaluate(run, pruned, windows)
         result = RunResult(
