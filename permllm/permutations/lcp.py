@@ -40,6 +40,12 @@ from permllm.training.options import TrainingOptions
 if TYPE_CHECKING:
     from permllm.runner.windows import Window
 
+TRAVEL = 0.5
+"""How far steps with Adam carry a logit, as a share of rate times steps: the cosine's mean."""
+
+MOST_RAISED = 4.0
+"""How many times the learning rate a training of few steps has, at most."""
+
 
 @attrs.frozen
 class Lcp(TrainingOptions, PermutationLearner):
@@ -114,6 +120,16 @@ class Lcp(TrainingOptions, PermutationLearner):
     start: PermutationLearner = option(
         factory=Cp, help="learner whose order the blocks are cut from"
     )
+
+    def learning_rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step; ``step`` counts from 1.
+
+        In a training of few steps it is raised, up to four times, so that logits can travel
+        twice as far as the lean towards the start holds them.
+        """
+        rate = super().learning_rate_at(step, steps)
+        wanted = 2 * self.identity / max(1e-30, TRAVEL * self.learning_rate * steps)
+        return rate * min(max(1.0, wanted), MOST_RAISED)
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """One permutation per group, trained through the window.
