@@ -146,7 +146,12 @@ def _listing(placing: Placing, order: str) -> str:
         if group.order != order:
             continue
         readers = _short(linear.removesuffix(".weight") for linear in group.linears)
-        if order == "folded":
+        if order == "folded" and not group.into:
+            line = (
+                f"- the input of {readers}: the whole residual stream, so embeddings, norms, and "
+                "the rows of all linears that write to it"
+            )
+        elif order == "folded":
             rows = _short(name for name in group.into)
             line = f"- the input of {readers}: rows of {rows}"
         else:

@@ -136,7 +136,7 @@ def tensor_entries(
 def tensor_hash(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's bytes."""
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(memoryview(flat.numpy())).hexdigest()
+    return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def check_files(directory: Path, manifest: Manifest) -> Iterator[tuple[str, str | None]]:

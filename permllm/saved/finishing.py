@@ -78,6 +78,7 @@ def finish(
         ),
         tensors=tensor_entries(directory, held) if entries is None else entries,
         logits=record_logits(tokens, expected),
+        residual=tuple(placing.axes) if placing.stream is not None else (),
     )
     for name, wrong in check_files(directory, manifest):
         if wrong:

@@ -107,6 +107,8 @@ class Manifest:
         groups: every permutation group that was ordered.
         tensors: every tensor of the files, by name.
         logits: what the model is to say.
+        residual: the parameters that are stored in another order of the residual stream;
+            the groups that read it are then ``folded`` without ``into``.
     """
 
     permllm: int
@@ -115,6 +117,7 @@ class Manifest:
     groups: tuple[GroupEntry, ...]
     tensors: dict[str, TensorEntry]
     logits: LogitsEntry
+    residual: tuple[str, ...] = ()
 
     @property
     def gathers(self) -> tuple[GroupEntry, ...]:

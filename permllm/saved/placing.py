@@ -17,6 +17,7 @@ from permllm.models.folding import Fold, NoFold, find_folds, row_orders
 from permllm.models.gathering import gather_places
 from permllm.models.linears import Group, biases
 from permllm.models.proving import prove
+from permllm.models.residual import Residual, find_residual
 
 Order = Literal["stored", "folded", "gathered"]
 """``stored``: the group keeps the original order, so that nothing is to be done."""
@@ -29,7 +30,8 @@ class Placement:
     Attributes:
         name, linears, channels: as in :class:`permllm.models.linears.Group`.
         order: how it reaches the input.
-        into: the parameters whose rows are stored in another order, where it is folded.
+        into: the parameters whose rows are stored in another order, where it is folded into
+            the linears before.
         at: the modules at which it is gathered: one whose output it is, or all linears of
             the group, whose input it is.
         reason: why it is not folded, else None.
@@ -53,12 +55,17 @@ class Placing:
         rows: ``LongTensor[C_out]`` by linear, where its rows are stored in another order.
         columns: ``LongTensor[C_in]`` by linear, likewise.
         gathers: ``LongTensor[C_in]`` by the full name of a module.
+        stream: ``LongTensor[H]``, the order of the whole residual stream; None where it
+            keeps its own. Groups that read it are folded and have no ``into``.
+        axes: by full parameter name the axes that are in the stream's order.
     """
 
     groups: tuple[Placement, ...]
     rows: dict[str, Tensor]
     columns: dict[str, Tensor]
     gathers: dict[str, Tensor]
+    stream: Tensor | None = None
+    axes: dict[str, tuple[int, ...]] = attrs.field(factory=dict)
 
     @property
     def counts(self) -> dict[Order, int]:
@@ -70,7 +77,8 @@ class Placing:
 def place_orders(decoder: Decoder, perms: Mapping[str, Tensor]) -> Placing:
     """Fold every order that folds, and find where the others are gathered.
 
-    Every fold is proved with the real order and the real weights.
+    Every fold is proved with the real order and the real weights. Where all groups that
+    read the residual stream have one order, the stream itself is stored in it.
 
     Args:
         decoder: the pruned model.
@@ -86,8 +94,12 @@ def place_orders(decoder: Decoder, perms: Mapping[str, Tensor]) -> Placing:
             raise UserError(f"the order of {name} is no permutation of its channels")
     perms = {name: perm.cpu() for name, perm in perms.items()}
     moved = {name: perm for name, perm in perms.items() if not _is_identity(perm)}
+    residual = _shared(decoder, perms)
+    streamed = () if residual is None else tuple(n for n in residual.groups if n in moved)
+    stream = moved[streamed[0]] if streamed else None
+    moved = {name: perm for name, perm in moved.items() if name not in streamed}
     layers = sorted({decoder.groups[name].layer for name in moved})
-    found: dict[str, Placement] = {}
+    found = {name: _placement(decoder.groups[name], "folded") for name in streamed}
     rows: dict[str, Tensor] = {}
     gathers: dict[str, Tensor] = {}
     known = find_folds(decoder, layers)
@@ -114,7 +126,22 @@ def place_orders(decoder: Decoder, perms: Mapping[str, Tensor]) -> Placing:
         for name, group in decoder.groups.items()
         if name in perms
     )
-    return Placing(groups, rows, columns, gathers)
+    axes = {} if residual is None else residual.axes
+    return Placing(groups, rows, columns, gathers, stream, axes)
+
+
+def _shared(decoder: Decoder, perms: Mapping[str, Tensor]) -> Residual | None:
+    """What follows the residual stream, where all groups that read it have one order."""
+    orders = Counter(tuple(perm.tolist()) for perm in perms.values() if not _is_identity(perm))
+    if not orders or orders.most_common(1)[0][1] == 1:
+        return None
+    try:
+        residual = find_residual(decoder)
+    except UserError:
+        # It is gathered then, as any order that does not fold.
+        return None
+    readers = {tuple(perms[name].tolist()) for name in residual.groups if name in perms}
+    return residual if len(readers) == 1 and readers <= set(orders) else None
 
 
 def _proved(

@@ -13,6 +13,7 @@ from permllm.core.patterns import Pattern
 from permllm.models.decoder import Decoder
 from permllm.models.folding import reordered
 from permllm.models.linears import Linear
+from permllm.models.residual import moved
 from permllm.saved.gathers import BUFFER
 from permllm.saved.placing import Placing
 
@@ -66,7 +67,7 @@ def stored_tensors(
     state = decoder.model.state_dict()
     for name, tensor in state.items():
         if not name.startswith(titles) and not name.endswith(BUFFER) and once(tensor):
-            yield StoredTensor(name, _ready(tensor, dtype))
+            yield StoredTensor(name, _ready(_in_stream(placing, name, tensor), dtype))
     for index, title in enumerate(decoder.layer_names):
         kept = {
             name: tensor
@@ -89,14 +90,15 @@ def layer_parameters(decoder: Decoder, placing: Placing, index: int) -> dict[str
     """The parameters of a layer whose stored order is another, by name within the layer."""
     layer = decoder.layers[index]
     linears = [linear for linear in decoder.linears.values() if linear.layer == index]
+    parameters = dict(layer.named_parameters())
     with torch.no_grad():
-        return reordered(
-            layer,
-            linears,
-            dict(layer.named_parameters()),
-            rows=placing.rows,
-            columns=placing.columns,
-        )
+        new = reordered(layer, linears, parameters, rows=placing.rows, columns=placing.columns)
+        title = decoder.layer_names[index]
+        for name, parameter in parameters.items():
+            if placing.stream is not None and f"{title}.{name}" in placing.axes:
+                own = new.get(name, parameter.detach())
+                new[name] = _in_stream(placing, f"{title}.{name}", own)
+    return new
 
 
 @contextmanager
@@ -112,10 +114,10 @@ def in_stored_order(
                 kept.append((parameter, parameter.data))
                 parameter.data = _converted(new.get(name, parameter.data), dtype)
         inside = {id(parameter) for parameter, _ in kept}
-        for parameter in decoder.model.parameters():
+        for name, parameter in decoder.model.named_parameters():
             if id(parameter) not in inside:
                 kept.append((parameter, parameter.data))
-                parameter.data = _converted(parameter.data, dtype)
+                parameter.data = _converted(_in_stream(placing, name, parameter.data), dtype)
         yield
     finally:
         for parameter, data in kept:
@@ -138,6 +140,13 @@ def parameter_patterns(
             axis = -2 if linears[0].transposed else -1
             found[name] = pattern, axis, tuple(linear.name for linear in linears)
     return found
+
+
+def _in_stream(placing: Placing, name: str, tensor: Tensor) -> Tensor:
+    """A tensor whose axes follow the residual stream's order, if there is one."""
+    if placing.stream is None:
+        return tensor
+    return moved(tensor, placing.axes.get(name, ()), placing.stream)
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

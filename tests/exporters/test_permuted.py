@@ -21,6 +21,7 @@ from permllm.exporters.permuted import Permuted
 from permllm.models.decoder import Decoder
 from permllm.models.folding import Fold, find_folds
 from permllm.models.linears import Group
+from permllm.models.residual import find_residual
 from permllm.runner.export import ExportContext
 from permllm.saved import files
 from permllm.saved.manifest import MANIFEST, Manifest, read_manifest
@@ -58,6 +59,14 @@ def foldable(model: Any) -> Order:
         return torch.arange(group.channels)
 
     return order
+
+
+def shared(model: Any) -> Order:
+    """One order for all that reads the residual stream; other groups have one that folds."""
+    decoder = Decoder.trace(model)
+    residual, within = find_residual(decoder), foldable(model)
+    perm = torch.randperm(32, generator=torch.Generator().manual_seed(5))
+    return lambda name, group: perm if name in residual.groups else within(name, group)
 
 
 def exported(context: ExportContext, folder: Path, **options: Any) -> Manifest:
@@ -130,6 +139,36 @@ def test_foldable_orders_make_an_ordinary_checkpoint(name: str, tmp_path: Path) 
     AutoTokenizer.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_one_order_of_the_residual_stream(name: str, tmp_path: Path) -> None:
+    """Nothing is gathered, not even for experts, and nothing keeps its order."""
+    model = tiny_model(name)
+    context = pruned_export(model, shared(model))
+    expected = logits(model)
+    manifest = exported(context, tmp_path)
+    assert manifest.files == ("model.safetensors",)
+    assert {group.order for group in manifest.groups} == {"folded"}
+    assert len(manifest.groups) == len(context.decoder.groups)
+    pruned = sum(linear.c_in * linear.c_out for linear in context.decoder.linears.values())
+    assert assert_patterns_hold(tmp_path, manifest) == pruned
+    assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval()), expected)
+    assert len(manifest.residual) >= 12
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "the whole residual stream" in card
+
+
+def test_a_shared_order_beside_gathers(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    one, other = shared(model), free(model)
+
+    def order(name: str, group: Group) -> Tensor | None:
+        return other(name, group) if "attn.c_proj" in name else one(name, group)
+
+    manifest = exported(pruned_export(model, order), tmp_path)
+    assert Counter(group.order for group in manifest.groups) == {"folded": 6, "gathered": 2}
+    assert_close(logits(permllm.load(tmp_path).model), logits(model))
+
+
 def test_the_pruned_model_itself_is_left_alone(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
     context = pruned_export(model, free(model))
@@ -170,7 +209,7 @@ def test_a_model_that_is_in_half_precision(kind: Callable[[Any], Order], tmp_pat
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("kind", [free, foldable])
+@pytest.mark.parametrize("kind", [free, foldable, shared])
 def test_tied_embeddings_stay_tied(kind: Callable[[Any], Order], tmp_path: Path) -> None:
     config = tiny_model("llama-gqa").config
     config.tie_word_embeddings = True
