@@ -47,7 +47,7 @@ def load(
     if not manifest.gathers:
         loaded = load_plain(source, dtype)
     else:
-        model = _skeleton(source)
+        model = _skeleton(source, dtype)
         _attach(model, manifest)
         _fill(model, directory, manifest, dtype)
         loaded = LoadedModel(model.eval(), load_tokenizer(source), str(directory))
@@ -56,8 +56,11 @@ def load(
     return loaded
 
 
-def _skeleton(source: DirectorySource) -> Any:
-    """The model as its configuration describes it, without memory for its parameters."""
+def _skeleton(source: DirectorySource, dtype: torch.dtype | None) -> Any:
+    """The model as its configuration describes it, without memory for its parameters.
+
+    Buffers that are in no file, such as a factor of the embeddings, are computed in ``dtype``.
+    """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -66,7 +69,7 @@ def _skeleton(source: DirectorySource) -> Any:
         try:
             with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(
-                    config, dtype=config.dtype, trust_remote_code=source.trust_remote_code
+                    config, dtype=dtype or config.dtype, trust_remote_code=source.trust_remote_code
                 )
             if (source.path / "generation_config.json").is_file():
                 model.generation_config = GenerationConfig.from_pretrained(source.path)
