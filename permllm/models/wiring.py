@@ -113,7 +113,7 @@ class _Owners:
         start = dict(zip(self.names, self.first, strict=True))
         numbers = torch.cat([start[n] + torch.arange(c.shape[1]) for n, c in codes.items()])
         signs = torch.cat(list(codes.values()), 1).float()
-        parts = []
+        parts: list[Tensor] = []
         # The first channels tell where none are explained, and memory stays small.
         for part in answers.split(CHUNK, dim=1):
             chosen = _pursued(part, signs)

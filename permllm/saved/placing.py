@@ -94,7 +94,7 @@ def place_orders(decoder: Decoder, perms: Mapping[str, Tensor]) -> Placing:
             raise UserError(f"the order of {name} is no permutation of its channels")
     perms = {name: perm.cpu() for name, perm in perms.items()}
     moved = {name: perm for name, perm in perms.items() if not _is_identity(perm)}
-    residual = _shared(decoder, perms)
+    residual, refused = _shared(decoder, perms)
     streamed = () if residual is None else tuple(n for n in residual.groups if n in moved)
     stream = moved[streamed[0]] if streamed else None
     moved = {name: perm for name, perm in moved.items() if name not in streamed}
@@ -115,10 +115,10 @@ def place_orders(decoder: Decoder, perms: Mapping[str, Tensor]) -> Placing:
             if isinstance(fold, Fold):
                 found[name] = _placement(group, "folded", into=_into(decoder, fold))
                 continue
-            at = places[name]
+            at, reason = places[name], fold.reason + refused
             if at is None:
-                raise _stuck(decoder, name, fold.reason)
-            found[name] = _placement(group, "gathered", at=at, reason=fold.reason)
+                raise _stuck(name, reason)
+            found[name] = _placement(group, "gathered", at=at, reason=reason)
             gathers |= dict.fromkeys(at, perm)
     columns = {one: perm for name, perm in moved.items() for one in decoder.groups[name].linears}
     groups = tuple(
@@ -130,18 +130,22 @@ def place_orders(decoder: Decoder, perms: Mapping[str, Tensor]) -> Placing:
     return Placing(groups, rows, columns, gathers, stream, axes)
 
 
-def _shared(decoder: Decoder, perms: Mapping[str, Tensor]) -> Residual | None:
-    """What follows the residual stream, where all groups that read it have one order."""
+def _shared(decoder: Decoder, perms: Mapping[str, Tensor]) -> tuple[Residual | None, str]:
+    """What follows the residual stream, where all groups that read it have one order.
+
+    Returns:
+        None where they have not, or where the stream cannot be moved; and why it cannot.
+    """
     orders = Counter(tuple(perm.tolist()) for perm in perms.values() if not _is_identity(perm))
     if not orders or orders.most_common(1)[0][1] == 1:
-        return None
+        return None, ""
     try:
         residual = find_residual(decoder)
-    except UserError:
+    except UserError as error:
         # It is gathered then, as any order that does not fold.
-        return None
+        return None, f"; {error.message}"
     readers = {tuple(perms[name].tolist()) for name in residual.groups if name in perms}
-    return residual if len(readers) == 1 and readers <= set(orders) else None
+    return (residual if len(readers) == 1 and readers <= set(orders) else None), ""
 
 
 def _proved(
@@ -193,7 +197,7 @@ def _into(decoder: Decoder, fold: Fold) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _stuck(decoder: Decoder, name: str, reason: str) -> UserError:
+def _stuck(name: str, reason: str) -> UserError:
     return UserError(
         f"the order of {name} can be neither folded ({reason}) nor gathered, since its "
         "weights are slices of one parameter",

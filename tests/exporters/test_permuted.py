@@ -25,6 +25,7 @@ from permllm.models.residual import find_residual
 from permllm.runner.export import ExportContext
 from permllm.saved import files
 from permllm.saved.manifest import MANIFEST, Manifest, read_manifest
+from permllm.saved.placing import place_orders
 from permllm.testing import check_exporter
 from permllm.testing.exporters import pruned_export
 from permllm.testing.models import ARCHITECTURES, VOCABULARY, tiny_model
@@ -266,6 +267,21 @@ def test_generation_goes_on_token_by_token(tmp_path: Path) -> None:
     mask = torch.ones_like(TOKENS[:1])
     expected = model.generate(TOKENS[:1], attention_mask=mask, **options)
     assert torch.equal(loaded.generate(TOKENS[:1], attention_mask=mask, **options), expected)
+
+
+def test_a_stream_that_cannot_be_moved_is_gathered(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    order = shared(model)
+    model.model.norm.register_forward_hook(lambda module, args, out: out * torch.arange(32))
+    manifest_reasons = {
+        group.reason for group in place_orders(*_decoder_and_perms(model, order)).groups
+    }
+    assert any("what stands after the layers does not follow" in str(r) for r in manifest_reasons)
+
+
+def _decoder_and_perms(model: Any, order: Order) -> tuple[Decoder, dict[str, Tensor]]:
+    context = pruned_export(model, order)
+    return context.decoder, context.perms
 
 
 # --- the card -----------------------------------------------------------------------
