@@ -15,6 +15,7 @@ from permllm.hookspecs import hookimpl
 if TYPE_CHECKING:
     from permllm.api import Pruned, prune, run
     from permllm.components import option
+    from permllm.saved.loading import load
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "UserError",
     "__version__",
     "hookimpl",
+    "load",
     "option",
     "prune",
     "run",
@@ -37,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from permllm import api
 
         return getattr(api, name)
+    if name == "load":
+        from permllm.saved.loading import load
+
+        return load
     if name == "option":
         from permllm.components import option
 

@@ -15,5 +15,6 @@ if TYPE_CHECKING:
 def permllm_exporters() -> Iterable[type[Exporter]]:
     """The built-in exporters."""
     from permllm.exporters.masked import Masked
+    from permllm.exporters.permuted import Permuted
 
-    return [Masked]
+    return [Masked, Permuted]

@@ -11,14 +11,22 @@ LOADING = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
+"""For folders that transformers opens by itself."""
+
+LOADING_PERMLLM = """\
+import permllm
+loaded = permllm.load("path/to/this/folder")
+model, tokenizer = loaded.model, loaded.tokenizer"""
+"""For folders that it does not."""
 
 
-def model_card(context: ExportContext, about: str) -> str:
+def model_card(context: ExportContext, about: str, loading: str = LOADING) -> str:
     """The card in Markdown.
 
     Args:
         context: the exported model with its figures.
         about: what the format of the export means, in a few sentences.
+        loading: the code that opens it.
     """
     patterns = sorted({report.pattern for report in context.result.layers})
     sections = [
@@ -29,7 +37,7 @@ def model_card(context: ExportContext, about: str) -> str:
         "## Figures",
         figures_table(context.dense.figures, context.result.figures),
         "## Loading",
-        f"```python\n{LOADING}\n```",
+        f"```python\n{loading}\n```",
         "## Format",
         about,
         "## Pipeline",

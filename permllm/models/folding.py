@@ -128,7 +128,7 @@ def find_folds(decoder: Decoder, layers: Iterable[int] | None = None) -> dict[st
     known: dict[tuple[object, ...], tuple[int, dict[str, Fold | NoFold]]] = {}
     found: dict[str, Fold | NoFold] = {}
     for index in range(len(decoder.layers)) if layers is None else layers:
-        shape = _shape(decoder, index)
+        shape = layer_shape(decoder, index)
         if shape not in known:
             known[shape] = index, find_wiring(decoder, index)
         source, folds = known[shape]
@@ -207,7 +207,7 @@ def reordered(
     return new
 
 
-def _shape(decoder: Decoder, index: int) -> tuple[object, ...]:
+def layer_shape(decoder: Decoder, index: int) -> tuple[object, ...]:
     """Equal for layers of one class whose linears have the same names and sizes."""
     title = f"{decoder.layer_names[index]}."
     linears = [linear for linear in decoder.linears.values() if linear.layer == index]

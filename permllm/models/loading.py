@@ -58,7 +58,7 @@ def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None
     folder, options = _located(source)
     if isinstance(source, HubSource):
         DirectorySource(folder).check()
-    with _quiet():
+    with quiet():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -89,7 +89,7 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     folder, options = _located(source)
-    with _quiet():
+    with quiet():
         try:
             return AutoTokenizer.from_pretrained(folder, **options)
         except (*_BROKEN, ImportError) as error:
@@ -105,7 +105,7 @@ def read_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     folder, options = _located(source, config_only=True)
-    with _quiet():
+    with quiet():
         try:
             return AutoConfig.from_pretrained(folder, **options)
         except (*_BROKEN, ImportError) as error:
@@ -168,7 +168,7 @@ def _fetched(source: HubSource, config_only: bool) -> Path:
 
     wanted = ["*.json"] if config_only else _HUB_FILES
     code = ["*.py"] if source.trust_remote_code else []
-    with _quiet():
+    with quiet():
         try:
             folder = snapshot_download(
                 source.id,
@@ -212,7 +212,7 @@ def _some(names: list[str], count: int = 3) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off the screen for the block."""
     import transformers.modeling_gguf_pytorch_utils as gguf_utils
     from transformers.utils import logging

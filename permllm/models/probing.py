@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from permllm.models.calls import LayerCall
 from permllm.models.decoder import Decoder
-from permllm.models.linears import Linear, biases
+from permllm.models.linears import Group, Linear, biases
 from permllm.models.tracing import product_operands
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
@@ -77,7 +77,7 @@ class LayerProbe:
     """
 
     def __init__(
-        self, decoder: Decoder, index: int, dtype: torch.dtype, length: int, *, hollow: bool
+        self, decoder: Decoder, index: int, dtype: torch.dtype, length: int, *, hollow: bool = False
     ) -> None:
         self.decoder, self.index, self.dtype = decoder, index, dtype
         self.linears = [linear for linear in decoder.linears.values() if linear.layer == index]
@@ -141,6 +141,15 @@ class LayerProbe:
         if self.decoder.tuples[self.index] is not None:
             output = output[0]
         return LayerRun({name: torch.cat(parts) for name, parts in met.items()}, output)
+
+    def leaders(self) -> dict[int, Group]:
+        """The groups by the address of their first linear's weight here."""
+        first = {group.linears[0]: group for group in self.groups}
+        return {
+            _address(linear, self.parameters): first[linear.name]
+            for linear in self.linears
+            if linear.name in first
+        }
 
     def _cast(self, value: Any) -> Any:
         if isinstance(value, Tensor):

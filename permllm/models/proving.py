@@ -61,7 +61,7 @@ class _Trial:
 
     def __init__(self, decoder: Decoder, index: int, dtype: torch.dtype) -> None:
         self.decoder, self.index, self.dtype = decoder, index, dtype
-        self.probe = LayerProbe(decoder, index, dtype, LENGTH, hollow=False)
+        self.probe = LayerProbe(decoder, index, dtype, LENGTH)
         self.tolerance = 1e-6 if dtype == torch.float64 else 1e-4
         experts = any(linear.index is not None for linear in self.probe.linears)
         self.batch = 8 if experts else 2

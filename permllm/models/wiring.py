@@ -30,6 +30,9 @@ MOST_ROWS = 4
 EXPLAINED = 1e-2
 """The share of a channel's answer that its rows may leave unexplained."""
 
+CHUNK = 256
+"""Channels that are explained at a time."""
+
 TRIES = 64
 """Inputs after which an expert that no token was routed to is given up."""
 
@@ -109,21 +112,38 @@ class _Owners:
             return None
         start = dict(zip(self.names, self.first, strict=True))
         numbers = torch.cat([start[n] + torch.arange(c.shape[1]) for n, c in codes.items()])
-        signs = torch.cat(list(codes.values()), 1)
-        total = answers.norm(dim=0)
-        if not (total > 1e-6 * len(answers) ** 0.5).all():
-            return None
-        rest, chosen = answers, torch.zeros(answers.shape[1], 0, dtype=torch.long)
-        for _ in range(MOST_ROWS):
-            best = (signs.T @ rest).abs().argmax(0)
-            chosen = torch.cat([chosen, best[:, None]], 1)
-            used = signs[:, chosen].permute(1, 0, 2)
-            wanted = answers.T[:, :, None]
-            fit = used @ torch.linalg.lstsq(used, wanted).solution
-            rest = (wanted - fit)[:, :, 0].T
-            if (rest.norm(dim=0) <= EXPLAINED * total).all():
-                return numbers[chosen].sort(1).values
+        signs = torch.cat(list(codes.values()), 1).float()
+        parts: list[Tensor] = []
+        # The first channels tell where none are explained, and memory stays small.
+        for part in answers.split(CHUNK, dim=1):
+            chosen = _pursued(part, signs)
+            if chosen is None or (parts and parts[0].shape[1] != chosen.shape[1]):
+                return None
+            parts.append(numbers[chosen].sort(1).values)
+        return torch.cat(parts)
+
+
+def _pursued(answers: Tensor, signs: Tensor) -> Tensor | None:
+    """The columns of ``signs [K, rows]`` that make up each column of ``answers [K, C]``.
+
+    Returns:
+        ``LongTensor[C, k]``, or None where so few do not.
+    """
+    total = answers.norm(dim=0)
+    if not (total > 1e-6 * len(answers) ** 0.5).all():
         return None
+    wanted = answers.T[:, :, None]
+    rest, chosen = answers, torch.zeros(answers.shape[1], 0, dtype=torch.long)
+    for _ in range(MOST_ROWS):
+        # Only the largest counts, so that single precision will do.
+        best = (signs.T @ (rest / total).float()).abs().argmax(0)
+        chosen = torch.cat([chosen, best[:, None]], 1)
+        used = signs[:, chosen].permute(1, 0, 2).double()
+        fit = used @ torch.linalg.lstsq(used, wanted).solution
+        rest = (wanted - fit)[:, :, 0].T
+        if (rest.norm(dim=0) <= EXPLAINED * total).all():
+            return chosen
+    return None
 
 
 def _answers(

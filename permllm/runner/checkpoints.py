@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from permllm.core.patterns import Pattern
 from permllm.errors import UserError
 from permllm.results import LayerReport
 from permllm.runner.stages import Cost
@@ -43,6 +44,11 @@ class PrunedWindow:
     reports: tuple[LayerReport, ...]
     cost: Cost
     key: str = ""
+
+    @property
+    def patterns(self) -> dict[str, Pattern]:
+        """The pattern of every pruned linear."""
+        return {report.linear: Pattern.parse(report.pattern) for report in self.reports}
 
 
 def window_path(directory: Path, index: int) -> Path:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+from torch import Tensor
 
+from permllm.core.patterns import Pattern
+from permllm.models.decoder import Decoder
 from permllm.results import RunResult
 
 
@@ -22,6 +25,10 @@ class ExportContext:
         dense: the dense model's figures.
         versions: of permllm, torch and so on, by distribution.
         model_description: where the dense model came from.
+        decoder: the model's layers, linears and permutation groups.
+        perms: by group, ``LongTensor[C_in]``; for every pruned linear of the group
+            ``weight[:, perm]`` holds its pattern.
+        patterns: of every pruned linear.
     """
 
     model: Any
@@ -32,3 +39,6 @@ class ExportContext:
     dense: RunResult
     versions: dict[str, str]
     model_description: str
+    decoder: Decoder
+    perms: dict[str, Tensor]
+    patterns: dict[str, Pattern]

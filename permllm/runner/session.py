@@ -238,7 +238,7 @@ class Session:
             setting=run.setting,
             repeat=run.repeat,
         )
-        return attrs.evolve(result, exports=self._export(run, pruned.weights, result, dense))
+        return attrs.evolve(result, exports=self._export(run, pruned, result, dense))
 
     def _evaluate(
         self, run: Run, pruned: PrunedWindow | None, saved: Path | None
@@ -296,7 +296,7 @@ class Session:
             return evaluator.evaluate(self.model.model, self.model.tokenizer, context)
 
     def _export(
-        self, run: Run, weights: dict[str, Tensor], result: RunResult, dense: RunResult
+        self, run: Run, pruned: PrunedWindow, result: RunResult, dense: RunResult
     ) -> dict[str, str]:
         """Write every export of the run; the folders appear once they are complete."""
         exports = {}
@@ -309,8 +309,11 @@ class Session:
             dense=dense,
             versions=self.environment["versions"],
             model_description=self.model.description,
+            decoder=self.decoder,
+            perms=pruned.perms,
+            patterns=pruned.patterns,
         )
-        with self.decoder.substituted(weights):
+        with self.decoder.substituted(pruned.weights):
             for exporter in run.pipeline.export:
                 self._progress(f"export ({exporter.name}), {run.label}", 0, 1)
                 final = run.directory / "exports" / exporter.name

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from permllm.components import Exporter
+from permllm.core.patterns import Pattern, nm_mask
+from permllm.core.permutations import invert
+from permllm.models.decoder import Decoder
+from permllm.models.linears import Group
 from permllm.results import LayerReport, RunResult
 from permllm.runner.export import ExportContext
 from permllm.testing.expect import expect, expect_equal
@@ -21,7 +29,11 @@ def check_exporter(exporter: Exporter) -> None:
     that another exporter can write it too.
     """
     name = f"exporter '{exporter.name}'"
-    context = toy_export(tiny_model("llama-gqa"))
+    generator = torch.Generator().manual_seed(0)
+    context = pruned_export(
+        tiny_model("llama-gqa"),
+        lambda name, group: torch.randperm(group.channels, generator=generator),
+    )
     before = {key: value.clone() for key, value in context.model.state_dict().items()}
     with tempfile.TemporaryDirectory() as folder:
         parent = Path(folder)
@@ -43,6 +55,8 @@ def check_exporter(exporter: Exporter) -> None:
 def toy_export(model: Any, **changes: Any) -> ExportContext:
     """What the runner hands to an exporter, made up but for the model.
 
+    Without ``perms`` and ``patterns`` nothing counts as pruned; :func:`pruned_export` prunes.
+
     Args:
         model: the model to export.
         changes: attributes of the context to set otherwise.
@@ -57,5 +71,41 @@ def toy_export(model: Any, **changes: Any) -> ExportContext:
         "dense": RunResult("dense", {"perplexity/toy": 16.8}, 0.0, 2**20),
         "versions": {"permllm": "0.1.0"},
         "model_description": "a toy model",
+        "perms": {},
+        "patterns": {},
     }
+    if "decoder" not in changes:
+        attributes["decoder"] = Decoder.trace(model)
     return ExportContext(**{**attributes, **changes})
+
+
+def pruned_export(
+    model: Any,
+    order: Callable[[str, Group], Tensor | None],
+    pattern: Pattern | None = None,
+    **changes: Any,
+) -> ExportContext:
+    """Prune a model by magnitude, in place, and make up the rest of what exporters get.
+
+    Args:
+        model: the model.
+        order: for the name and the group gives its order, ``LongTensor[C_in]``; groups for
+            which it gives None stay dense.
+        pattern: N:M; 2:4 where it is None.
+        changes: attributes of the context to set otherwise.
+    """
+    decoder = Decoder.trace(model)
+    pattern = pattern or Pattern(2, 4)
+    perms, patterns = {}, {}
+    for name, group in decoder.groups.items():
+        perm = order(name, group)
+        if perm is None:
+            continue
+        perms[name] = perm
+        for linear in group.linears:
+            weight = decoder.weight(linear)
+            mask = nm_mask(weight.float().abs()[:, perm], pattern)[:, invert(perm)]
+            weight.mul_(mask)
+            patterns[linear] = pattern
+    attributes = {"decoder": decoder, "perms": perms, "patterns": patterns}
+    return toy_export(model, **{**attributes, **changes})

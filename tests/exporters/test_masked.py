@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from permllm.exporters.masked import Masked
+from permllm.models.decoder import Decoder
 from permllm.testing import check_exporter
 from permllm.testing.exporters import toy_export
 from permllm.testing.models import tiny_model
@@ -41,6 +42,8 @@ def test_transformers_opens_the_folder_with_equal_logits(
             parameter[:, ::2] = 0
     Masked().export(toy_export(model), tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").eval()
+    # Experts are then multiplied one by one, as in the model that was traced for the export.
+    Decoder.trace(reloaded)
     tokens = torch.arange(20)[None]
     assert reloaded.dtype == dtype
     assert torch.equal(reloaded(input_ids=tokens).logits, model(input_ids=tokens).logits)

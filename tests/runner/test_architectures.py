@@ -14,6 +14,8 @@ from permllm.models.decoder import Decoder
 from permllm.registry import Registry
 from permllm.runner.checkpoints import load_window
 from permllm.runner.run import make_plan, run_plan
+from permllm.saved.loading import load
+from permllm.saved.manifest import read_manifest
 from permllm.testing.models import ARCHITECTURES
 
 
@@ -49,3 +51,25 @@ def test_whole_pipeline(
         assert 0.5 <= run.figures["sparsity"] < 0.6
         assert run.figures["sparsity/nm_violations"] == 0
         assert run.figures["fidelity/kl"] > 0
+
+
+def test_every_exporter_writes_what_was_pruned(
+    write_pipeline: Callable[..., Path], registry: Registry, tmp_path: Path
+) -> None:
+    """The runner hands over orders and patterns, and groups that stay dense have none."""
+    path = write_pipeline(
+        "llama-gqa",
+        export=["masked", {"name": "permuted"}],
+        layers={"permutation": {"name": "cp", "rounds": 2, "steps": 0}, "skip": ["*.o_proj"]},
+    )
+    plan = make_plan(path, registry, out=tmp_path / "out")
+    run = run_plan(plan, registry).runs[1]
+    manifest = read_manifest(plan.out / run.exports["permuted"])
+    assert {group.pattern for group in manifest.groups} == {"2:4"}
+    assert len(manifest.groups) == 6
+    tokens = torch.arange(2 * 24).reshape(2, 24) % 90
+    with torch.no_grad():
+        masked = AutoModelForCausalLM.from_pretrained(plan.out / run.exports["masked"]).eval()
+        permuted = load(plan.out / run.exports["permuted"]).model
+        expected, got = masked(input_ids=tokens).logits, permuted(input_ids=tokens).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

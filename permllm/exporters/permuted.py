@@ -1,0 +1,184 @@
+"""A folder whose pruned weights are N:M in the order in which they are stored."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+
+from permllm.components import Exporter, option
+
+if TYPE_CHECKING:
+    import torch
+
+    from permllm.core.patterns import Pattern
+    from permllm.runner.export import ExportContext
+    from permllm.saved.placing import Placing
+
+
+@attrs.frozen
+class Permuted(Exporter):
+    """A folder whose pruned weights are N:M in stored order, orders folded where they can be.
+
+    Where every order folds, it is an ordinary checkpoint of transformers. Where some input
+    has to be gathered at run time, ``permllm.load`` opens it.
+    """
+
+    name: ClassVar[str] = "permuted"
+
+    dtype: str | None = option(
+        None,
+        help="of the saved weights; null for the model's own",
+        choices=("float32", "bfloat16", "float16"),
+    )
+
+    def export(self, context: ExportContext, directory: Path) -> None:
+        """Write weights, manifest, configuration, tokenizer and model card.
+
+        What was written is read back and checked: patterns, orders, and the logits, which
+        must be those of the pruned model. Where that fails, nothing is left in the folder.
+
+        Raises:
+            UserError: an order can neither be folded nor gathered, the folder is in use, or
+                the disk is too full.
+            RunFailed: the saved model is not the pruned one.
+        """
+        from permllm.saved.files import check_claim
+        from permllm.saved.placing import place_orders
+
+        dtype = self._dtype()
+        check_claim(directory, _bytes(context.model, dtype))
+        placing = place_orders(context.decoder, context.perms)
+        try:
+            self._write(context, directory, placing, dtype)
+        except BaseException:
+            _clear(directory)
+            raise
+
+    def _dtype(self) -> torch.dtype | None:
+        import torch
+
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        return None if self.dtype is None else known[self.dtype]
+
+    def _write(
+        self,
+        context: ExportContext,
+        directory: Path,
+        placing: Placing,
+        dtype: torch.dtype | None,
+    ) -> None:
+        from permllm.exporters.card import LOADING, LOADING_PERMLLM, model_card
+        from permllm.exporters.plain import write_plain
+        from permllm.exporters.writing import write_extras
+        from permllm.saved.files import write_shards
+        from permllm.saved.finishing import finish
+        from permllm.saved.stored import parameter_patterns, stored_tensors
+
+        decoder, patterns = context.decoder, context.patterns
+        held: dict[str, tuple[Pattern, int]]
+        if placing.gathers:
+            tensors = stored_tensors(decoder, placing, patterns, dtype)
+            write_shards(directory, ((stored.name, stored.tensor) for stored in tensors))
+            write_config(context.model, directory, dtype)
+            whole = parameter_patterns(decoder, patterns)
+            held = {name: (pattern, axis) for name, (pattern, axis, _) in whole.items()}
+        else:
+            held = write_plain(decoder, placing, patterns, dtype, directory)
+        loading = LOADING_PERMLLM if placing.gathers else LOADING
+        write_extras(context, directory, model_card(context, about(placing), loading))
+        finish(directory, "permuted", context.decoder, placing, patterns, held, dtype)
+
+
+def write_config(model: Any, directory: Path, dtype: torch.dtype | None) -> None:
+    """Write a model's configuration and generation configuration alone."""
+    from permllm.exporters.writing import as_for_users
+
+    with as_for_users(model):
+        config = type(model.config).from_dict(model.config.to_dict())
+        config.architectures = [type(model).__name__]
+        config.dtype = dtype or model.dtype
+        config.save_pretrained(directory)
+        generation = getattr(model, "generation_config", None)
+        if generation is not None:
+            generation.save_pretrained(directory)
+
+
+def about(placing: Placing) -> str:
+    """What the card says of the format."""
+    counts = placing.counts
+    parts = [
+        "Every pruned weight holds its pattern in the order in which it is stored: of M "
+        "consecutive inputs at most N are not zero, so that kernels for N:M sparsity can use it "
+        "as it is. Its input has to come in the same order."
+    ]
+    if counts["folded"]:
+        parts.append(
+            f"{counts['folded']} of {len(placing.groups)} inputs come in order by themselves, "
+            "since the rows of the linears that make them are stored so (folded):\n\n"
+            + _listing(placing, "folded")
+        )
+    if counts["gathered"]:
+        parts.append(
+            f"{counts['gathered']} of {len(placing.groups)} are put in order at run time "
+            "(gathered), by an index buffer `permllm_order` at\n\n"
+            + _listing(placing, "gathered")
+            + "\n\nTransformers alone would leave these out. So the weights are called "
+            "`permllm*.safetensors`, which it does not open; `permllm.load` does, and gives an "
+            "ordinary model of transformers with hooks."
+        )
+    if counts["stored"]:
+        parts.append(f"{counts['stored']} keep the original order of their channels.")
+    if not counts["gathered"]:
+        parts.append(
+            "Nothing is left to do at run time: this is an ordinary checkpoint of transformers, "
+            "and `permllm.json` beside it is for checks only."
+        )
+    return "\n\n".join(parts)
+
+
+def _listing(placing: Placing, order: str) -> str:
+    """One line for all layers' groups of one kind."""
+    lines: dict[str, int] = {}
+    for group in placing.groups:
+        if group.order != order:
+            continue
+        readers = _short(linear.removesuffix(".weight") for linear in group.linears)
+        if order == "folded" and not group.into:
+            line = (
+                f"- the input of {readers}: the whole residual stream, so embeddings, norms, and "
+                "the rows of all linears that write to it"
+            )
+        elif order == "folded":
+            rows = _short(name for name in group.into)
+            line = f"- the input of {readers}: rows of {rows}"
+        else:
+            line = f"- {_short(group.at)}, for {readers}: {group.reason}"
+        lines[line] = lines.get(line, 0) + 1
+    return "\n".join(
+        f"{line} ({count} layers)" if count > 1 else line for line, count in lines.items()
+    )
+
+
+def _short(names: Any) -> str:
+    """Names of modules without their layer and the experts' numbers."""
+    import re
+
+    shown = (re.sub(r"\[\d+\]", "[*]", re.sub(r"^.*?\.\d+\.", "", name)) for name in names)
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(shown))
+
+
+def _bytes(model: Any, dtype: torch.dtype | None) -> int:
+    wide = None if dtype is None else dtype.itemsize
+    return sum(p.numel() * (wide or p.element_size()) for p in model.parameters())
+
+
+def _clear(directory: Path) -> None:
+    """Empty a folder that an export failed to fill."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

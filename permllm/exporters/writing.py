@@ -1,0 +1,61 @@
+"""What exporters write alike: configuration, tokenizer, pipeline and model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from permllm.runner.export import ExportContext
+
+
+def write_extras(context: ExportContext, directory: Path, card: str) -> None:
+    """Write tokenizer, pipeline and model card."""
+    context.tokenizer.save_pretrained(directory)
+    (directory / "pipeline.yaml").write_text(context.pipeline_yaml, encoding="utf-8")
+    (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def as_for_users(model: Any) -> Iterator[None]:
+    """Settings for the block as someone who generates text wants them saved.
+
+    The cache of keys and values is off while models are pruned. And a generation config
+    that sets a temperature but does not sample, as some published models have it, is
+    refused by transformers when it is saved. The dtype that is saved is the parameters'.
+    """
+    config, generation = model.config, getattr(model, "generation_config", None)
+    before = getattr(config, "use_cache", None)
+    dtype = getattr(config, "dtype", None)
+    sampled = getattr(generation, "do_sample", None)
+    try:
+        if before is not None:
+            config.use_cache = True
+        if generation is not None:
+            try:
+                generation.validate(strict=True)
+            except ValueError:
+                generation.do_sample = True
+        yield
+    finally:
+        config.dtype = dtype
+        if before is not None:
+            config.use_cache = before
+        if generation is not None:
+            generation.do_sample = sampled
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers' progress bars off the screen for the block."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
