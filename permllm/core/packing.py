@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from permllm.core.patterns import Pattern, is_nm, nm_mask
+from permllm.core.patterns import Pattern, nm_mask
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""An integer of as many bytes."""
 
 
 def index_bits(pattern: Pattern) -> int:
@@ -56,16 +59,19 @@ def pack(weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     """
     if weight.ndim != 2:
         raise ValueError(f"only a matrix can be packed, not a tensor of {tuple(weight.shape)}")
-    if not is_nm(weight, pattern):
-        raise ValueError(_first_violation(weight, pattern))
+    pattern.groups(weight.shape[1])
     occupied = weight != 0
     # Zeros tie, and of equals the mask keeps the earlier: exactly N a group, in order.
     kept = nm_mask(occupied.to(torch.uint8), pattern)
-    values = weight.masked_select(kept).view(weight.shape[0], -1)
-    values = values.where(values != 0, torch.zeros_like(values))
+    if (occupied & ~kept).any():
+        raise ValueError(_first_violation(occupied, pattern))
+    # As integers, since moving a float may quieten a NaN.
+    stored = weight.contiguous().view(_INTEGERS[weight.itemsize])
+    values = stored.masked_select(kept).view(weight.shape[0], -1)
+    values = values.mul_(occupied.masked_select(kept).view_as(values)).view(weight.dtype)
     code = torch.uint8 if pattern.m <= 256 else torch.int32
     places = torch.arange(weight.shape[1], device=weight.device).remainder(pattern.m).to(code)
-    codes = places.expand_as(weight).masked_select(kept).view_as(values)
+    codes = places.repeat(weight.shape[0], 1).masked_select(kept).view_as(values)
     return values, _pack_codes(codes, index_bits(pattern))
 
 
@@ -87,11 +93,9 @@ def unpack(values: Tensor, indices: Tensor, pattern: Pattern, channels: int) -> 
     """
     codes = unpack_codes(values, indices, pattern, channels)
     grouped = codes.unflatten(-1, (-1, pattern.n))
-    weight = values.new_zeros(values.shape[0], channels)
-    weight.unflatten(-1, (-1, pattern.m)).scatter_(
-        -1, grouped.to(torch.int64), values.unflatten(-1, (-1, pattern.n))
-    )
-    return weight
+    stored = values.contiguous().view(_INTEGERS[values.itemsize]).unflatten(-1, (-1, pattern.n))
+    weight = stored.new_zeros(*stored.shape[:-1], pattern.m)
+    return weight.scatter_(-1, grouped.to(torch.int64), stored).flatten(1).view(values.dtype)
 
 
 def unpack_codes(values: Tensor, indices: Tensor, pattern: Pattern, channels: int) -> Tensor:
@@ -126,8 +130,8 @@ def unpack_codes(values: Tensor, indices: Tensor, pattern: Pattern, channels: in
     return codes
 
 
-def _first_violation(weight: Tensor, pattern: Pattern) -> str:
-    counts = (weight != 0).unflatten(-1, (-1, pattern.m)).sum(-1)
+def _first_violation(occupied: Tensor, pattern: Pattern) -> str:
+    counts = occupied.unflatten(-1, (-1, pattern.m)).sum(-1)
     over = counts > pattern.n
     row, group = over.nonzero()[0].tolist()
     return (
