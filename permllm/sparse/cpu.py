@@ -166,13 +166,13 @@ def packed_linear(
         if len(rows) <= KERNEL_TOKENS:
             y = kernel.linear(rows, values, indices, bias, pattern)
         else:
-            y = _by_chunks(kernel, rows, values, indices, bias, pattern)
+            y = dense_by_chunks(kernel, rows, values, indices, bias, pattern)
     else:
         y = functional.linear(rows, unpack(values, indices, pattern, x.shape[-1]), bias)
     return y.view(*x.shape[:-1], len(values))
 
 
-def _by_chunks(
+def dense_by_chunks(
     kernel: Kernel,
     rows: Tensor,
     values: Tensor,
