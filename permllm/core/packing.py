@@ -92,10 +92,11 @@ def unpack(values: Tensor, indices: Tensor, pattern: Pattern, channels: int) -> 
             ascending within M, as in a damaged file.
     """
     codes = unpack_codes(values, indices, pattern, channels)
-    grouped = codes.unflatten(-1, (-1, pattern.n))
-    stored = values.contiguous().view(_INTEGERS[values.itemsize]).unflatten(-1, (-1, pattern.n))
-    weight = stored.new_zeros(*stored.shape[:-1], pattern.m)
-    return weight.scatter_(-1, grouped.to(torch.int64), stored).flatten(1).view(values.dtype)
+    groups = (values.shape[0], channels // pattern.m)
+    stored = values.contiguous().view(_INTEGERS[values.itemsize]).view(*groups, pattern.n)
+    weight = stored.new_zeros(*groups, pattern.m)
+    weight.scatter_(-1, codes.view(*groups, pattern.n).to(torch.int64), stored)
+    return weight.view(len(values), channels).view(values.dtype)
 
 
 def unpack_codes(values: Tensor, indices: Tensor, pattern: Pattern, channels: int) -> Tensor:
@@ -118,7 +119,7 @@ def unpack_codes(values: Tensor, indices: Tensor, pattern: Pattern, channels: in
             f"which are {shapes[0]} and {shapes[1]} of torch.uint8"
         )
     codes = _unpack_codes(indices, index_bits(pattern), values.shape[1])
-    grouped = codes.unflatten(-1, (-1, pattern.n))
+    grouped = codes.view(len(codes), -1, pattern.n)
     # The last of an ascending group is its largest; M itself may be beyond a byte.
     fine = (grouped[..., 1:] > grouped[..., :-1]).all(-1) & (grouped[..., -1] <= pattern.m - 1)
     if not fine.all():
@@ -131,7 +132,7 @@ def unpack_codes(values: Tensor, indices: Tensor, pattern: Pattern, channels: in
 
 
 def _first_violation(occupied: Tensor, pattern: Pattern) -> str:
-    counts = occupied.unflatten(-1, (-1, pattern.m)).sum(-1)
+    counts = occupied.view(len(occupied), -1, pattern.m).sum(-1)
     over = counts > pattern.n
     row, group = over.nonzero()[0].tolist()
     return (

@@ -13,7 +13,7 @@ import hashlib
 import os
 import platform
 import shutil
-import time
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ _CHUNK_BYTES = 4 << 20
 So much stays in the cache; a whole weight is fresh memory at every call, which the system
 maps page by page and which takes longer than to unpack it.
 """
-_STALE_LOCK_SECONDS = 600
 
 
 @attrs.frozen
@@ -97,6 +96,35 @@ def build_kernel(machine: Sequence[str]) -> Kernel | str:
     Returns:
         the kernel, or the reason why there is none, as a clause.
     """
+    flags = ["-O3", *machine, "-fopenmp"]
+    name = f"permllm_nm_{_fingerprint(flags)}"
+    torch_ops: Any = torch.ops
+    try:
+        library = _extensions_folder() / f"{name}.so"
+        if library.exists():
+            torch_ops.load_library(library)
+        elif (reason := _compile(name, flags, library)) is not None:
+            return reason
+    except (RuntimeError, OSError) as error:
+        return f"the kernel could not be compiled or loaded: {_gist(str(error))}"
+    ops = getattr(torch_ops, name)
+    return Kernel(ops, ops.instructions())
+
+
+def _extensions_folder() -> Path:
+    """Where PyTorch keeps what it compiles."""
+    from torch.utils import cpp_extension
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    return Path(root) / "permllm"
+
+
+def _compile(name: str, flags: Sequence[str], library: Path) -> str | None:
+    """Compile and load the kernel, and keep it as ``library``; or why that cannot be.
+
+    It appears there all at once: a process that is killed leaves neither half a library nor
+    a lock for others to wait for, and of two that compile at once either may win.
+    """
     from torch.utils import cpp_extension
 
     compiler = os.environ.get("CXX", "c++").split()[0]
@@ -104,23 +132,18 @@ def build_kernel(machine: Sequence[str]) -> Kernel | str:
         return f"there is no C++ compiler {compiler!r} (the variable CXX may name another)"
     if not cpp_extension.is_ninja_available():
         return "ninja is missing, which compiles the kernel (pip install ninja)"
-    flags = ["-O3", *machine, "-fopenmp"]
-    name = f"permllm_nm_{_fingerprint(flags)}"
-    try:
-        folder = Path(cpp_extension._get_build_directory(name, False))
-        _clear_stale_lock(folder / "lock")
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         # Without -fopenmp at linking, its threads are those of the OpenMP that torch brought.
         cpp_extension.load(
             name,
             [str(_SOURCES[0])],
-            extra_cflags=flags,
-            build_directory=str(folder),
+            extra_cflags=list(flags),
+            build_directory=folder,
             is_python_module=False,
         )
-    except (RuntimeError, OSError) as error:
-        return f"the kernel could not be compiled: {str(error).strip().splitlines()[0]}"
-    ops = getattr(torch.ops, name)
-    return Kernel(ops, ops.instructions())
+        (Path(folder) / f"{name}.so").replace(library)
+    return None
 
 
 def kernel_reason(dtype: torch.dtype, pattern: Pattern) -> str | None:
@@ -191,6 +214,12 @@ def dense_by_chunks(
     return y
 
 
+def _gist(message: str) -> str:
+    """The compiler's own error, of all that ninja prints; else the first line."""
+    lines = message.strip().splitlines() or ["no reason given"]
+    return next((line for line in lines if "error:" in line), lines[0])
+
+
 def _fingerprint(flags: Sequence[str]) -> str:
     """Of all that the compiled file depends on: a home may be shared by several machines."""
     known = hashlib.sha256()
@@ -209,9 +238,3 @@ def _processor() -> str:
             if line.startswith(("flags", "Features")):
                 return line
     return f"{platform.machine()} {platform.processor()}"
-
-
-def _clear_stale_lock(lock: Path) -> None:
-    """Remove the lock of a compilation that was killed; torch would wait for it for ever."""
-    if lock.exists() and time.time() - lock.stat().st_mtime > _STALE_LOCK_SECONDS:
-        lock.unlink(missing_ok=True)

@@ -47,7 +47,8 @@ class Device:
         if device.type != "cuda" or torch.version.cuda is None:
             return cls(device.type)
         capability = torch.cuda.get_device_capability(device)
-        if torch.backends.cusparselt.is_available():
+        cusparselt = getattr(torch.backends, "cusparselt", None)  # PyTorch 2.5 brought it
+        if cusparselt is not None and cusparselt.is_available():
             return cls("cuda", capability, "cuSPARSELt")
         # CUTLASS's kernels in PyTorch are those of Ampere and Ada.
         return cls("cuda", capability, "CUTLASS" if capability[0] == 8 else None)

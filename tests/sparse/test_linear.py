@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -156,7 +158,7 @@ def test_what_the_kernel_is_not_for_is_said(
 
 
 def test_without_a_compiler_the_product_is_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler -O3")
+    monkeypatch.setenv("CXX", "no-such-compiler -O3")  # for which nothing was compiled yet
     reason = cpu.build_kernel(["-march=native"])
     assert reason == (
         "there is no C++ compiler 'no-such-compiler' (the variable CXX may name another)"
@@ -168,8 +170,33 @@ def test_without_a_compiler_the_product_is_dense(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(sparse(x), dense(x))
 
 
-def test_a_failed_compilation_is_a_reason() -> None:
+@pytest.fixture
+def empty_extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where compiled kernels go, for one test."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_a_failed_compilation_is_a_reason_and_leaves_nothing(empty_extensions: Path) -> None:
     reason = cpu.build_kernel(["-march=no-such-machine"])
-    if isinstance(reason, str) and "could not be compiled" not in reason:
-        pytest.skip(reason)
     assert isinstance(reason, str)
+    if "could not be compiled or loaded" not in reason:
+        pytest.skip(reason)
+    assert "no-such-machine" in reason
+    assert not [path for path in empty_extensions.rglob("*") if path.is_file()]
+
+
+def test_a_damaged_library_is_a_reason(empty_extensions: Path) -> None:
+    (empty_extensions / "permllm").mkdir()
+    name = f"permllm_nm_{cpu._fingerprint(['-O3', '-march=native', '-fopenmp'])}.so"
+    (empty_extensions / "permllm" / name).write_bytes(b"no library")
+    reason = str(cpu.build_kernel(["-march=native"]))
+    assert reason.startswith("the kernel could not be compiled or loaded")
+    assert name in reason
+
+
+def test_a_kernel_that_was_compiled_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(reason := cpu.load_kernel(), str):
+        pytest.skip(reason)
+    monkeypatch.setattr(cpu, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert isinstance(cpu.build_kernel(["-march=native"]), cpu.Kernel)
