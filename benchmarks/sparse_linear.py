@@ -27,7 +27,7 @@ import click
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from permllm.core.packing import pack
@@ -40,6 +40,7 @@ SHAPES = {
     "SmolLM2-135M q, o": (576, 576),
     "SmolLM2-135M gate, up": (1536, 576),
     "SmolLM2-135M down": (576, 1536),
+    "Llama-1B q, o": (2048, 2048),
     "Llama-7B q, k, v, o": (4096, 4096),
     "Llama-7B down": (4096, 11008),
 }
@@ -60,6 +61,14 @@ def compiled_product(x: Tensor, values: Tensor, indices: Tensor, pattern: Patter
     groups = torch.arange(values.shape[1]) // pattern.n * pattern.m
     picked = x[:, codes.to(torch.int64) + groups]
     return (picked.float() * values.float()).sum(-1).to(x.dtype)
+
+
+def bare_linear(weight: Tensor) -> nn.Linear:
+    """A linear of this weight, without bias and gradients."""
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    return linear
 
 
 @attrs.frozen
@@ -91,13 +100,14 @@ class Case:
         values, indices = pack(weight, self.pattern)
         copies = -(-(self.megabytes << 20) // (values.nbytes + indices.nbytes))
         dense = [weight.clone() for _ in range(copies)]
+        modules = [bare_linear(copy) for copy in dense]
         layers = [
             SparseLinear.from_packed(
                 values.clone(), indices.clone(), self.pattern, self.shape[1]
             ).requires_grad_(False)
             for _ in range(copies)
         ]
-        ways: dict[str, Way] = {"dense": lambda copy: functional.linear(x, dense[copy])}
+        ways: dict[str, Way] = {"dense": lambda copy: modules[copy](x)}
         if self.compiled:
             ways |= self._compiled(x, dense, layers)
         kernel = cpu.load_kernel()

@@ -26,12 +26,6 @@ from torch.nn import functional
 from permllm.core.packing import unpack
 from permllm.core.patterns import Pattern
 
-KERNEL_TOKENS = 32
-"""With more tokens it is faster to unpack and multiply densely.
-
-Measured by ``benchmarks/sparse_linear.py``.
-"""
-
 KERNEL_PATTERNS = (Pattern(1, 2), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16))
 """Patterns whose kept weights meet their inputs in whole registers."""
 
@@ -39,11 +33,15 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
 _SOURCES = tuple(Path(__file__).parent / name for name in ("kernel.cpp", "registers.h"))
 _CHUNK_BYTES = 4 << 20
-"""Of the weight that is dense at a time.
+"""Of the weight that is dense at a time, if that is ``_CHUNK_ROWS`` rows at least.
 
 So much stays in the cache; a whole weight is fresh memory at every call, which the system
-maps page by page and which takes longer than to unpack it.
+maps page by page and which takes longer than to unpack it. Fewer rows would have the dense
+product read its input too often.
 """
+_CHUNK_ROWS = 192
+_SMALL_WEIGHT = 2 << 20
+"""Entries of a weight that is small: for some tokens, its dense product is in the cache."""
 
 
 @attrs.frozen
@@ -64,13 +62,13 @@ class Kernel:
         """``x W^T + bias``, summed in float32.
 
         Args:
-            x: ``[tokens, C_in]``, of the dtype of the values.
+            x: ``[..., C_in]``, of the dtype of the values.
             values, indices: as :func:`permllm.core.packing.pack` gives them, on the CPU.
             bias: ``[C_out]``, or None.
             pattern: N:M.
 
         Returns:
-            ``[tokens, C_out]``, of the dtype of the values.
+            ``[..., C_out]``, of the dtype of the values.
         """
         product: Tensor = self.ops.nm_linear(x, values, indices, bias, pattern.n, pattern.m)
         return product
@@ -177,22 +175,31 @@ def packed_linear(
     Returns:
         ``[..., C_out]``.
     """
+    wants_gradient = x.requires_grad and torch.is_grad_enabled()
+    if wants_gradient or not values.is_cpu or kernel_reason(values.dtype, pattern) is not None:
+        return functional.linear(x, unpack(values, indices, pattern, x.shape[-1]), bias)
+    kernel = load_kernel()
+    assert isinstance(kernel, Kernel)
+    if x.shape[:-1].numel() <= kernel_tokens(values.dtype, len(values) * x.shape[-1]):
+        return kernel.linear(x, values, indices, bias, pattern)
     rows = x.reshape(-1, x.shape[-1])
-    wants_gradient = torch.is_grad_enabled() and x.requires_grad
-    if (
-        values.device.type == "cpu"
-        and not wants_gradient
-        and kernel_reason(values.dtype, pattern) is None
-    ):
-        kernel = load_kernel()
-        assert isinstance(kernel, Kernel)
-        if len(rows) <= KERNEL_TOKENS:
-            y = kernel.linear(rows, values, indices, bias, pattern)
-        else:
-            y = dense_by_chunks(kernel, rows, values, indices, bias, pattern)
-    else:
-        y = functional.linear(rows, unpack(values, indices, pattern, x.shape[-1]), bias)
+    y = dense_by_chunks(kernel, rows, values, indices, bias, pattern)
     return y.view(*x.shape[:-1], len(values))
+
+
+def kernel_tokens(dtype: torch.dtype, entries: int) -> int:
+    """With more tokens it is faster to unpack and multiply densely.
+
+    Measured by ``benchmarks/sparse_linear.py`` on a processor with AVX-512 and bfloat16;
+    one that has matrix instructions for bfloat16 will want fewer.
+
+    Args:
+        dtype: of the weight.
+        entries: of the weight, when dense.
+    """
+    if entries <= _SMALL_WEIGHT:
+        return 16
+    return 32 if dtype == torch.bfloat16 else 128
 
 
 def dense_by_chunks(
@@ -203,10 +210,19 @@ def dense_by_chunks(
     bias: Tensor | None,
     pattern: Pattern,
 ) -> Tensor:
-    """The dense product, a few megabytes of the weight at a time."""
+    """The dense product, a few megabytes of the weight at a time.
+
+    Args:
+        kernel: which unpacks.
+        rows: ``[tokens, C_in]``.
+        values, indices, bias, pattern: as for :func:`packed_linear`.
+
+    Returns:
+        ``[tokens, C_out]``.
+    """
     channels = rows.shape[1]
     y = rows.new_empty(len(rows), len(values))
-    step = max(1, _CHUNK_BYTES // (channels * values.itemsize))
+    step = max(_CHUNK_ROWS, _CHUNK_BYTES // (channels * values.itemsize))
     for first in range(0, len(values), step):
         chunk = slice(first, first + step)
         weight = kernel.unpack(values[chunk], indices[chunk], pattern, channels)

@@ -187,20 +187,23 @@ void check(const Tensor& values, const Tensor& indices, int64_t n, int64_t m, in
 template <class Machine, typename Value, typename Input>
 void run(const Tensor& x, const Tensor& values, const Tensor& indices, const float* bias,
          const Tensor& y, int64_t n, int64_t m) {
+  const int64_t tokens = y.numel() / std::max<int64_t>(1, values.size(0));
   const Problem<Value, Input> problem{
       values.const_data_ptr<Value>(), indices.const_data_ptr<uint8_t>(), x.const_data_ptr<Input>(),
-      bias, y.mutable_data_ptr<Value>(), x.size(0), x.size(1), values.size(0), values.size(1),
+      bias, y.mutable_data_ptr<Value>(), tokens, x.size(-1), values.size(0), values.size(1),
       indices.size(1)};
   multiply<Machine>(problem, n, m);
 }
 
-// x [tokens, c_in] times the packed weight, summed in float32 -> [tokens, c_out].
+// x [..., c_in] times the packed weight, summed in float32 -> [..., c_out].
 Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& indices,
                  const std::optional<Tensor>& bias, int64_t n, int64_t m) {
-  TORCH_CHECK(x.dim() == 2 && x.scalar_type() == values.scalar_type(), "x does not fit the values");
-  check(values, indices, n, m, x.size(1));
+  TORCH_CHECK(x.dim() >= 1 && x.scalar_type() == values.scalar_type(), "x does not fit the values");
+  check(values, indices, n, m, x.size(-1));
   const Tensor rows = x.contiguous();
-  const Tensor y = at::empty({x.size(0), values.size(0)}, values.options());
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = values.size(0);
+  const Tensor y = at::empty(sizes, values.options());
   const Tensor added = bias ? bias->to(at::kFloat).contiguous() : Tensor();
   const float* bias_data = bias ? added.const_data_ptr<float>() : nullptr;
   if (values.scalar_type() == at::kFloat) {
