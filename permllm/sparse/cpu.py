@@ -40,8 +40,8 @@ maps page by page and which takes longer than to unpack it. Fewer rows would hav
 product read its input too often.
 """
 _CHUNK_ROWS = 192
-_SMALL_WEIGHT = 2 << 20
-"""Entries of a weight that is small: for some tokens, its dense product is in the cache."""
+_SMALL_BYTES = 8 << 20
+"""A dense weight of so many bytes passes through the cache as fast as it is multiplied."""
 
 
 @attrs.frozen
@@ -197,9 +197,9 @@ def kernel_tokens(dtype: torch.dtype, entries: int) -> int:
         dtype: of the weight.
         entries: of the weight, when dense.
     """
-    if entries <= _SMALL_WEIGHT:
+    if entries * dtype.itemsize <= _SMALL_BYTES:
         return 16
-    return 32 if dtype == torch.bfloat16 else 128
+    return 32 if dtype == torch.bfloat16 else 64
 
 
 def dense_by_chunks(
