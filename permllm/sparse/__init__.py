@@ -1,0 +1,1 @@
+"""Linears that really run sparse: packed on the CPU, semi-structured on CUDA."""

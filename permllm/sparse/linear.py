@@ -1,0 +1,97 @@
+"""A linear layer that holds its N:M weight packed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from permllm.core.packing import pack, unpack, unpack_codes
+from permllm.core.patterns import Pattern
+from permllm.sparse.cpu import packed_linear
+
+
+class SparseLinear(nn.Module):
+    """``y = x W^T + bias`` with an N:M weight of which only the kept values are held.
+
+    It is for inference: the weight gets no gradient, its input does. How it multiplies
+    is :func:`permllm.sparse.cpu.packed_linear`'s choice at each call.
+
+    Attributes:
+        values: ``[C_out, C_in / M * N]``.
+        indices: the places of the values, as :mod:`permllm.core.packing` writes them.
+        bias: ``[C_out]``, or None.
+        pattern: N:M.
+        in_features, out_features: C_in and C_out.
+    """
+
+    values: Tensor
+    indices: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, values: Tensor, indices: Tensor, bias: Tensor | None, pattern: Pattern, channels: int
+    ) -> None:
+        super().__init__()
+        self.pattern = pattern
+        self.in_features = channels
+        self.out_features = values.shape[0]
+        self.register_buffer("values", values)
+        self.register_buffer("indices", indices)
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    def from_packed(
+        cls,
+        values: Tensor,
+        indices: Tensor,
+        pattern: Pattern,
+        channels: int,
+        bias: Tensor | None = None,
+    ) -> SparseLinear:
+        """Of a weight that is packed already.
+
+        Raises:
+            ValueError: the shapes do not fit one another, or the indices are damaged.
+        """
+        unpack_codes(values, indices, pattern, channels)
+        if bias is not None and bias.shape != values.shape[:1]:
+            raise ValueError(
+                f"a bias of {tuple(bias.shape)} does not fit {values.shape[0]} output channels"
+            )
+        return cls(values.contiguous(), indices.contiguous(), bias, pattern, channels)
+
+    @classmethod
+    def from_dense(cls, linear: nn.Linear, pattern: Pattern) -> SparseLinear:
+        """Of a linear layer whose weight is N:M along its stored input axis.
+
+        Raises:
+            ValueError: the weight is not N:M, or M does not divide its input channels.
+        """
+        values, indices = pack(linear.weight.detach(), pattern)
+        bias = None if linear.bias is None else linear.bias.detach()
+        return cls(values, indices, bias, pattern, linear.in_features)
+
+    def to_dense(self) -> nn.Linear:
+        """The dense layer, bit for bit, on the same device."""
+        with torch.device("meta"):
+            linear = nn.Linear(self.in_features, self.out_features, self.bias is not None)
+        linear.weight = nn.Parameter(self.weight, requires_grad=False)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
+        return linear
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight ``[C_out, C_in]``, unpacked at each access."""
+        return unpack(self.values, self.indices, self.pattern, self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., C_in]`` to ``[..., C_out]``."""
+        return packed_linear(x, self.values, self.indices, self.bias, self.pattern)
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, pattern={self.pattern}"
+        )

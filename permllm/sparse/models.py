@@ -1,0 +1,168 @@
+"""Making the linears of a model run sparse, and saying of each how it runs and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+from torch import Tensor, nn
+
+from permllm.core.packing import pack
+from permllm.core.patterns import Pattern
+from permllm.sparse import cuda
+from permllm.sparse.cpu import kernel_reason
+from permllm.sparse.linear import SparseLinear
+
+Runs = Literal["cpu kernel", "semi-structured", "dense"]
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
+@attrs.frozen
+class LinearReport:
+    """How one linear runs.
+
+    Attributes:
+        name: the linear's.
+        pattern: what its weight is pruned to.
+        runs: what multiplies.
+        reason: why it stays dense, as a clause; None where it runs sparse.
+        bytes: of its weight, as it is held in memory now.
+        dense_bytes: of its weight when dense.
+    """
+
+    name: str
+    pattern: Pattern
+    runs: Runs
+    reason: str | None
+    bytes: int
+    dense_bytes: int
+
+
+def sparsify(model: nn.Module, patterns: Mapping[str, Pattern]) -> list[LinearReport]:
+    """Let the pruned linears of a model run sparse, in place, where that is faster.
+
+    On the CPU an ``nn.Linear`` is exchanged for a :class:`SparseLinear`, which keeps the
+    hooks and extra buffers of the old one; on CUDA its weight becomes a semi-structured
+    tensor. The rest stays as it is.
+
+    Args:
+        model: in eval mode, its weights N:M along their stored input axis.
+        patterns: by the linear's module name, or ``PARAMETER[INDEX]`` for an expert's
+            slice of a 3-D parameter.
+
+    Returns:
+        a report for each of ``patterns``, in that order.
+
+    Raises:
+        ValueError: the model has no such linear.
+    """
+    shared = _shared_weights(model)
+    return [_sparsify_one(model, name, pattern, shared) for name, pattern in patterns.items()]
+
+
+def _sparsify_one(
+    model: nn.Module, name: str, pattern: Pattern, shared: Mapping[int, list[str]]
+) -> LinearReport:
+    module, weight = _find(model, name)
+    reason = _reason_of_module(name, module, weight, shared)
+    if reason is not None or not isinstance(module, nn.Linear):
+        return _report(name, pattern, "dense", reason, weight.nbytes, weight.nbytes)
+    runs: Runs = "semi-structured" if weight.device.type == "cuda" else "cpu kernel"
+    if runs == "cpu kernel":
+        reason, held = _pack_on_cpu(model, name, module, pattern)
+    else:
+        reason, held = _pack_on_cuda(module, pattern)
+    if reason is not None:
+        return _report(name, pattern, "dense", reason, weight.nbytes, weight.nbytes)
+    return _report(name, pattern, runs, None, held, weight.nbytes)
+
+
+def _report(
+    name: str, pattern: Pattern, runs: Runs, reason: str | None, held: int, dense: int
+) -> LinearReport:
+    return LinearReport(name, pattern, runs, reason, held, dense)
+
+
+def _find(model: nn.Module, name: str) -> tuple[nn.Module | None, Tensor]:
+    """The module of a linear and its weight; no module for an expert's slice."""
+    try:
+        if name.endswith("]"):
+            parameter, _, index = name[:-1].rpartition("[")
+            return None, model.get_parameter(parameter)[int(index)]
+        return model.get_submodule(name), model.get_parameter(f"{name}.weight")
+    except (AttributeError, IndexError, ValueError) as error:
+        raise ValueError(f"the model has no linear {name!r}") from error
+
+
+def _reason_of_module(
+    name: str, module: nn.Module | None, weight: Tensor, shared: Mapping[int, list[str]]
+) -> str | None:
+    """What keeps a linear dense before its numbers are looked at."""
+    if module is None:
+        return "it is an expert's slice of a 3-D parameter, which the model multiplies itself"
+    if type(module) is not nn.Linear:
+        return f"it is a {type(module).__name__} and not an nn.Linear"
+    others = [other for other in shared.get(id(weight), []) if other != f"{name}.weight"]
+    if others:
+        return f"its weight is also {others[0]}"
+    return None
+
+
+def _shared_weights(model: nn.Module) -> dict[int, list[str]]:
+    """The names of each parameter, by its identity."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return names
+
+
+def _pack_on_cpu(
+    model: nn.Module, name: str, linear: nn.Linear, pattern: Pattern
+) -> tuple[str | None, int]:
+    """The reason that keeps a linear dense, or None; and the bytes that it holds."""
+    if linear.weight.device.type != "cpu":
+        return f"there is no sparse product for {linear.weight.device.type}", 0
+    reason = kernel_reason(linear.weight.dtype, pattern)
+    if reason is not None:
+        return reason, 0
+    try:
+        sparse = SparseLinear.from_dense(linear, pattern)
+    except ValueError as error:
+        return str(error), 0
+    _carry_over(linear, sparse)
+    model.set_submodule(name, sparse)
+    return None, sparse.values.nbytes + sparse.indices.nbytes
+
+
+def _carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Hooks and extra buffers, such as those that gather a linear's input."""
+    persistent = old.state_dict(keep_vars=True)
+    for key, buffer in old.named_buffers(recurse=False):
+        new.register_buffer(key, buffer, persistent=key in persistent)
+    for hooks in _HOOKS:
+        getattr(new, hooks).update(getattr(old, hooks))
+    new.train(old.training)
+
+
+def _pack_on_cuda(linear: nn.Linear, pattern: Pattern) -> tuple[str | None, int]:
+    """As :func:`_pack_on_cpu`, by a semi-structured weight."""
+    weight = linear.weight
+    device = cuda.Device.of(weight.device)
+    reason = cuda.semi_structured_reason(tuple(weight.shape), weight.dtype, pattern, device)
+    if reason is not None:
+        return reason, 0
+    try:
+        pack(weight.detach(), pattern)
+        cuda.make_semi_structured(linear, device)
+    except (ValueError, RuntimeError) as error:
+        return str(error).strip().splitlines()[0], 0
+    # Both libraries keep half the values and two bits for each.
+    return None, weight.nbytes * 9 // 16

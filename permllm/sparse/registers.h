@@ -1,0 +1,220 @@
+// What the kernel of kernel.cpp needs of a machine, for M = 2N (1:2, 2:4, 4:8, 8:16).
+//
+// A register of kept weights meets exactly two registers of inputs. A machine says how many
+// lanes a register of values has, reads the places of as many values (`Bits` bits each, from
+// lanes * Bits / 8 bytes), picks the inputs and multiplies.
+
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) && defined(__FMA__)
+#include <immintrin.h>
+#endif
+
+namespace permllm {
+
+using c10::BFloat16;
+
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+#define PERMLLM_REGISTERS 1
+
+template <typename Stored>
+struct Floats {
+  using Value = Stored;
+  using Input = float;
+  using Sum = __m512;
+  static constexpr int lanes = 16;
+  struct Inputs { __m512 low, high; };
+
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static float total(Sum sum) { return _mm512_reduce_add_ps(sum); }
+  static Inputs inputs(const float* x) { return {_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16)}; }
+  static __m512 load(const float* v) { return _mm512_loadu_ps(v); }
+  static __m512 load(const BFloat16* v) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+  template <int Bits>
+  static __m512i places(const uint8_t* bytes) {
+    // Eight numbers are Bits bytes: the lower eight lanes shift one word, the upper another.
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    uint32_t low = 0, high = 0;
+    __m512i words;
+    int wrap = 7;
+    if constexpr (Bits <= 2) {
+      std::memcpy(&low, bytes, 2 * Bits);
+      words = _mm512_set1_epi32(static_cast<int>(low));
+      wrap = 15;
+    } else {
+      std::memcpy(&low, bytes, Bits);
+      std::memcpy(&high, bytes + Bits, Bits);
+      words = _mm512_inserti64x4(_mm512_set1_epi32(static_cast<int>(low)),
+                                 _mm256_set1_epi32(static_cast<int>(high)), 1);
+    }
+    const __m512i shifts =
+        _mm512_mullo_epi32(_mm512_and_si512(lane, _mm512_set1_epi32(wrap)), _mm512_set1_epi32(Bits));
+    const __m512i base = _mm512_slli_epi32(_mm512_srli_epi32(lane, Bits - 1), Bits);
+    const __m512i mask = _mm512_set1_epi32((1 << Bits) - 1);
+    return _mm512_or_si512(_mm512_and_si512(_mm512_srlv_epi32(words, shifts), mask), base);
+  }
+  static Sum add(Sum sum, const Value* v, __m512i places, const Inputs& x) {
+    return _mm512_fmadd_ps(load(v), _mm512_permutex2var_ps(x.low, places, x.high), sum);
+  }
+};
+
+#elif defined(__AVX2__) && defined(__FMA__)
+#define PERMLLM_REGISTERS 1
+
+template <typename Stored>
+struct Floats {
+  using Value = Stored;
+  using Input = float;
+  using Sum = __m256;
+  static constexpr int lanes = 8;
+  struct Inputs { __m256 low, high; };
+
+  static Sum zero() { return _mm256_setzero_ps(); }
+  static float total(Sum sum) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+  }
+  static Inputs inputs(const float* x) { return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)}; }
+  static __m256 load(const float* v) { return _mm256_loadu_ps(v); }
+  static __m256 load(const BFloat16* v) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(v));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+  }
+  template <int Bits>
+  static __m256i places(const uint8_t* bytes) {
+    const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    uint32_t word = 0;
+    std::memcpy(&word, bytes, Bits);
+    const __m256i shifts = _mm256_mullo_epi32(lane, _mm256_set1_epi32(Bits));
+    const __m256i base = _mm256_slli_epi32(_mm256_srli_epi32(lane, Bits - 1), Bits);
+    const __m256i mask = _mm256_set1_epi32((1 << Bits) - 1);
+    const __m256i codes = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(word)), shifts);
+    return _mm256_or_si256(_mm256_and_si256(codes, mask), base);
+  }
+  static Sum add(Sum sum, const Value* v, __m256i places, const Inputs& x) {
+    // The fourth bit says which of the two registers; it becomes the sign that blendv reads.
+    const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(places, 28));
+    const __m256 picked = _mm256_blendv_ps(_mm256_permutevar8x32_ps(x.low, places),
+                                           _mm256_permutevar8x32_ps(x.high, places), upper);
+    return _mm256_fmadd_ps(load(v), picked, sum);
+  }
+};
+#endif
+
+#if defined(PERMLLM_REGISTERS) && defined(__AVX512BF16__)
+#define PERMLLM_BFLOAT16 1
+
+// bfloat16 by bfloat16, pairs summed in float32: twice the values of a register of floats.
+struct Halves {
+  using Value = BFloat16;
+  using Input = BFloat16;
+  using Sum = __m512;
+  static constexpr int lanes = 32;
+  struct Inputs { __m512i low, high; };
+
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static float total(Sum sum) { return _mm512_reduce_add_ps(sum); }
+  static Inputs inputs(const BFloat16* x) {
+    return {_mm512_loadu_si512(x), _mm512_loadu_si512(x + 32)};
+  }
+  // For each lane the two bytes that its number begins in, how far up, and its group's begin.
+  template <int Bits>
+  struct Layout {
+    alignas(64) uint8_t bytes[64];
+    alignas(64) uint16_t shifts[32], base[32];
+    constexpr Layout() : bytes(), shifts(), base() {
+      for (int lane = 0; lane < 32; ++lane) {
+        const int bit = lane * Bits;
+        bytes[2 * lane] = static_cast<uint8_t>(bit / 8);
+        bytes[2 * lane + 1] = bit % 8 + Bits > 8 ? static_cast<uint8_t>(bit / 8 + 1) : 0x80;
+        shifts[lane] = static_cast<uint16_t>(bit % 8);
+        base[lane] = static_cast<uint16_t>((lane >> (Bits - 1)) << Bits);
+      }
+    }
+  };
+  template <int Bits>
+  static __m128i numbers(const uint8_t* bytes) {
+    if constexpr (Bits == 4) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+    uint64_t low = 0;
+    uint32_t high = 0;
+    std::memcpy(&low, bytes, std::min(4 * Bits, 8));
+    if constexpr (Bits == 3) std::memcpy(&high, bytes + 8, 4);
+    return _mm_set_epi64x(high, static_cast<int64_t>(low));
+  }
+  template <int Bits>
+  static __m512i places(const uint8_t* bytes) {
+    static constexpr Layout<Bits> layout;
+    const __m512i all = _mm512_broadcast_i32x4(numbers<Bits>(bytes));
+    const __m512i pairs = _mm512_shuffle_epi8(all, _mm512_load_si512(layout.bytes));
+    const __m512i codes = _mm512_srlv_epi16(pairs, _mm512_load_si512(layout.shifts));
+    return _mm512_or_si512(_mm512_and_si512(codes, _mm512_set1_epi16((1 << Bits) - 1)),
+                           _mm512_load_si512(layout.base));
+  }
+  static Sum add(Sum sum, const BFloat16* v, __m512i places, const Inputs& x) {
+    const __m512i picked = _mm512_permutex2var_epi16(x.low, places, x.high);
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(v), (__m512bh)picked);
+  }
+};
+#endif
+
+#ifndef PERMLLM_REGISTERS
+// Names a machine where there is none.
+template <typename Stored>
+struct Floats {};
+#endif
+
+#if defined(PERMLLM_REGISTERS) && defined(__AVX512F__) && defined(__AVX512VBMI2__)
+#define PERMLLM_EXPAND 1
+
+struct MasksOfBytes {
+  uint8_t of[256];
+  constexpr MasksOfBytes() : of() {
+    for (int byte = 0; byte < 256; ++byte)
+      of[byte] = static_cast<uint8_t>(1 << (byte & 3) | 1 << (byte >> 2 & 3) |
+                                      16 << (byte >> 4 & 3) | 16 << (byte >> 6));
+  }
+};
+
+// Which of 32 entries the next 16 numbers keep.
+template <int Bits>
+uint32_t kept_of_32(const uint8_t* bytes) {
+  static constexpr MasksOfBytes masks;
+  if constexpr (Bits == 2)
+    return masks.of[bytes[0]] | masks.of[bytes[1]] << 8 | masks.of[bytes[2]] << 16 |
+           static_cast<uint32_t>(masks.of[bytes[3]]) << 24;
+  uint64_t word = 0;
+  std::memcpy(&word, bytes, 2 * Bits);
+  uint32_t kept = 0;
+  for (int k = 0; k < 16; ++k, word >>= Bits)
+    kept |= uint32_t{1} << (((k >> (Bits - 1)) << Bits) + (word & ((1 << Bits) - 1)));
+  return kept;
+}
+
+inline void expand(const uint16_t* in, uint32_t kept, uint16_t* out) {
+  const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in));
+  _mm512_storeu_si512(out, _mm512_maskz_expand_epi16(kept, _mm512_castsi256_si512(values)));
+}
+
+inline void expand(const uint32_t* in, uint32_t kept, uint32_t* out) {
+  const __m512i values = _mm512_loadu_si512(in);
+  const int first = __builtin_popcount(kept & 0xFFFF);
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i later =
+      _mm512_permutexvar_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(first)), values);
+  _mm512_storeu_si512(out, _mm512_maskz_expand_epi32(static_cast<__mmask16>(kept), values));
+  _mm512_storeu_si512(out + 16,
+                      _mm512_maskz_expand_epi32(static_cast<__mmask16>(kept >> 16), later));
+}
+#endif
+
+}  // namespace permllm
