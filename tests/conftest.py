@@ -17,6 +17,7 @@ def own_cache(
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        if pytestconfig.cache is not None:
-            patch.setenv("TORCH_EXTENSIONS_DIR", str(pytestconfig.cache.mkdir("kernels")))
+        cache = getattr(pytestconfig, "cache", None)
+        if cache is not None:
+            patch.setenv("TORCH_EXTENSIONS_DIR", str(cache.mkdir("kernels")))
         yield
