@@ -16,5 +16,6 @@ def permllm_exporters() -> Iterable[type[Exporter]]:
     """The built-in exporters."""
     from permllm.exporters.masked import Masked
     from permllm.exporters.permuted import Permuted
+    from permllm.exporters.sparse import Sparse
 
-    return [Masked, Permuted]
+    return [Masked, Permuted, Sparse]

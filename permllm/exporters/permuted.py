@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,23 +44,15 @@ class Permuted(Exporter):
                 the disk is too full.
             RunFailed: the saved model is not the pruned one.
         """
+        from permllm.exporters.writing import emptied_on_failure, named_dtype
         from permllm.saved.files import check_claim
         from permllm.saved.placing import place_orders
 
-        dtype = self._dtype()
+        dtype = named_dtype(self.dtype)
         check_claim(directory, _bytes(context.model, dtype))
         placing = place_orders(context.decoder, context.perms)
-        try:
+        with emptied_on_failure(directory):
             self._write(context, directory, placing, dtype)
-        except BaseException:
-            _clear(directory)
-            raise
-
-    def _dtype(self) -> torch.dtype | None:
-        import torch
-
-        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-        return None if self.dtype is None else known[self.dtype]
 
     def _write(
         self,
@@ -72,7 +63,7 @@ class Permuted(Exporter):
     ) -> None:
         from permllm.exporters.card import LOADING, LOADING_PERMLLM, model_card
         from permllm.exporters.plain import write_plain
-        from permllm.exporters.writing import write_extras
+        from permllm.exporters.writing import write_config, write_extras
         from permllm.saved.files import write_shards
         from permllm.saved.finishing import finish
         from permllm.saved.stored import parameter_patterns, stored_tensors
@@ -92,22 +83,13 @@ class Permuted(Exporter):
         finish(directory, "permuted", context.decoder, placing, patterns, held, dtype)
 
 
-def write_config(model: Any, directory: Path, dtype: torch.dtype | None) -> None:
-    """Write a model's configuration and generation configuration alone."""
-    from permllm.exporters.writing import as_for_users
+def about(placing: Placing, *, plain: bool = True) -> str:
+    """What the card says of the order.
 
-    with as_for_users(model):
-        config = type(model.config).from_dict(model.config.to_dict())
-        config.architectures = [type(model).__name__]
-        config.dtype = dtype or model.dtype
-        config.save_pretrained(directory)
-        generation = getattr(model, "generation_config", None)
-        if generation is not None:
-            generation.save_pretrained(directory)
-
-
-def about(placing: Placing) -> str:
-    """What the card says of the format."""
+    Args:
+        placing: the stored order.
+        plain: whether transformers opens the folder where nothing is gathered.
+    """
     counts = placing.counts
     parts = [
         "Every pruned weight holds its pattern in the order in which it is stored: of M "
@@ -131,7 +113,7 @@ def about(placing: Placing) -> str:
         )
     if counts["stored"]:
         parts.append(f"{counts['stored']} keep the original order of their channels.")
-    if not counts["gathered"]:
+    if plain and not counts["gathered"]:
         parts.append(
             "Nothing is left to do at run time: this is an ordinary checkpoint of transformers, "
             "and `permllm.json` beside it is for checks only."
@@ -173,12 +155,3 @@ def _short(names: Any) -> str:
 def _bytes(model: Any, dtype: torch.dtype | None) -> int:
     wide = None if dtype is None else dtype.itemsize
     return sum(p.numel() * (wide or p.element_size()) for p in model.parameters())
-
-
-def _clear(directory: Path) -> None:
-    """Empty a folder that an export failed to fill."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from permllm.runner.export import ExportContext
 
 
@@ -16,6 +19,40 @@ def write_extras(context: ExportContext, directory: Path, card: str) -> None:
     context.tokenizer.save_pretrained(directory)
     (directory / "pipeline.yaml").write_text(context.pipeline_yaml, encoding="utf-8")
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_config(model: Any, directory: Path, dtype: torch.dtype | None) -> None:
+    """Write a model's configuration and generation configuration alone."""
+    with as_for_users(model):
+        config = type(model.config).from_dict(model.config.to_dict())
+        config.architectures = [type(model).__name__]
+        config.dtype = dtype or model.dtype
+        config.save_pretrained(directory)
+        generation = getattr(model, "generation_config", None)
+        if generation is not None:
+            generation.save_pretrained(directory)
+
+
+def named_dtype(name: str | None) -> torch.dtype | None:
+    """The type that an option names; None for None."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return None if name is None else known[name]
+
+
+@contextmanager
+def emptied_on_failure(directory: Path) -> Iterator[None]:
+    """Empty the folder if the block fails."""
+    try:
+        yield
+    except BaseException:
+        for path in directory.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        raise
 
 
 @contextmanager

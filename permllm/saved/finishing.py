@@ -25,6 +25,7 @@ from permllm.saved.manifest import (
     Format,
     GroupEntry,
     Manifest,
+    PackedEntry,
     TensorEntry,
     write_manifest,
 )
@@ -40,6 +41,7 @@ def finish(
     held: Mapping[str, tuple[Pattern, int]],
     dtype: torch.dtype | None,
     entries: dict[str, TensorEntry] | None = None,
+    packed: dict[str, PackedEntry] | None = None,
 ) -> Manifest:
     """Write the manifest of a folder, open the folder, and compare it with the pruned model.
 
@@ -52,6 +54,7 @@ def finish(
         held: pattern and axis by tensor of the files.
         dtype: in which floating-point tensors were saved; their own where it is None.
         entries: of all tensors, where they are known already; else they are read.
+        packed: the weights that stand in the files as values and indices.
 
     Raises:
         RunFailed: a tensor is not N:M, not finite or not what was written, or the opened
@@ -79,6 +82,7 @@ def finish(
         tensors=tensor_entries(directory, held) if entries is None else entries,
         logits=record_logits(tokens, expected),
         residual=tuple(placing.axes) if placing.stream is not None else (),
+        packed=packed or {},
     )
     for name, wrong in check_files(directory, manifest):
         if wrong:

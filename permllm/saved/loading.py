@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
+from permllm.core.patterns import Pattern
 from permllm.core.permutations import is_permutation
 from permllm.errors import UserError
 from permllm.models.loading import LoadedModel, load_tokenizer, quiet, read_config
@@ -16,19 +18,35 @@ from permllm.models.sources import DirectorySource
 from permllm.saved.files import read_tensors
 from permllm.saved.gathers import BUFFER, attach_gathers
 from permllm.saved.manifest import Manifest, read_manifest
+from permllm.saved.packed import unpacked_tensors
+from permllm.sparse.models import LinearReport, sparsify
+
+
+@attrs.frozen(eq=False)
+class LoadedExport(LoadedModel):
+    """A model that permllm exported.
+
+    Attributes:
+        linears: how each pruned linear runs, if it was opened with ``sparse=True``.
+    """
+
+    linears: tuple[LinearReport, ...] = ()
 
 
 def load(
     path: str | Path,
     *,
+    sparse: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
-) -> LoadedModel:
-    """Open a model that permllm exported as ``permuted``.
+) -> LoadedExport:
+    """Open a model that permllm exported as ``permuted`` or ``sparse``.
 
     Args:
         path: the folder of the export.
+        sparse: have pruned linears multiply with packed weights where that is faster; the
+            result says of each how it runs, and why.
         dtype: of the parameters; None for the one they are saved in.
         device: where to; the CPU where it is None.
         trust_remote_code: whether code in the folder may run, for models whose code is not
@@ -44,7 +62,7 @@ def load(
     directory = Path(path)
     manifest = read_manifest(directory)
     source = DirectorySource(directory, trust_remote_code=trust_remote_code)
-    if not manifest.gathers:
+    if manifest.format == "permuted" and not manifest.gathers:
         loaded = load_plain(source, dtype)
     else:
         model = _skeleton(source, dtype)
@@ -53,7 +71,17 @@ def load(
         loaded = LoadedModel(model.eval(), load_tokenizer(source), str(directory))
     if device is not None:
         loaded.model.to(device)
-    return loaded
+    linears = tuple(sparsify(loaded.model, _patterns(manifest))) if sparse else ()
+    return LoadedExport(loaded.model, loaded.tokenizer, loaded.description, linears)
+
+
+def _patterns(manifest: Manifest) -> dict[str, Pattern]:
+    return {
+        linear: Pattern.parse(group.pattern)
+        for group in manifest.groups
+        if group.pattern is not None
+        for linear in group.linears
+    }
 
 
 def _skeleton(source: DirectorySource, dtype: torch.dtype | None) -> Any:
@@ -90,13 +118,17 @@ def _attach(model: nn.Module, manifest: Manifest) -> None:
 def _fill(model: Any, directory: Path, manifest: Manifest, dtype: torch.dtype | None) -> None:
     """Put the tensors of the files in their places, one file at a time."""
     wanted = set(model.state_dict())
-    for file in manifest.files:
-        for name, tensor, _ in read_tensors(directory / file):
-            if name not in wanted:
-                raise UserError(f"'{directory / file}' holds '{name}', which the model has not")
-            if name.endswith(f".{BUFFER}") and not is_permutation(tensor):
-                raise UserError(f"'{name}' in '{directory / file}' is no permutation")
-            _place(model, name, tensor, dtype)
+    read = (
+        (name, tensor)
+        for file in manifest.files
+        for name, tensor, _ in read_tensors(directory / file)
+    )
+    for name, tensor in unpacked_tensors(read, manifest.packed):
+        if name not in wanted:
+            raise UserError(f"'{directory}' holds '{name}', which the model has not")
+        if name.endswith(f".{BUFFER}") and not is_permutation(tensor):
+            raise UserError(f"'{name}' in '{directory}' is no permutation")
+        _place(model, name, tensor, dtype)
     model.tie_weights()
     empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if empty:

@@ -77,6 +77,21 @@ class TensorEntry:
 
 
 @attrs.frozen
+class PackedEntry:
+    """A weight that stands in the files as values and indices.
+
+    Attributes:
+        pattern: N:M.
+        shape: ``[…, C_out, C_in]``, once it is unpacked.
+        axis: -1, or -2 where the model holds it ``[…, C_in, C_out]``.
+    """
+
+    pattern: str
+    shape: tuple[int, ...]
+    axis: int = -1
+
+
+@attrs.frozen
 class LogitsEntry:
     """What the pruned model said to some tokens, computed in float32.
 
@@ -109,6 +124,7 @@ class Manifest:
         logits: what the model is to say.
         residual: the parameters that are stored in another order of the residual stream;
             the groups that read it are then ``folded`` without ``into``.
+        packed: the weights of a sparse export that are packed, by the model's name.
     """
 
     permllm: int
@@ -118,6 +134,7 @@ class Manifest:
     tensors: dict[str, TensorEntry]
     logits: LogitsEntry
     residual: tuple[str, ...] = ()
+    packed: dict[str, PackedEntry] = attrs.field(factory=dict)
 
     @property
     def gathers(self) -> tuple[GroupEntry, ...]:

@@ -1,0 +1,107 @@
+"""A folder that holds of every N:M weight the kept values and their places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+
+from permllm.components import Exporter, option
+
+if TYPE_CHECKING:
+    import torch
+
+    from permllm.core.patterns import Pattern
+    from permllm.runner.export import ExportContext
+    from permllm.saved.placing import Placing
+
+FORMAT = """\
+Of every pruned weight `NAME` there are `NAME.values`, the kept entries of every row, and
+`NAME.indices`, where in its group of M consecutive inputs each of them stands: so many bits a
+value as M - 1 needs, the first value in the lowest bits of the first byte, every row from a
+new byte on. `permllm.load` opens the folder and gives an ordinary model of transformers with
+the same weights; with `sparse=True` its linears multiply with the packed weights where that
+is faster."""
+
+
+@attrs.frozen
+class Sparse(Exporter):
+    """A folder with N:M weights packed: values and the bits of their places.
+
+    At 2:4 in bfloat16 a pruned weight takes 0.5625 of its dense size. ``permllm.load`` opens it.
+    """
+
+    name: ClassVar[str] = "sparse"
+
+    dtype: str | None = option(
+        None,
+        help="of the saved weights; null for the model's own",
+        choices=("float32", "bfloat16", "float16"),
+    )
+
+    def export(self, context: ExportContext, directory: Path) -> None:
+        """Write weights, manifest, configuration, tokenizer and model card.
+
+        What was written is read back and checked, and where that fails nothing is left in
+        the folder. No more than one file's tensors are in memory beside the model.
+
+        Raises:
+            UserError: an order can neither be folded nor gathered, the folder is in use, or
+                the disk is too full.
+            RunFailed: the saved model is not the pruned one.
+        """
+        from permllm.exporters.writing import emptied_on_failure, named_dtype
+        from permllm.saved.files import check_claim
+        from permllm.saved.placing import place_orders
+
+        dtype = named_dtype(self.dtype)
+        check_claim(directory, _bytes(context, dtype))
+        placing = place_orders(context.decoder, context.perms)
+        with emptied_on_failure(directory):
+            _write(context, directory, placing, dtype)
+
+
+def _write(
+    context: ExportContext, directory: Path, placing: Placing, dtype: torch.dtype | None
+) -> None:
+    from permllm.exporters.card import LOADING_PERMLLM, model_card
+    from permllm.exporters.permuted import about
+    from permllm.exporters.writing import write_config, write_extras
+    from permllm.saved.files import write_shards
+    from permllm.saved.finishing import finish
+    from permllm.saved.manifest import PackedEntry
+    from permllm.saved.packed import packed_tensors
+    from permllm.saved.stored import stored_tensors
+
+    packed: dict[str, PackedEntry] = {}
+    stored = stored_tensors(context.decoder, placing, context.patterns, dtype)
+    write_shards(directory, packed_tensors(stored, packed))
+    write_config(context.model, directory, dtype)
+    said = f"{FORMAT}\n\n{about(placing, plain=False)}"
+    write_extras(context, directory, model_card(context, said, LOADING_PERMLLM))
+    finish(
+        directory,
+        "sparse",
+        context.decoder,
+        placing,
+        context.patterns,
+        held={},
+        dtype=dtype,
+        packed=packed,
+    )
+
+
+def _bytes(context: ExportContext, dtype: torch.dtype | None) -> int:
+    """What the weights will take on the disk."""
+    from permllm.saved.packed import packed_share
+    from permllm.saved.stored import parameter_patterns
+
+    pruned = parameter_patterns(context.decoder, context.patterns)
+    total = 0.0
+    for name, parameter in context.model.named_parameters():
+        size = dtype.itemsize if dtype is not None else parameter.element_size()
+        pattern: Pattern | None = pruned[name][0] if name in pruned else None
+        share = 1.0 if pattern is None else packed_share(pattern, size)
+        total += parameter.numel() * size * share
+    return round(total)
