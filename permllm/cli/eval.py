@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from permllm.cli.errors import debug_option
+from permllm.cli.opening import model_source, open_model
 from permllm.cli.registry import load_registry, no_plugin_option
-from permllm.errors import UserError
 
 if TYPE_CHECKING:
     from permllm.components import Evaluator
@@ -56,8 +56,7 @@ def command(
     documentation.
     """
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        from permllm.models.loading import load
-        from permllm.runner.devices import pick_device, pick_dtype
+        from permllm.runner.devices import pick_device
 
         registry = load_registry(no_plugin)
         limits = {"length": length, "max_tokens": max_tokens}
@@ -66,8 +65,7 @@ def command(
             evaluator.check()
         place = pick_device(device)
         click.echo(f"loading {model}", err=True)
-        loaded = load(evaluators.model, pick_dtype("auto", place))
-        loaded.model.to(place)
+        loaded = open_model(evaluators.model, place)
         figures: dict[str, float] = {}
         for evaluator in evaluators.evaluate:
             figures |= _measure(evaluator, loaded, str(place))
@@ -75,28 +73,6 @@ def command(
         click.echo(json.dumps({"model": loaded.description, "figures": figures}))
     else:
         _print_table(loaded.description, figures)
-
-
-def model_source(model: str) -> dict[str, str]:
-    """The ``model:`` section of a pipeline file for a model on the command line.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    kind, _, rest = model.partition(":")
-    if kind == "package" and rest:
-        return {"source": "package", "package": rest}
-    if kind == "hub" and rest:
-        return {"source": "hub", "id": rest}
-    path = Path(model).absolute()
-    if path.is_dir():
-        return {"source": "directory", "path": str(path)}
-    if path.is_file():
-        return {"source": "gguf", "path": str(path)}
-    raise UserError(
-        f"there is no folder and no file '{model}'",
-        hint="MODEL is a folder, a GGUF file, package:NAME or hub:ID",
-    )
 
 
 def _evaluators(

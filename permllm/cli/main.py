@@ -14,7 +14,19 @@ from permllm.cli import errors
 if TYPE_CHECKING:
     from permllm.registry import Registry
 
-COMMANDS = ("run", "check", "show", "compare", "eval", "cache", "plugins", "schema")
+COMMANDS = (
+    "run",
+    "check",
+    "show",
+    "compare",
+    "eval",
+    "verify",
+    "inspect",
+    "generate",
+    "cache",
+    "plugins",
+    "schema",
+)
 """The built-in commands, each in its file of this folder under its own name."""
 
 

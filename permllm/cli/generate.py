@@ -1,0 +1,45 @@
+"""``permllm generate``: a look at what a model writes."""
+
+from __future__ import annotations
+
+import click
+
+from permllm.cli.errors import debug_option
+from permllm.cli.opening import model_source, open_model
+
+
+@click.command("generate")
+@click.argument("model")
+@click.argument("prompt")
+@click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="At most.")
+@click.option("--device", default="auto", show_default=True, help="Where to compute.")
+@debug_option
+def command(model: str, prompt: str, tokens: int, device: str) -> None:
+    """Print what MODEL writes after PROMPT, always taking the most likely token.
+
+    MODEL is a folder (any export, or a model of transformers), a GGUF file, package:NAME or
+    hub:ID.
+    """
+    import torch
+
+    from permllm.models.loading import quiet
+    from permllm.pipeline.reading import read_mapping
+    from permllm.registry import Registry
+    from permllm.runner.devices import pick_device
+
+    place = pick_device(device)
+    section = {"model": model_source(model), "pattern": "2:4", "evaluate": []}
+    loaded = open_model(read_mapping(section, Registry.load()).model, place)
+    tokens_in = loaded.tokenizer(prompt, return_tensors="pt").to(place)
+    with quiet(), torch.no_grad():
+        written = loaded.model.generate(
+            input_ids=tokens_in["input_ids"],
+            attention_mask=tokens_in["attention_mask"],
+            max_new_tokens=tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+        )
+    click.echo(loaded.tokenizer.decode(written[0], skip_special_tokens=True))

@@ -1,0 +1,107 @@
+"""``permllm verify``, ``inspect``, ``generate`` and ``eval`` on exports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+SETTINGS = ["--set", "matrix={layers.permutation: [cp]}", "--set", "evaluate=[]"]
+
+
+@pytest.fixture(scope="module")
+def exports(permllm, project: Path) -> Path:
+    words = [*SETTINGS, "--set", "export=[masked, permuted, sparse]", "--out", "saved"]
+    done = permllm("run", "tiny.yaml", *words, cwd=project)
+    assert done.returncode == 0, done.stderr
+    return project / "saved" / "runs" / "cp" / "exports"
+
+
+@pytest.mark.parametrize("kind", ["permuted", "sparse"])
+def test_a_fresh_export_is_verified(permllm, exports: Path, kind: str) -> None:
+    done = permllm("verify", exports / kind, "--against", exports / "masked")
+    assert done.returncode == 0, done.stderr
+    assert "tensors are those that were exported" in done.stdout
+    assert "2:4 in stored order" in done.stdout
+    assert done.stdout.count("logits differ") == 2
+    as_json = permllm("verify", exports / kind, "--json")
+    facts = json.loads(as_json.stdout)
+    assert facts["patterns"] == ["2:4"]
+    assert facts["logits"]["recorded"]["argmax"] == 1.0
+
+
+def test_an_edited_tensor_is_named(permllm, exports: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "edited"
+    shutil.copytree(exports / "permuted", folder)
+    (path,) = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("down_proj.weight"))
+    tensors[name] = torch.ones_like(tensors[name])
+    save_file(tensors, path, metadata={"format": "pt"})
+    done = permllm("verify", folder)
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert "not 2:4 in stored order" in done.stderr
+
+
+def test_a_swap_of_two_tensors_is_named(permllm, exports: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "swapped"
+    shutil.copytree(exports / "permuted", folder)
+    (path,) = folder.glob("*.safetensors")
+    tensors = load_file(path)
+    one, two = (name for name in tensors if name.endswith("gate_proj.weight"))
+    tensors[one], tensors[two] = tensors[two], tensors[one]
+    save_file(tensors, path, metadata={"format": "pt"})
+    done = permllm("verify", folder)
+    assert done.returncode == 2
+    assert "its bytes are others than were exported" in done.stderr
+
+
+def test_another_model_is_told_apart(permllm, exports: Path, project: Path) -> None:
+    done = permllm("verify", exports / "permuted", "--against", project / "model")
+    assert done.returncode == 2
+    assert "does not compute the same" in done.stderr
+
+
+@pytest.mark.parametrize("words", [["verify"], ["inspect"]])
+def test_what_is_no_export_is_refused(permllm, exports: Path, words: list[str]) -> None:
+    done = permllm(*words, exports / "masked")
+    assert done.returncode == 2
+    assert "no finished export" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["permuted", "sparse"])
+def test_inspect_lists_every_linear(permllm, exports: Path, kind: str) -> None:
+    found = json.loads(permllm("inspect", exports / kind, "--json").stdout)
+    assert found["format"] == kind
+    linears = {row["linear"]: row for row in found["linears"]}
+    assert len(linears) == 14
+    down = linears["model.layers.0.mlp.down_proj"]
+    assert (down["pattern"], down["input"], down["shape"]) == ("2:4", "folded", "32 × 48")
+    dense = 32 * 48 * 4
+    assert down["bytes"] == (dense if kind == "permuted" else dense * 17 // 32)
+    table = permllm("inspect", exports / kind).stdout
+    assert "gathered at" in table
+
+
+@pytest.mark.parametrize("kind", ["masked", "permuted", "sparse"])
+def test_every_export_is_measured_and_writes(
+    permllm, exports: Path, project: Path, kind: str
+) -> None:
+    words = ["--text", project / "text.txt", "--length", 16, "--max-tokens", 128, "--json"]
+    done = permllm("eval", exports / kind, *words)
+    assert done.returncode == 0, done.stderr
+    reference = permllm("eval", exports / "masked", *words)
+    one, other = (
+        json.loads(found.stdout)["figures"]["perplexity/text"] for found in (done, reference)
+    )
+    assert one == pytest.approx(other, rel=1e-4)
+    written = permllm("generate", exports / kind, "The quick", "--tokens", 4)
+    assert written.returncode == 0, written.stderr
+    assert written.stdout.startswith("The quick")
+    assert written.stderr == ""
