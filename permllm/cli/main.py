@@ -20,6 +20,7 @@ COMMANDS = (
     "show",
     "compare",
     "eval",
+    "export",
     "verify",
     "inspect",
     "generate",

@@ -105,3 +105,33 @@ def test_every_export_is_measured_and_writes(
     assert written.returncode == 0, written.stderr
     assert written.stdout.startswith("The quick")
     assert written.stderr == ""
+
+
+def test_a_finished_run_is_exported_again(permllm, exports: Path, tmp_path: Path) -> None:
+    run, to = exports.parent, tmp_path / "again"
+    done = permllm("export", run, "--format", "{name: sparse, dtype: float32}", "--to", to)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(to)
+    verified = permllm("verify", to, "--against", exports / "masked")
+    assert verified.returncode == 0, verified.stderr
+    again = permllm("export", run, "--format", "sparse", "--to", to)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("where", "spec", "message"),
+    [
+        ("../../..", "sparse", "name one of its runs"),
+        ("../../dense", "sparse", "holds no pruned model"),
+        ("..", "spars", "did you mean 'sparse'"),
+    ],
+)
+def test_bad_exports_are_refused(
+    permllm, exports: Path, where: str, spec: str, message: str, tmp_path: Path
+) -> None:
+    folder = (exports / where).resolve()
+    done = permllm("export", folder, "--format", spec, "--to", tmp_path / "out")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()

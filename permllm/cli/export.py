@@ -1,0 +1,42 @@
+"""``permllm export``: write a finished run's model in another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from permllm.cli.errors import debug_option
+from permllm.cli.registry import load_registry, no_plugin_option
+
+
+@click.command("export")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "spec",
+    required=True,
+    metavar="SPEC",
+    help="An exporter as in a pipeline file: permuted, or '{name: sparse, dtype: bfloat16}'.",
+)
+@click.option(
+    "--to", type=click.Path(path_type=Path), help="The folder.  [default: RUN/exports/NAME]"
+)
+@no_plugin_option
+@debug_option
+def command(run: Path, spec: str, to: Path | None, no_plugin: tuple[str, ...]) -> None:
+    """Write the model of RUN in another format, without pruning it again.
+
+    RUN is the folder of one finished run, such as runs/quickstart-1/runs/lcp.
+    """
+    from permllm.pipeline.document import Origin, parse_yaml
+    from permllm.pipeline.reading import read_mapping
+    from permllm.runner.exporting import export_run
+
+    registry = load_registry(no_plugin)
+    wanted = parse_yaml(spec, Origin(setting=f"format={spec}")).data
+    any_model = {"model": {"source": "directory", "path": "."}, "pattern": "2:4"}
+    (exporter,) = read_mapping(any_model | {"export": [wanted]}, registry).export
+    folder = to or run / "exports" / exporter.name
+    export_run(run, exporter, registry, folder)
+    click.echo(str(folder))
