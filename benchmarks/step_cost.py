@@ -38,7 +38,7 @@ from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
 from permllm.runner.calibration import read_sequences
 from permllm.runner.chain import Chain
-from permllm.runner.memory import PeakMemory
+from permllm.runner.memory import PeakMemory, keep_freed_memory
 from permllm.runner.plan import Run
 from permllm.runner.windows import Window
 from permllm.training.blocks import harden
@@ -134,6 +134,7 @@ def main(
 ) -> None:
     """Time a learning step of lcp on SmolLM2-135M against the bare pass; sequences of 256."""
     console = Console()
+    keep_freed_memory()  # as `permllm run` does
     with PeakMemory() as loaded:
         window = smollm2_window(path, sequences=batch * (rounds + 1))
     learner = Lcp(

@@ -113,8 +113,10 @@ def _run(
     plan: Plan, registry: Registry, resume: bool, cache: Path | None, cache_limit: int
 ) -> Results:
     from permllm.observers.console import Console
+    from permllm.runner.memory import keep_freed_memory
     from permllm.runner.run import run_plan
 
+    keep_freed_memory()
     return run_plan(
         plan, registry, [Console()], resume=resume, cache=cache, cache_limit=cache_limit
     )
