@@ -13,13 +13,13 @@ from torch import Tensor
 from permllm.components import Observer
 from permllm.models.checks import check_tokenizer, check_weights
 from permllm.models.decoder import Decoder
-from permllm.models.folding import find_folds
 from permllm.pipeline.reading import read_mapping, read_pipeline
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
 from permllm.results import LayerReport, Results
 from permllm.runner.calibration import read_sequences, wished_sequences
 from permllm.runner.chain import Chain
+from permllm.runner.constrained import Constraints
 from permllm.runner.devices import pick_device
 from permllm.runner.plan import Run
 from permllm.runner.run import make_plan, run_plan
@@ -118,7 +118,11 @@ def prune(
         pick_device(pipeline.device),
         job,
         registry.manager.hook,
-        folds=find_folds(decoder) if pipeline.layers.foldable else {},
+        constraints=Constraints.of(
+            decoder,
+            foldable=pipeline.layers.foldable,
+            residual=pipeline.layers.residual,
+        ),
     )
     window = chain.prune()
     with torch.no_grad():

@@ -39,6 +39,9 @@ SOURCES: dict[str, type] = {
 
 ModelSource = PackageSource | GgufSource | DirectorySource | HubSource
 
+RESIDUAL = ("free", "shared", "original")
+"""What the order of groups that read the residual stream may be."""
+
 MAX_SEED = 2**63 - 1
 """The largest seed that torch takes."""
 
@@ -62,6 +65,16 @@ def _check_device(pipeline: Pipeline, attribute: attrs.Attribute[str], value: st
 def _check_window(layers: Layers, attribute: attrs.Attribute[Any], value: int | str) -> None:
     if value != "all" and int(value) < 1:
         raise ValueError(f"window must be at least 1 layer or 'all', not {value}")
+
+
+def _check_residual(layers: Layers, attribute: attrs.Attribute[str], value: str) -> None:
+    if value not in RESIDUAL:
+        raise ValueError(f"residual must be one of {', '.join(RESIDUAL)}, not {value!r}")
+    if value == "shared" and layers.window != "all":
+        raise ValueError(
+            "residual: shared finds one order for all layers at once, so it needs window: all, "
+            f"not {layers.window}"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -105,6 +118,17 @@ class Layers:
         False,
         help="learn only orders that fold into the rows before, where there are such, so that "
         "fewer inputs are gathered at run time",
+    )
+    residual: str = attrs.field(
+        default="free",
+        validator=_check_residual,
+        metadata={
+            "help": "orders of what reads the residual stream: its own for every group, to be "
+            "gathered at run time (free); one for all, which the stream itself is stored in "
+            "(shared, with window: all); or, for every group whose order does not fold, the "
+            "original one (original)",
+            "choices": RESIDUAL,
+        },
     )
     skip: tuple[str, ...] = option(
         ("lm_head",), help="globs over module names that stay dense, children included"

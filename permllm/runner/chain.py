@@ -17,7 +17,6 @@ from permllm.core.permutations import is_permutation
 from permllm.core.statistics import SQUARE_SUM, Statistic
 from permllm.errors import RunFailed, UserError
 from permllm.models.decoder import Decoder
-from permllm.models.folding import Fold, NoFold
 from permllm.models.linears import Group
 from permllm.pipeline.schema import Pipeline
 from permllm.results import LayerReport
@@ -30,7 +29,7 @@ from permllm.runner.checkpoints import (
     save_window,
     window_path,
 )
-from permllm.runner.constrained import ConstrainedWindow
+from permllm.runner.constrained import ConstrainedWindow, Constraints
 from permllm.runner.plan import Run
 from permllm.runner.pruning import LinearPruning
 from permllm.runner.settings import LinearSettings, needed, pruned_groups, settle
@@ -56,7 +55,7 @@ class Chain:
         hook: the life-cycle hooks (pluggy's relay).
         directory: where finished windows are kept, or None.
         stages: computes results, or finds them.
-        folds: how the orders of the groups fold, where the pipeline wants foldable ones.
+        constraints: what orders the groups may get.
     """
 
     decoder: Decoder
@@ -67,7 +66,7 @@ class Chain:
     hook: Any
     directory: Path | None = None
     stages: Stages = attrs.field(factory=Stages)
-    folds: Mapping[str, Fold | NoFold] = attrs.field(factory=dict)
+    constraints: Constraints = attrs.field(factory=Constraints)
     settings: dict[str, LinearSettings] = attrs.field(init=False)
     streams: Streams = attrs.field(init=False)
     keys: ChainKeys = attrs.field(init=False)
@@ -138,9 +137,10 @@ class Chain:
         self.decoder.place(self.device, layers)
         window, before = self._window(index, layers)
         learner = self.pipeline.layers.permutation
-        if self.pipeline.layers.foldable:
-            view = ConstrainedWindow.of(window, self.folds)
-            outcome = self._permutations(learner, view)
+        if self.constraints:
+            view = ConstrainedWindow.of(window, self.constraints)
+            # Where every group keeps its order, there is nothing to learn.
+            outcome = self._permutations(learner, view) if view.groups else Outcome({}, Cost())
             perms = view.expanded(outcome.tensors)
         else:
             outcome = self._permutations(learner, window)

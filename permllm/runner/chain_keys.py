@@ -90,7 +90,7 @@ class ChainKeys:
             [len(self.before), self.pipeline.seed],
             component_key(learner, "train"),
             linears,
-            self.pipeline.layers.foldable,
+            [self.pipeline.layers.foldable, self.pipeline.layers.residual],
             [self.calibration, tokens],
         ]
 

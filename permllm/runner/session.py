@@ -19,7 +19,6 @@ from permllm.errors import PermllmError, RunFailed
 from permllm.evaluators.context import EvaluationContext
 from permllm.models.checks import check_tokenizer, check_weights
 from permllm.models.decoder import Decoder
-from permllm.models.folding import Fold, NoFold, find_folds
 from permllm.models.loading import LoadedModel, fingerprint, load, load_tokenizer
 from permllm.pipeline.reading import dump_yaml, resolved
 from permllm.pipeline.schema import Calibration, Pipeline
@@ -30,6 +29,7 @@ from permllm.runner.cache import Cache
 from permllm.runner.calibration import Sequences, read_sequences, wished_sequences
 from permllm.runner.chain import Chain
 from permllm.runner.checkpoints import PrunedWindow
+from permllm.runner.constrained import Constraints
 from permllm.runner.devices import pick_device, pick_dtype
 from permllm.runner.export import ExportContext
 from permllm.runner.keys import component_key, digest, machine, own_code, tensor_digest
@@ -60,6 +60,7 @@ class Session:
         base = digest(self.fingerprint, machine(self.device, self.dtype), own_code())
         self.stages = Stages(cache, base, self._found)
         self.read: dict[Any, Sequences] = {}
+        self.found_constraints: dict[Any, Constraints] = {}
         if plan.runs:
             # Before anything long: the text may be too short.
             self.sequences(plan.dense)
@@ -126,14 +127,20 @@ class Session:
             self.hook.permllm_warning(message=f"{which} stay dense: {reason}")
         return decoder
 
-    @cached_property
-    def folds(self) -> dict[str, Fold | NoFold]:
-        """How the orders of the model's groups fold into the rows before."""
-        stage = "looking for orders that fold"
-        self._progress(stage, 0, 1)
-        found = find_folds(self.decoder)
-        self._progress(stage, 1, 1)
-        return found
+    def constraints(self, run: Run) -> Constraints:
+        """What orders the model's groups may get in a run."""
+        layers = run.pipeline.layers
+        wanted = layers.foldable, layers.residual
+        if wanted == (False, "free"):
+            return Constraints()
+        if wanted not in self.found_constraints:
+            stage = "looking for orders that fold"
+            self._progress(stage, 0, 1)
+            self.found_constraints[wanted] = Constraints.of(
+                self.decoder, foldable=layers.foldable, residual=layers.residual
+            )
+            self._progress(stage, 1, 1)
+        return self.found_constraints[wanted]
 
     def sequences(self, run: Run) -> Sequences:
         """A run's calibration tokens, read once for runs that want the same.
@@ -225,7 +232,7 @@ class Session:
             self.hook,
             windows,
             self.stages,
-            self.folds if run.pipeline.layers.foldable else {},
+            self.constraints(run),
         ).prune()
         figures = overall(pruned) | self._evaluate(run, pruned, windows)
         result = RunResult(

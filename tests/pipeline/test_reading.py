@@ -142,6 +142,16 @@ MISTAKES = {
     ),
     "window": ("layers: {window: some}", "3:18: expected a whole number or 'all'", ""),
     "window 0": ("layers: {window: 0}", "3:18: window must be at least 1, not 0", ""),
+    "residual": (
+        "layers: {residual: share}",
+        "3:20: residual must be one of free, shared,",
+        "'shared'?",
+    ),
+    "shared residual": (
+        "layers: {residual: shared, window: 2}",
+        "3:20: residual: shared finds one order for all layers at once, so it needs window: all",
+        "",
+    ),
     "too small": ("calibration: {sequences: -1}", "3:26: sequences must be between 1 and", "-1"),
     "too large": (LEARNER + "passes: 1001}}", "3:43: passes must be between 1 and 1000", ""),
     "beyond floats": (LEARNER + "dropout: 1.5}}", "3:44: dropout must be between 0 and 1", ""),

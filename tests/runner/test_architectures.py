@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,4 +73,38 @@ def test_every_exporter_writes_what_was_pruned(
         masked = AutoModelForCausalLM.from_pretrained(plan.out / run.exports["masked"]).eval()
         permuted = load(plan.out / run.exports["permuted"]).model
         expected, got = masked(input_ids=tokens).logits, permuted(input_ids=tokens).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2", "gemma3"])
+@pytest.mark.parametrize("residual", ["shared", "original"])
+def test_learned_orders_can_do_without_any_gather(
+    architecture: str,
+    residual: str,
+    write_pipeline: Callable[..., Path],
+    registry: Registry,
+    tmp_path: Path,
+) -> None:
+    lcp = {"name": "lcp", "block": 8, "steps": 2, "batch": 2}
+    path = write_pipeline(
+        architecture,
+        export=["masked", "permuted"],
+        layers={"permutation": lcp, "foldable": True, "residual": residual},
+    )
+    plan = make_plan(path, registry, out=tmp_path / "out")
+    run = run_plan(plan, registry).runs[1]
+    assert run.exports, run
+    groups = read_manifest(plan.out / run.exports["permuted"]).groups
+    counts = Counter(group.order for group in groups)
+    assert counts["folded"]
+    assert not counts["gathered"]
+    assert bool(counts["stored"]) == (residual == "original")
+    tokens = torch.arange(2 * 24).reshape(2, 24) % 90
+    with torch.no_grad():
+        expected, got = (
+            AutoModelForCausalLM.from_pretrained(plan.out / run.exports[kind])
+            .eval()(input_ids=tokens)
+            .logits
+            for kind in ("masked", "permuted")
+        )
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -10,21 +10,38 @@ import torch
 from permllm.components import PermutationLearner
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
+from permllm.errors import UserError
 from permllm.models.folding import Fold, find_folds
+from permllm.models.residual import find_residual
 from permllm.permutations.cp import Cp
 from permllm.permutations.greedy import Greedy
 from permllm.permutations.lcp import Lcp
 from permllm.permutations.none import NoPermutation
-from permllm.runner.constrained import ConstrainedWindow
+from permllm.runner.constrained import RESIDUAL, ConstrainedWindow, Constraints
 from permllm.runner.windows import Window
 from permllm.testing.windows import toy_window
+
+
+def pruned(seen: Window, orders: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    weights = {}
+    for name, group in seen.groups.items():
+        perm, pattern = orders[name], seen.pattern(name)
+        for linear in group.linears:
+            mask = nm_mask(seen.scores(linear)[:, perm], pattern)[:, invert(perm)]
+            weights[linear] = seen.weight(linear) * mask
+    return weights
 
 
 @pytest.fixture(scope="module")
 def shown() -> tuple[Window, ConstrainedWindow, dict[str, Any]]:
     window = toy_window()
     folds = find_folds(window.decoder)
-    return window, ConstrainedWindow.of(window, folds), folds
+    view = ConstrainedWindow.of(window, constrained(window, foldable=True))
+    return window, view, folds
+
+
+def constrained(window: Window, foldable: bool = False, residual: str = "free") -> Constraints:
+    return Constraints.of(window.decoder, foldable=foldable, residual=residual)
 
 
 LCP = Lcp(block=8, batch=2, steps=2, precision="model", start=NoPermutation())
@@ -59,15 +76,6 @@ def test_a_mask_of_parts_is_the_mask_of_the_whole_order(shown: Any) -> None:
         for name, group in view.groups.items()
     }
 
-    def pruned(seen: Window, orders: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        weights = {}
-        for name, group in seen.groups.items():
-            perm, pattern = orders[name], seen.pattern(name)
-            for linear in group.linears:
-                mask = nm_mask(seen.scores(linear)[:, perm], pattern)[:, invert(perm)]
-                weights[linear] = seen.weight(linear) * mask
-        return weights
-
     rows = window.learning[:2]
     whole = pruned(window, view.expanded(perms))
     torch.testing.assert_close(view.outputs(pruned(view, perms), rows), window.outputs(whole, rows))
@@ -83,7 +91,63 @@ def test_statistics_of_lanes_are_summed(shown: Any) -> None:
 
 def test_a_pattern_that_does_not_divide_a_head_leaves_its_group_free() -> None:
     window = toy_window(pattern=Pattern(8, 16))
-    view = ConstrainedWindow.of(window, find_folds(window.decoder))
+    view = ConstrainedWindow.of(window, constrained(window, foldable=True))
     assert view.groups.keys() == window.groups.keys()
     perms = view.expanded({name: torch.arange(g.channels) for name, g in view.groups.items()})
     assert perms.keys() == window.groups.keys()
+
+
+@pytest.mark.parametrize("learner", [Cp(), Greedy(), LCP], ids=lambda learner: learner.name)
+def test_what_reads_the_residual_stream_shares_an_order(learner: PermutationLearner) -> None:
+    window = toy_window()
+    view = ConstrainedWindow.of(window, constrained(window, residual="shared"))
+    readers = find_residual(window.decoder).groups
+    assert len(readers) > 2
+    perms = view.expanded(learner.learn(view))
+    assert perms.keys() == window.groups.keys()
+    orders = {tuple(perms[name].tolist()) for name in readers}
+    assert len(orders) == 1
+    if learner is not LCP:  # two steps from the original order may end where they began
+        assert orders != {tuple(range(len(perms[readers[0]])))}
+
+
+def test_a_shared_mask_is_the_mask_of_every_reader() -> None:
+    window = toy_window()
+    view = ConstrainedWindow.of(window, constrained(window, foldable=True, residual="shared"))
+    generator = torch.Generator().manual_seed(0)
+    perms = {
+        name: torch.randperm(group.channels, generator=generator)
+        for name, group in view.groups.items()
+    }
+    rows = window.learning[:2]
+    whole = pruned(window, view.expanded(perms))
+    torch.testing.assert_close(view.outputs(pruned(view, perms), rows), window.outputs(whole, rows))
+    totals = [window.statistics(name)["square_sum"] for name in view.shared]
+    torch.testing.assert_close(view.statistics(RESIDUAL)["square_sum"], sum(totals))
+
+
+def test_groups_that_keep_their_order_are_pruned_while_others_learn() -> None:
+    window = toy_window()
+    constraints = constrained(window, foldable=True, residual="original")
+    view = ConstrainedWindow.of(window, constraints)
+    kept = [name for name in window.groups if name in constraints.kept]
+    assert kept
+    assert not {linear for name in kept for linear in window.groups[name].linears} & {*view.linears}
+    perms = {
+        name: torch.arange(group.channels).flip(0).contiguous()
+        for name, group in view.groups.items()
+    }
+    whole = view.expanded(perms)
+    for name in kept:
+        assert torch.equal(whole[name], torch.arange(window.groups[name].channels))
+    rows = window.learning[:2]
+    expected = window.outputs(pruned(window, whole), rows)
+    torch.testing.assert_close(view.outputs(pruned(view, perms), rows), expected)
+
+
+def test_readers_with_several_patterns_cannot_share_an_order() -> None:
+    window = toy_window()
+    readers = find_residual(window.decoder).groups
+    window.patterns = {**window.patterns, readers[0]: Pattern(1, 4)}
+    with pytest.raises(UserError, match=r"need one pattern, but .* has 1:4 and"):
+        ConstrainedWindow.of(window, constrained(window, residual="shared"))
