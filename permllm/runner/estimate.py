@@ -34,6 +34,10 @@ EVALUATED_TOKENS = 16_384
 ACTIVATIONS = 20
 """Hidden states that a decoder layer keeps per token for its backward pass, about."""
 
+HELD = 1.4
+"""How much more memory a training holds than it uses, about: freed pieces are kept for the
+next tensors (:func:`permllm.runner.memory.keep_freed_memory`), with holes between them."""
+
 GROUPS_PER_LINEAR = 0.6
 """Permutation groups for each linear: 4 for the 7 linears of a LLaMA layer, about."""
 
@@ -191,7 +195,7 @@ def working_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> i
     batch = int(getattr(pipeline.layers.permutation, "batch", calibration.batch_size))
     kept = ACTIVATIONS * layers * batch * calibration.length * shape.hidden * number_bytes
     # The loss holds the logits of both models, their softmaxes and a gradient.
-    return scores + copies + kept + 4 * batch * logits
+    return int(HELD * (scores + copies + kept + 4 * batch * logits))
 
 
 def measured_speed(device: torch.device, seconds: float = 0.3) -> float:
