@@ -13,7 +13,13 @@ from permllm.cli.opening import model_source, open_model
 from permllm.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from permllm.saved.loading import LoadedExport
     from permllm.saved.logits import Agreement
+
+TOKENS, LENGTH = 2048, 256
+"""How much of a text is compared, and in how long sequences."""
 
 
 @click.command("verify")
@@ -24,9 +30,14 @@ if TYPE_CHECKING:
     help="Compare logits with this model too, such as the masked export of the same run: a "
     "folder, a GGUF file, package:NAME or hub:ID.",
 )
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help=f"Compare them on the first {TOKENS:,} tokens of this file, not on a few fixed ones.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @debug_option
-def command(directory: Path, against: str | None, as_json: bool) -> None:
+def command(directory: Path, against: str | None, text: Path | None, as_json: bool) -> None:
     """Check the export in DIRECTORY, tensor by tensor, and what the model says.
 
     Every tensor is read and compared with the manifest: shape, type, N:M in stored order,
@@ -35,8 +46,14 @@ def command(directory: Path, against: str | None, as_json: bool) -> None:
     the exit code is then 2.
     """
     from permllm.saved.files import check_files
+    from permllm.saved.loading import load
     from permllm.saved.manifest import read_manifest
 
+    if text is not None and against is None:
+        raise UserError(
+            "--text says on what to compare two models, and there is one",
+            hint="name the other with --against, such as the masked export of the same run",
+        )
     manifest = read_manifest(directory)
     wrong = {name: why for name, why in check_files(directory, manifest) if why}
     if wrong:
@@ -47,9 +64,11 @@ def command(directory: Path, against: str | None, as_json: bool) -> None:
     held = [entry.pattern for entry in manifest.tensors.values() if entry.pattern]
     held += [entry.pattern for entry in manifest.packed.values()]
     patterns, counted = sorted(set(held)), len(held)
-    said = {"recorded": _recorded(directory, manifest)}
+    loaded = load(directory)
+    said = {"recorded": _recorded(loaded, manifest)}
+    perplexities: tuple[float, float] | None = None
     if against is not None:
-        said[against] = _against(directory, manifest, against)
+        said[against], perplexities = _against(loaded, manifest, against, text)
     facts: dict[str, Any] = {
         "tensors": len(manifest.tensors),
         "pruned": counted,
@@ -59,6 +78,8 @@ def command(directory: Path, against: str | None, as_json: bool) -> None:
             for name, found in said.items()
         },
     }
+    if text is not None and perplexities is not None:
+        facts["perplexity"] = dict(zip(("export", str(against)), perplexities, strict=True))
     if as_json:
         click.echo(json.dumps({"directory": str(directory), **facts}))
     else:
@@ -70,35 +91,65 @@ def command(directory: Path, against: str | None, as_json: bool) -> None:
                 f"logits differ from {what} by {found.difference:.2g} of the largest; "
                 f"{found.argmax:.2%} of the most likely tokens are the same"
             )
+        if text is not None and perplexities is not None:
+            ours, theirs = perplexities
+            click.echo(f"perplexity on {text} is {ours:.6g}; that of {against} is {theirs:.6g}")
     for name, found in said.items():
         if not found.holds:
             whose = "what was recorded at the export" if name == "recorded" else name
             raise UserError(f"the model in '{directory}' does not compute the same as {whose}")
 
 
-def _recorded(directory: Path, manifest: Any) -> Agreement:
+def _recorded(loaded: LoadedExport, manifest: Any) -> Agreement:
     import torch
 
-    from permllm.saved.loading import load
     from permllm.saved.logits import compare_recorded, float32_logits
 
-    model = load(directory).model
     return compare_recorded(
-        manifest.logits, float32_logits(model, torch.tensor(manifest.logits.tokens))
+        manifest.logits, float32_logits(loaded.model, torch.tensor(manifest.logits.tokens))
     )
 
 
-def _against(directory: Path, manifest: Any, against: str) -> Agreement:
+def _against(
+    loaded: LoadedExport, manifest: Any, against: str, text: Path | None
+) -> tuple[Agreement, tuple[float, float]]:
+    """How the logits of two models agree, and both perplexities (of no use on fixed tokens)."""
     import torch
 
     from permllm.pipeline.reading import read_mapping
     from permllm.registry import Registry
-    from permllm.saved.loading import load
-    from permllm.saved.logits import compare_logits, float32_logits
+    from permllm.saved.logits import compare_logits, float32_logits, together
 
-    tokens = torch.tensor(manifest.logits.tokens)
     pipeline = read_mapping(
         {"model": model_source(against), "pattern": "2:4", "evaluate": []}, Registry.load()
     )
-    other = float32_logits(open_model(pipeline.model, torch.device("cpu")).model, tokens)
-    return compare_logits(other, float32_logits(load(directory).model, tokens))
+    other = open_model(pipeline.model, torch.device("cpu")).model
+    tokens = torch.tensor(manifest.logits.tokens) if text is None else _tokens(text, loaded)
+    found: list[Agreement] = []
+    losses = torch.zeros(2, dtype=torch.float64)
+    # Sequence by sequence: the logits of a whole text are gigabytes.
+    for row in tokens.split(1):
+        ours, theirs = float32_logits(loaded.model, row), float32_logits(other, row)
+        found.append(compare_logits(theirs, ours))
+        losses += torch.stack([_loss(logits, row) for logits in (ours, theirs)])
+    ours, theirs = (losses / tokens[:, 1:].numel()).exp().tolist()
+    return together(found), (ours, theirs)
+
+
+def _tokens(text: Path, loaded: LoadedExport) -> Tensor:
+    """``LongTensor[n, L]``: the beginning of a text."""
+    from permllm.datasets.sequences import first_tokens
+    from permllm.datasets.text import Text
+
+    tokens = first_tokens(Text(text).texts("test"), loaded.tokenizer, TOKENS)
+    length = min(LENGTH, len(tokens))
+    if length < 2:
+        raise UserError(f"'{text}' has {len(tokens)} tokens, and two are the least to compare on")
+    return tokens[: len(tokens) // length * length].view(-1, length)
+
+
+def _loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """The summed negative log-likelihood of all tokens but the first, in float64."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits[0, :-1], tokens[0, 1:], reduction="sum").double()

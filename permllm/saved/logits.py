@@ -125,6 +125,14 @@ def compare_logits(expected: Tensor, got: Tensor) -> Agreement:
     return _agreement((got - expected).abs().max(), largest, gap)
 
 
+def together(found: Sequence[Agreement]) -> Agreement:
+    """Of sequences of one length: the largest difference, and the share of all their tokens."""
+    return Agreement(
+        max(one.difference for one in found),
+        sum(one.argmax for one in found) / len(found),
+    )
+
+
 def _agreement(difference: Tensor, largest: float, gap: Tensor) -> Agreement:
     relative = float(difference) / max(largest, 1e-12)
     # NaN compares as False, and so counts as a difference.

@@ -34,6 +34,31 @@ def test_a_fresh_export_is_verified(permllm, exports: Path, kind: str) -> None:
     assert facts["logits"]["recorded"]["argmax"] == 1.0
 
 
+def test_exports_are_compared_on_a_text(permllm, exports: Path, project: Path) -> None:
+    text = project / "compared.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog, again and again\n" * 40)
+    words = ["verify", exports / "permuted", "--text", text]
+    done = permllm(*words, "--against", exports / "masked", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    ours, theirs = facts["perplexity"].values()
+    assert ours > 1
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    plain = permllm(*words, "--against", exports / "masked")
+    assert f"perplexity on {text} is {ours:.6g}; that of" in plain.stdout
+    other = permllm(*words, "--against", project / "model", "--json")
+    assert other.returncode == 2
+    assert "does not compute the same" in other.stderr
+    ours, dense = json.loads(other.stdout)["perplexity"].values()
+    assert ours != pytest.approx(dense, rel=1e-4)
+
+
+def test_a_text_to_compare_on_wants_two_models(permllm, exports: Path) -> None:
+    done = permllm("verify", exports / "permuted", "--text", "any.txt")
+    assert done.returncode == 2
+    assert "name the other with --against" in done.stderr
+
+
 def test_an_edited_tensor_is_named(permllm, exports: Path, tmp_path: Path) -> None:
     folder = tmp_path / "edited"
     shutil.copytree(exports / "permuted", folder)
