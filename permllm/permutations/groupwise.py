@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from permllm.core.patterns import Pattern
     from permllm.runner.windows import Window
 
-START_SHARE = 0.2
-"""The share of a budget that a search to start from may take."""
+START_SHARE = 0.75
+"""The share of a budget that a search to start from may take: it is worth more than the first
+few steps, which in half a minute are all that there is time for."""
 
 Search = Callable[["Tensor", "Pattern", torch.Generator], "Tensor"]
 """From a group's stacked scores ``[ΣC_out, C_in]`` to its order, ``LongTensor[C_in]``."""
