@@ -58,6 +58,9 @@ class Saved:
     sparse: bool = False
 
 
+WIDTH = 120
+"""The least width of the table, in characters."""
+
 HEADINGS = (
     "disk MB",
     "weights MB",
@@ -192,7 +195,8 @@ def main(model: Path | None, dtype: str, prefill: int, decode: int, rounds: int)
                 f"{furthest:.1e}",
                 f"{agree:.1%}",
             )
-    Console().print(table)
+    # All columns, also where the output is not a terminal.
+    Console(width=max(WIDTH, Console().width)).print(table)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from permllm.components import PermutationLearner
 from permllm.core.durations import Duration
 from permllm.core.permutations import is_permutation
 from permllm.permutations.cp import Cp
-from permllm.permutations.groupwise import first_orders
+from permllm.permutations.groupwise import START_SHARE, first_orders
 from permllm.permutations.lcp import Lcp, Training
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
@@ -146,7 +146,7 @@ def test_a_budget_holds_the_search_to_its_share() -> None:
     own = Cp(time_limit=3.0)
     for learner, budget in ((Cp(), None), (Cp(), 1.0), (Cp(), 1e4), (own, 1.0), (Lcp(), 1.0)):
         first_orders(learner, window, budget)
-    assert asked == [Cp(), Cp(time_limit=0.2 / groups), Cp(), own, Lcp()]
+    assert asked == [Cp(), Cp(time_limit=START_SHARE / groups), Cp(), own, Lcp()]
 
 
 def test_a_budget_ends_learning(monkeypatch: pytest.MonkeyPatch) -> None:
