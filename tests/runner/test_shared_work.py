@@ -25,9 +25,10 @@ from permllm.runner.run import make_plan, run_plan
 
 Write = Callable[..., Path]
 
-LCP = {"name": "lcp", "block": 8, "steps": 2, "batch": 2, "identity": 0.0}
+CP = {"name": "cp", "rounds": 10, "steps": 10}
+LCP = {"name": "lcp", "block": 8, "steps": 2, "batch": 2, "identity": 0.0, "start": CP}
 """Without a lean to the start, so that two steps leave it, and its noise counts."""
-STUDY = {"layers.metric": ["magnitude", "wanda"], "layers.permutation": ["none", "cp", LCP]}
+STUDY = {"layers.metric": ["magnitude", "wanda"], "layers.permutation": ["none", CP, LCP]}
 
 
 def run(path: Path, out: Path, settings: tuple[str, ...] = (), **options: Any) -> Results:
@@ -108,8 +109,8 @@ def test_a_study_gives_the_bits_of_separate_runs(
     # The first run gathers statistics for all; lcp starts where cp ended.
     assert found["statistics"] >= 5
     assert found["order (cp)"] >= 2
-    for metric, order in (("magnitude", "cp"), ("wanda", LCP)):
-        name = order if isinstance(order, str) else "lcp"
+    for metric, order in (("magnitude", CP), ("wanda", LCP)):
+        name = order["name"]
         settings = (
             "matrix=null",
             f"layers.metric={metric}",
