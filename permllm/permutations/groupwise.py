@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from permllm.core.patterns import Pattern
     from permllm.runner.windows import Window
 
-START_SHARE = 0.75
+START_SHARE = 0.5
 """The share of a budget that a search to start from may take: it is worth more than the first
 few steps, which in half a minute are all that there is time for."""
 
