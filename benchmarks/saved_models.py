@@ -45,17 +45,15 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @attrs.frozen
 class Saved:
-    """A way to open a saved model.
+    """A saved model.
 
     Attributes:
         label: what the table calls it.
-        folder: where it is.
-        sparse: whether pruned linears multiply with packed weights.
+        folder: where it is, called after its format.
     """
 
     label: str
     folder: Path
-    sparse: bool = False
 
 
 WIDTH = 120
@@ -97,10 +95,7 @@ def save(source: Mapping[str, Any], out: Path, dtype: str) -> list[Saved]:
         file.write_text(json.dumps(pipeline), encoding="utf-8")  # which is YAML, too
         (run,) = permllm.run(file, out=out / kind).runs[1:]
         exports = {name: out / kind / folder for name, folder in run.exports.items()}
-        saved += [
-            Saved(f"{name}, {kind}", folder, sparse=name == "sparse")
-            for name, folder in exports.items()
-        ]
+        saved += [Saved(f"{name}, {kind}", folder) for name, folder in exports.items()]
     return saved
 
 
@@ -111,7 +106,7 @@ def opened(saved: Saved) -> Any:
 
         with quiet():
             return AutoModelForCausalLM.from_pretrained(saved.folder).eval()
-    return permllm.load(saved.folder, sparse=saved.sparse).model
+    return permllm.load(saved.folder, sparse=saved.folder.name == "sparse").model
 
 
 def serve(saved: Saved, prompt: torch.Tensor, decode: int, pipe: Any) -> None:

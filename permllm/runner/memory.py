@@ -65,7 +65,7 @@ def keep_freed_memory() -> None:
     A learning step allocates and frees gigabytes. By default glibc gives every large
     piece back to the operating system, and the next step waits for the same pages to be
     mapped and zeroed again: a third of its time on two cores. The price is a higher peak
-    of memory, by about a tenth. It holds for the whole process, so only programs of
+    of memory, by a tenth to a quarter. It holds for the whole process, so only programs of
     permllm call it, never the library.
     """
     if platform.libc_ver()[0] != "glibc":

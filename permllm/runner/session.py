@@ -60,7 +60,8 @@ class Session:
         base = digest(self.fingerprint, machine(self.device, self.dtype), own_code())
         self.stages = Stages(cache, base, self._found)
         self.read: dict[Any, Sequences] = {}
-        self.found_constraints: dict[Any, Constraints] = {}
+        # Without options there is nothing to look for.
+        self.found_constraints = {(False, "free"): Constraints()}
         if plan.runs:
             # Before anything long: the text may be too short.
             self.sequences(plan.dense)
@@ -131,8 +132,6 @@ class Session:
         """What orders the model's groups may get in a run."""
         layers = run.pipeline.layers
         wanted = layers.foldable, layers.residual
-        if wanted == (False, "free"):
-            return Constraints()
         if wanted not in self.found_constraints:
             stage = "looking for orders that fold"
             self._progress(stage, 0, 1)

@@ -22,6 +22,14 @@ from permllm.runner.windows import Window
 from permllm.testing.windows import toy_window
 
 
+def random_orders(seen: Window) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randperm(group.channels, generator=generator)
+        for name, group in seen.groups.items()
+    }
+
+
 def pruned(seen: Window, orders: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     weights = {}
     for name, group in seen.groups.items():
@@ -70,11 +78,7 @@ def test_weights_come_back_as_they_were(shown: Any) -> None:
 def test_a_mask_of_parts_is_the_mask_of_the_whole_order(shown: Any) -> None:
     """What a learner optimises is what is pruned in the end."""
     window, view, _ = shown
-    generator = torch.Generator().manual_seed(0)
-    perms = {
-        name: torch.randperm(group.channels, generator=generator)
-        for name, group in view.groups.items()
-    }
+    perms = random_orders(view)
 
     rows = window.learning[:2]
     whole = pruned(window, view.expanded(perms))
@@ -114,11 +118,7 @@ def test_what_reads_the_residual_stream_shares_an_order(learner: PermutationLear
 def test_a_shared_mask_is_the_mask_of_every_reader() -> None:
     window = toy_window()
     view = ConstrainedWindow.of(window, constrained(window, foldable=True, residual="shared"))
-    generator = torch.Generator().manual_seed(0)
-    perms = {
-        name: torch.randperm(group.channels, generator=generator)
-        for name, group in view.groups.items()
-    }
+    perms = random_orders(view)
     rows = window.learning[:2]
     whole = pruned(window, view.expanded(perms))
     torch.testing.assert_close(view.outputs(pruned(view, perms), rows), window.outputs(whole, rows))
