@@ -24,7 +24,7 @@ def command(runs: tuple[str, ...], as_csv: bool, as_markdown: bool, as_json: boo
     if as_csv + as_markdown + as_json > 1:
         raise click.UsageError("--csv, --markdown and --json exclude each other")
     from permllm.report.across import compare, to_csv, to_json
-    from permllm.report.table import markdown_of, table_of
+    from permllm.report.table import markdown_of, tables_of
 
     comparison = compare(runs)
     for warned in comparison.warnings:
@@ -38,4 +38,8 @@ def command(runs: tuple[str, ...], as_csv: bool, as_markdown: bool, as_json: boo
     else:
         from rich.console import Console
 
-        Console(soft_wrap=False).print(table_of(comparison.rows))
+        console = Console(soft_wrap=False)
+        for number, table in enumerate(tables_of(comparison.rows, console)):
+            if number:
+                console.print()
+            console.print(table)

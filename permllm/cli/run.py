@@ -194,11 +194,12 @@ def _print_plan(plan: Plan, checked: Checked) -> None:
 def _print_results(plan: Plan, results: Results) -> None:
     from rich.console import Console
 
-    from permllm.report.table import comparison, sentence
+    from permllm.report.table import rows_of, sentence, tables_of
 
     console = Console(soft_wrap=False)
-    console.print()
-    console.print(comparison(results))
+    for table in tables_of(rows_of(results), console):
+        console.print()
+        console.print(table)
     console.print(sentence(results), markup=False)
     console.print()
     # Paths are for copying: never wrapped, never marked up.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import attrs
 from rich.align import Align
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -36,6 +38,9 @@ SHARES = {"retained": "retained\nscore", "sparsity": "sparsity"}
 
 LONGEST_ERROR = 60
 """Characters of a failed run's error that a table shows."""
+
+LONGEST_METHOD = 32
+"""Characters of a label in one line of a terminal."""
 
 
 @attrs.frozen
@@ -104,14 +109,35 @@ def comparison(results: Results) -> Table:
     return table_of(rows_of(results))
 
 
-def table_of(rows: Sequence[Row]) -> Table:
-    """The table of some rows for the terminal; with sources, they are a column."""
+def tables_of(rows: Sequence[Row], console: Console) -> list[Table]:
+    """The table of some rows, cut into several of its columns where it is wider than a terminal."""
+    unbounded = console.options.update_width(sys.maxsize)
+    tables: list[Table] = []
+    here: list[Column] = []
+    for column in columns(rows):
+        wider = table_of(rows, [*here, column])
+        if here and console.measure(wider, options=unbounded).maximum > console.width:
+            here, wider = [column], table_of(rows, [column])
+            tables.append(wider)
+        else:
+            here = [*here, column]
+            tables[-1:] = [wider]
+    return tables
+
+
+def table_of(rows: Sequence[Row], shown: Sequence[Column] | None = None) -> Table:
+    """The table of some rows for the terminal; with sources, they are a column.
+
+    Args:
+        rows: its rows.
+        shown: the columns after the method, all where it is None.
+    """
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("method", overflow="fold")
+    table.add_column("method", overflow="fold", max_width=LONGEST_METHOD)
     sources = any(row.sources for row in rows)
     if sources:
-        table.add_column("from", overflow="fold")
-    shown = columns(rows)
+        table.add_column("from", overflow="fold", max_width=LONGEST_METHOD)
+    shown = columns(rows) if shown is None else shown
     for column in shown:
         table.add_column(Text(column.heading), justify="right", vertical="bottom")
     for row in rows:

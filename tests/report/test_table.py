@@ -8,7 +8,7 @@ import attrs
 import pytest
 from rich.console import Console
 
-from permllm.report.table import comparison, markdown
+from permllm.report.table import columns, comparison, markdown, rows_of, tables_of
 
 
 def cells(line: str) -> list[str]:
@@ -45,6 +45,19 @@ def test_quickstart_fits_a_hundred_columns(results) -> None:
     assert len(lines) == 3 + 4
     for line, label in zip(lines[3:], ("dense", "none", "cp", "lcp"), strict=True):
         assert line.split()[0] == label
+
+
+@pytest.mark.parametrize("width", [20, 50, 80, 200])
+def test_narrow_terminals_get_several_tables_with_every_figure(results, width: int) -> None:
+    rows = rows_of(results())
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    tables = tables_of(rows, console)
+    assert len(tables) == 1 if width >= 80 else len(tables) > 1
+    headings = [column.header for table in tables for column in table.columns[1:]]
+    assert [str(heading) for heading in headings] == [c.heading for c in columns(rows)]
+    for table in tables:
+        console.print(table)
+    assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_other_figures_are_columns_and_errors_are_not(results, pruned) -> None:
