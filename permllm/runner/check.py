@@ -14,12 +14,14 @@ import psutil
 from permllm.errors import UserError
 from permllm.models.loading import read_config
 from permllm.models.shape import ModelShape, model_shape
+from permllm.models.sources import DirectorySource, HubSource, Source
 from permllm.pipeline.reading import blaming
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.devices import pick_device, pick_dtype
 from permllm.runner.estimate import Estimate, estimate, gigabytes, measured_speed
 from permllm.runner.plan import Plan, components_in
 from permllm.runner.settings import check_channels, settings_of
+from permllm.saved.manifest import MANIFEST, read_manifest
 
 try:
     import resource
@@ -70,10 +72,13 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
     device = pick_device(pipeline.device)
     check_folder(plan.out)
     with blaming(path, "model"):
+        check_not_exported(pipeline.model)
         pipeline.model.check()
     for run in (plan.dense, *plan.runs):
         check_components(run.pipeline, path)
     config = read_config(pipeline.model)
+    with blaming(path, "model"):
+        check_not_quantised(pipeline.model, config)
     trust = getattr(pipeline.model, "trust_remote_code", False)
     shape = model_shape(config, trust_remote_code=trust)
     for run in plan.runs:
@@ -97,6 +102,38 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
                 raise
             warnings.append(f"on this machine, {error.message}")
     return Checked(found, tuple(warnings))
+
+
+def check_not_exported(source: Source) -> None:
+    """Refuse a folder that permllm exported as ``permuted`` or ``sparse``.
+
+    Raises:
+        UserError: it is one.
+    """
+    if isinstance(source, DirectorySource) and (source.path / MANIFEST).is_file():
+        form = read_manifest(source.path).format
+        raise UserError(
+            f"'{source.path}' is pruned already: it is a {form} export of permllm",
+            hint="name the dense model that it was made from; `permllm eval` measures an export",
+        )
+
+
+def check_not_quantised(source: Source, config: Any) -> None:
+    """Refuse a model whose weights are saved in another form than numbers of their own.
+
+    GGUF files are unpacked, whatever they hold.
+
+    Raises:
+        UserError: its configuration says that it is quantised.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and isinstance(source, DirectorySource | HubSource):
+        given = quantised if isinstance(quantised, dict) else vars(quantised)
+        method = str(given.get("quant_method", "in some way"))
+        raise UserError(
+            f"{source.describe()} is quantised ({method}); permllm prunes floating-point weights",
+            hint="name the model before quantisation, and quantise what is exported",
+        )
 
 
 def check_components(pipeline: Pipeline, path: Path | None) -> None:

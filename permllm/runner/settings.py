@@ -44,6 +44,7 @@ def settle(decoder: Decoder, pipeline: Pipeline) -> dict[str, LinearSettings]:
         raise UserError(
             "nothing is left to prune: layers.skip and the overrides match every linear"
         )
+    check_unpruned(decoder, settings)
     return settings
 
 
@@ -92,6 +93,26 @@ def check_channels(name: str, channels: int, pattern: Pattern) -> None:
             "does not divide",
             hint=f"choose another pattern, or leave it dense with layers.skip: ['{name}']",
         )
+
+
+def check_unpruned(decoder: Decoder, settings: Mapping[str, LinearSettings]) -> None:
+    """Refuse a model none of whose linears keeps more weights than it would after pruning.
+
+    Raises:
+        UserError: it is pruned already, as much or more.
+    """
+    left = {}
+    for name, found in settings.items():
+        weight = decoder.weight(name)
+        left[name] = float(weight.count_nonzero()) / weight.numel()
+        if left[name] > found.pattern.density:
+            return
+    name, share = next(iter(left.items()))
+    raise UserError(
+        "the model is pruned already: no linear has more weights left than "
+        f"{settings[name].pattern} keeps ({name}: {1 - share:.1%} are zero)",
+        hint="name the dense model that it was made from",
+    )
 
 
 def settings_of(name: str, pipeline: Pipeline) -> LinearSettings | None:

@@ -92,6 +92,39 @@ def test_another_model_is_told_apart(permllm, exports: Path, project: Path) -> N
     assert "does not compute the same" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("masked", "no linear has more weights left than 2:4 keeps"),
+        ("permuted", "is a permuted export of permllm"),
+        ("sparse", "is a sparse export of permllm"),
+    ],
+)
+def test_what_is_pruned_already_is_not_pruned_again(
+    permllm, exports: Path, project: Path, tmp_path: Path, kind: str, said: str
+) -> None:
+    model = f"model={{source: directory, path: '{exports / kind}'}}"
+    out = tmp_path / "again"
+    done = permllm("run", "tiny.yaml", *SETTINGS, "--set", model, "--out", out, cwd=project)
+    assert done.returncode == 2
+    assert "pruned already" in done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_quantised_model_is_refused(permllm, project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantised"
+    shutil.copytree(project / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = f"model={{source: directory, path: '{folder}'}}"
+    done = permllm("check", "tiny.yaml", "--set", model, cwd=project)
+    assert done.returncode == 2
+    assert "is quantised (gptq)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("words", [["verify"], ["inspect"]])
 def test_what_is_no_export_is_refused(permllm, exports: Path, words: list[str]) -> None:
     done = permllm(*words, exports / "masked")
