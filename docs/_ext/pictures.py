@@ -1,4 +1,4 @@
-"""The pictures of the page on concepts, drawn from permllm's own functions."""
+"""The pictures of the pages on concepts and method, drawn from permllm's own functions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from torch import Tensor
 
 from permllm.core.patterns import Pattern, nm_mask, retained_share
+from permllm.core.placements import placement_gradient, rivals_of
 
 PATTERN = Pattern(2, 4)
 SCORES = torch.tensor(
@@ -38,6 +39,7 @@ def draw_all(folder: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "permllm", "svg.fonttype": "path", "font.size": 10}):
         _order(folder / "order.svg")
         _windows(folder / "windows.svg")
+        _placements(folder / "placements.svg")
 
 
 def _order(path: Path) -> None:
@@ -104,6 +106,38 @@ def _windows(path: Path) -> None:
     axis.set_ylim(-0.4, 6.1)
     axis.axis("off")
     _save(figure, path)
+
+
+def _placements(path: Path) -> None:
+    """The gradient of a mask, and the placement gradient that it gives."""
+    scores = SCORES.T.contiguous()
+    gradient = torch.randn(scores.shape, generator=torch.Generator().manual_seed(3))
+    rivals = rivals_of(scores, gradient, PATTERN)
+    changes = placement_gradient(*(x.unsqueeze(0) for x in (scores, gradient, *rivals)))[0]
+    figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.1), width_ratios=(8, 8, 8))
+    _matrix(axes[0], SCORES, torch.arange(len(scores)))
+    axes[0].set_title("scores, and what is kept", color=INK)
+    _heat(axes[1], gradient.T, "gradient of the mask, G", "channel", "row")
+    _heat(axes[2], changes, "placement gradient", "place", "channel")
+    for channel in range(len(scores)):
+        axes[2].add_patch(
+            Rectangle((channel - 0.5, channel - 0.5), 1, 1, facecolor="none", edgecolor=INK)
+        )
+    _save(figure, path)
+
+
+def _heat(axis: Axes, values: Tensor, title: str, across: str, down: str) -> None:
+    """A matrix in colours: orange where the loss would fall, purple where it would rise."""
+    most = float(values.abs().max())
+    axis.imshow(values, cmap="PuOr", vmin=-most, vmax=most)
+    axis.set_title(title, color=INK)
+    axis.set_xlabel(across, color=INK)
+    axis.set_ylabel(down, color=INK)
+    axis.set_xticks(range(values.shape[1]))
+    axis.set_yticks(range(values.shape[0]))
+    axis.tick_params(length=0, labelsize=8, labelcolor=INK)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
