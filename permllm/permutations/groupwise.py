@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from permllm.core.patterns import Pattern
     from permllm.runner.windows import Window
 
-START_SHARE = 0.5
-"""The share of a budget that a search to start from may take: it is worth more than the first
-few steps, which in half a minute are all that there is time for."""
+START_SHARE = 0.25
+"""The share of a budget that a search to start from may take: steps are worth more."""
 
 Search = Callable[["Tensor", "Pattern", torch.Generator], "Tensor"]
 """From a group's stacked scores ``[ΣC_out, C_in]`` to its order, ``LongTensor[C_in]``."""

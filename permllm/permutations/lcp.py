@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TRAVEL = 0.5
 """How far steps with Adam carry a logit, as a share of rate times steps: the cosine's mean."""
 
-MOST_RAISED = 4.0
+MOST_RAISED = 2.0
 """How many times the learning rate a training of few steps has, at most."""
 
 
@@ -124,7 +124,7 @@ class Lcp(TrainingOptions, PermutationLearner):
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step; ``step`` counts from 1.
 
-        In a training of few steps it is raised, up to four times, so that logits can travel
+        In a training of few steps it is raised, up to twice, so that logits can travel
         twice as far as the lean towards the start holds them.
         """
         rate = super().learning_rate_at(step, steps)
