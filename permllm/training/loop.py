@@ -42,6 +42,11 @@ class Trainee(Protocol[T_co]):
         ...
 
 
+STEP_PER_LOOK = 3.0
+"""How long a step is taken to last before any is done: so many times a look at as many held-out
+sequences, which is a forward pass like its own without the way back."""
+
+
 class StepCount:
     """How many steps a training has: a number, or as many as fit into a time.
 
@@ -54,12 +59,19 @@ class StepCount:
         self.steps, self.seconds, self.began = steps, seconds, time.monotonic()
         self.first: float | None = None
 
-    def total(self, done: int) -> int:
-        """The number of steps in all, at least one, judged by the ``done`` ones so far."""
+    def total(self, done: int, pace: float | None = None) -> int:
+        """The number of steps in all, at least one, judged by the ``done`` ones so far.
+
+        Args:
+            done: how many.
+            pace: seconds that the first step is thought to take, if that is known.
+        """
         now = time.monotonic()
         if self.seconds is None or self.first is None or not done:
             self.first = now
-            return self.steps
+            if self.seconds is None or pace is None:
+                return self.steps
+            return max(1, int((self.began + self.seconds - now) / pace))
         left = self.began + self.seconds - now
         return done + max(0, int(left * done / max(now - self.first, 1e-9)))
 
@@ -89,10 +101,14 @@ def train(
     """
     window.progress("learning", 0, trainee.total)
     best = best and len(window.held_out) > 0
-    kept, least = trainee.snapshot(step=1) if best else (None, math.inf)
+    kept, least, pace = None, math.inf, None
+    if best:
+        began = time.monotonic()
+        kept, least = trainee.snapshot(step=1)
+        pace = STEP_PER_LOOK * (time.monotonic() - began) * batch / len(window.held_out)
     every = max(1, math.ceil(window.calibration / batch))
     drawn = batches(window, batch, fresh=fresh)
-    step, trainee.total = 0, count.total(0)
+    step, trainee.total = 0, count.total(0, pace)
     while step < trainee.total:
         step += 1
         figures = trainee.step(next(drawn), step)

@@ -127,6 +127,30 @@ def test_a_time_holds_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) -> N
     assert count.total(3) == 3
 
 
+def test_before_the_first_step_a_look_at_held_out_text_tells_the_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: now)
+    totals: list[int] = []
+
+    class Slow(Course):
+        def step(self, rows: Tensor, step: int) -> dict[str, float]:
+            nonlocal now
+            now += 6.0
+            totals.append(self.total)
+            return super().step(rows, step)
+
+        def snapshot(self, step: int) -> tuple[int, float]:
+            nonlocal now
+            now += 2.0
+            return super().snapshot(step)
+
+    # Two of two held-out sequences take 2 s, so a step is taken to last 6 s: 38 s are left.
+    train(Slow({}), toy_window(), count=StepCount(1, 40.0), batch=2, fresh=True, best=True)
+    assert totals[0] == 6
+
+
 def test_schedules_follow_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last step is the schedule's last, however the speed changes."""
     clock = [0.0]
