@@ -47,6 +47,11 @@ STEP_PER_LOOK = 3.0
 sequences, which is a forward pass like its own without the way back."""
 
 
+FEWEST_STEPS = 2
+"""The fewest steps that a budget is spent on: one alone goes where a single batch says, and did
+harm on other text."""
+
+
 class StepCount:
     """How many steps a training has: a number, or as many as fit into a time.
 
@@ -94,7 +99,8 @@ def train(
         batch: sequences per step.
         fresh: draw from all learning sequences, not only from one pass of calibration.
         best: keep the result that does best on held-out sequences, looked at after every
-            pass, the beginning included; else, or where there are none, the last.
+            pass, the beginning included; else, or where there are none, the last. A time
+            that has no room for two steps then leaves the beginning as it is.
 
     Raises:
         RunFailed: the loss is not finite.
@@ -109,6 +115,9 @@ def train(
     every = max(1, math.ceil(window.calibration / batch))
     drawn = batches(window, batch, fresh=fresh)
     step, trainee.total = 0, count.total(0, pace)
+    if pace is not None and count.seconds is not None and trainee.total < FEWEST_STEPS:
+        trainee.total = 0
+    window.progress("learning", 0, trainee.total)
     while step < trainee.total:
         step += 1
         figures = trainee.step(next(drawn), step)

@@ -152,7 +152,7 @@ def test_a_budget_holds_the_search_to_its_share() -> None:
 def test_a_budget_ends_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count()
     monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: float(next(seconds)))
-    # A second goes by whenever somebody looks at the clock, which the loop does every step.
+    # A second goes by whenever somebody looks at the clock: at every step, and before the first.
     _, figures = learned(small(steps=None, budget=Duration(12.0)), toy_window(sequences=8))
-    assert len(figures) in (10, 11)
+    assert len(figures) in (8, 9, 10)
     assert figures[-1]["temperature"] == pytest.approx(0.1)

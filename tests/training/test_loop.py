@@ -151,6 +151,24 @@ def test_before_the_first_step_a_look_at_held_out_text_tells_the_pace(
     assert totals[0] == 6
 
 
+def test_a_time_without_room_for_two_steps_leaves_the_beginning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: now)
+
+    class Slow(Course):
+        def snapshot(self, step: int) -> tuple[int, float]:
+            nonlocal now
+            now += 2.0
+            return super().snapshot(step)
+
+    course = Slow({0: 1.0, 1: 0.5})
+    # A step is taken to last 6 s, and 11 s are left.
+    kept = train(course, toy_window(), count=StepCount(9, 13.0), batch=2, fresh=True, best=True)
+    assert (kept, course.done) == (0, 0)
+
+
 def test_schedules_follow_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last step is the schedule's last, however the speed changes."""
     clock = [0.0]
