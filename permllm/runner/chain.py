@@ -245,6 +245,7 @@ class Chain:
                 for linear in group.linears
             },
             on_progress=self._progress,
+            on_warning=lambda message: self.hook.permllm_warning(message=message),
             keep_states=self.streams.keep,
             find_perms=lambda learner, window: self._permutations(learner, window).tensors,
         )

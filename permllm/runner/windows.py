@@ -28,6 +28,7 @@ FindPerms = Callable[["PermutationLearner", "Window"], dict[str, Tensor]]
 
 StepCallback = Callable[[int, int, dict[str, float]], None]
 ProgressCallback = Callable[[str, int, int], None]
+WarningCallback = Callable[[str], None]
 
 
 @attrs.define(eq=False)
@@ -58,6 +59,7 @@ class Window:
         pruners: who prunes each linear; for pruners, since runs that differ in them share
             what learners find.
         on_step, on_progress: are told how far learning is.
+        on_warning: is told what the user should know.
         keep_states: keeps the dense model's states for other runs.
         find_perms: lets a learner learn, unless a run has kept what it found.
     """
@@ -81,6 +83,7 @@ class Window:
     pruners: Mapping[str, Pruner] = attrs.field(factory=dict)
     on_step: StepCallback = lambda step, total, figures: None
     on_progress: ProgressCallback = lambda stage, done, total: None
+    on_warning: WarningCallback = lambda message: None
     keep_states: KeepStates = lambda layer, rows, make: make()
     find_perms: FindPerms = lambda learner, window: learner.learn(window)
     _targets: dict[int, Tensor] = attrs.field(factory=dict, init=False)
@@ -198,6 +201,10 @@ class Window:
     def training_step(self, step: int, total: int, figures: dict[str, float]) -> None:
         """Say that training step ``step`` of ``total`` is done, with its figures."""
         self.on_step(step, total, figures)
+
+    def warn(self, message: str) -> None:
+        """Say something of this window that the user should know."""
+        self.on_warning(f"{self.name}: {message}")
 
     @torch.no_grad()
     def _dense(self, rows: Tensor) -> Tensor:

@@ -117,6 +117,10 @@ def train(
     step, trainee.total = 0, count.total(0, pace)
     if pace is not None and count.seconds is not None and trainee.total < FEWEST_STEPS:
         trainee.total = 0
+        window.warn(
+            f"no training: a step takes about {pace:.0f} s here, and the budget has no room for "
+            f"{FEWEST_STEPS}; what training starts from is kept"
+        )
     window.progress("learning", 0, trainee.total)
     while step < trainee.total:
         step += 1

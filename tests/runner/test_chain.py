@@ -181,6 +181,19 @@ def test_experts_without_tokens_are_pruned_by_their_weights(
     assert all(layer.sparsity >= 0.5 for layer in experts)
 
 
+def test_a_budget_without_room_for_training_is_a_warning(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The order that learning would start from is kept, and the user is told why."""
+    learner = {"name": "lcp", "block": 8, "budget": "0.001s", "batch": 2, "start": "none"}
+    recorder = Recorder()
+    results = run(write_pipeline(layers={"permutation": learner}), tmp_path / "out", recorder)
+    (warning,) = recorder.warnings
+    assert warning.startswith("layers 0 to 1: no training: a step takes about")
+    assert not recorder.steps
+    assert results.runs[1].error is None
+
+
 @attrs.frozen
 class LastOfFour(Pruner):
     """Keeps the last weights of every group, by scores that it makes up from the window."""

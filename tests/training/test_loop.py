@@ -165,8 +165,16 @@ def test_a_time_without_room_for_two_steps_leaves_the_beginning(
 
     course = Slow({0: 1.0, 1: 0.5})
     # A step is taken to last 6 s, and 11 s are left.
-    kept = train(course, toy_window(), count=StepCount(9, 13.0), batch=2, fresh=True, best=True)
+    window = toy_window()
+    warnings: list[str] = []
+    window.on_warning = warnings.append
+    kept = train(course, window, count=StepCount(9, 13.0), batch=2, fresh=True, best=True)
     assert (kept, course.done) == (0, 0)
+    (warning,) = warnings
+    assert warning == (
+        "layers 0 to 1: no training: a step takes about 6 s here, and the budget has no room "
+        "for 2; what training starts from is kept"
+    )
 
 
 def test_schedules_follow_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
