@@ -18,8 +18,20 @@ _TILE = 256
 _LEAST = -3e38
 """Below every score; finite, since the kernels are compiled to know no infinities."""
 
-_MOST_THREADS = numba.get_num_threads()
-"""What Numba was given when it was imported; more cannot be asked for."""
+
+def _most_threads() -> int:
+    """What Numba was given when it was imported; more cannot be asked for.
+
+    Asking starts Numba's threads, and they set OpenMP's number, which PyTorch goes by: without
+    putting it back, ``OMP_NUM_THREADS=1`` would no longer hold.
+    """
+    threads = torch.get_num_threads()
+    most = numba.get_num_threads()
+    torch.set_num_threads(threads)
+    return most
+
+
+_MOST_THREADS = _most_threads()
 
 
 def placement_gradient_on_cpu(scores: Any, gradient: Any, hurdle: Any, lost: Any, out: Any) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,3 +100,24 @@ def test_rivals_of_equal_scores() -> None:
     hurdle, lost = rivals_of(scores, gradient, Pattern(2, 4))
     assert hurdle.flatten().tolist() == [1.0, 1.0, 1.0, 1.0]
     assert set(lost.flatten().tolist()) <= {4.0, 2.0, 9.0}
+
+
+def test_the_compiled_kernel_leaves_the_number_of_threads() -> None:
+    """Numba sets OpenMP's when it starts, which PyTorch would take for its own."""
+    code = """
+import torch
+from permllm.core.placements import placement_gradient
+placement_gradient(*torch.randn(4, 3, 8, 70))
+print(torch.get_num_threads())
+"""
+    for threads in ("1", "2"):
+        environment = os.environ | {"OMP_NUM_THREADS": threads}
+        environment.pop("MKL_NUM_THREADS", None)  # PyTorch would show that instead
+        found = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert found.stdout.strip() == threads
