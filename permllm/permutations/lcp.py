@@ -40,12 +40,6 @@ from permllm.training.options import TrainingOptions
 if TYPE_CHECKING:
     from permllm.runner.windows import Window
 
-TRAVEL = 0.5
-"""How far steps with Adam carry a logit, as a share of rate times steps: the cosine's mean."""
-
-MOST_RAISED = 2.0
-"""How many times the learning rate a training of few steps has, at most."""
-
 
 @attrs.frozen
 class Lcp(TrainingOptions, PermutationLearner):
@@ -116,20 +110,16 @@ class Lcp(TrainingOptions, PermutationLearner):
         "shared in a block",
         choices=("block-adam", "adam", "adamw"),
     )
+    opening: int = option(
+        8,
+        help="first steps of block-adam in which all blocks share it, less and less",
+        minimum=0,
+        maximum=1_000_000,
+    )
     weight_decay: float = option(0.0, help="decoupled weight decay, for adamw", minimum=0)
     start: PermutationLearner = option(
         factory=Cp, help="learner whose order the blocks are cut from"
     )
-
-    def learning_rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step; ``step`` counts from 1.
-
-        In a training of few steps it is raised, up to twice, so that logits can travel
-        twice as far as the lean towards the start holds them.
-        """
-        rate = super().learning_rate_at(step, steps)
-        wanted = 2 * self.identity / max(1e-30, TRAVEL * self.learning_rate * steps)
-        return rate * min(max(1.0, wanted), MOST_RAISED)
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """One permutation per group, trained through the window.
@@ -176,7 +166,7 @@ class Training:
         elif options.optimiser == "adam":
             self.optimiser = torch.optim.Adam(trained, lr=options.learning_rate)
         else:
-            self.optimiser = BlockAdam(trained, lr=options.learning_rate)
+            self.optimiser = BlockAdam(trained, lr=options.learning_rate, opening=options.opening)
         self.loss = options.window_loss(window)
 
     def temperature(self, step: int) -> float:

@@ -51,6 +51,9 @@ FEWEST_STEPS = 2
 """The fewest steps that a budget is spent on: one alone goes where a single batch says, and did
 harm on other text."""
 
+WANTED_STEPS = 4
+"""A budget that has no room for so many steps makes smaller ones."""
+
 
 class StepCount:
     """How many steps a training has: a number, or as many as fit into a time.
@@ -64,21 +67,31 @@ class StepCount:
         self.steps, self.seconds, self.began = steps, seconds, time.monotonic()
         self.first: float | None = None
 
-    def total(self, done: int, pace: float | None = None) -> int:
-        """The number of steps in all, at least one, judged by the ``done`` ones so far.
-
-        Args:
-            done: how many.
-            pace: seconds that the first step is thought to take, if that is known.
-        """
+    def total(self, done: int) -> int:
+        """The number of steps in all, judged by the ``done`` ones so far."""
         now = time.monotonic()
         if self.seconds is None or self.first is None or not done:
             self.first = now
-            if self.seconds is None or pace is None:
-                return self.steps
-            return max(1, int((self.began + self.seconds - now) / pace))
+            return self.steps
         left = self.began + self.seconds - now
         return done + max(0, int(left * done / max(now - self.first, 1e-9)))
+
+    def sized(self, batch: int, pace: float) -> tuple[int, int]:
+        """Sequences per step, and how many steps, in a time of which none are done yet.
+
+        Args:
+            batch: the most sequences.
+            pace: seconds that a step of one sequence is thought to take.
+
+        Returns:
+            As many sequences as leave room for four steps, at least one; and no step
+            where there is no room for two.
+        """
+        now = self.first = time.monotonic()
+        left = self.began + (self.seconds or 0.0) - now
+        batch = max(1, min(batch, int(left / (pace * WANTED_STEPS))))
+        steps = int(left / (pace * batch))
+        return batch, steps if steps >= FEWEST_STEPS else 0
 
 
 def train(
@@ -96,31 +109,35 @@ def train(
         trainee: what is trained.
         window: gives the sequences; it is told of every step.
         count: how many steps.
-        batch: sequences per step.
+        batch: sequences per step; fewer where a time has no room for four steps.
         fresh: draw from all learning sequences, not only from one pass of calibration.
         best: keep the result that does best on held-out sequences, looked at after every
-            pass, the beginning included; else, or where there are none, the last. A time
-            that has no room for two steps then leaves the beginning as it is.
+            pass, the beginning included; else, or where there are none, the last. The first
+            look also tells how long steps will take. A time without room for two
+            then leaves the beginning as it is.
 
     Raises:
         RunFailed: the loss is not finite.
     """
     window.progress("learning", 0, trainee.total)
     best = best and len(window.held_out) > 0
-    kept, least, pace = None, math.inf, None
+    kept, least = None, math.inf
+    began = time.monotonic()
     if best:
-        began = time.monotonic()
         kept, least = trainee.snapshot(step=1)
-        pace = STEP_PER_LOOK * (time.monotonic() - began) * batch / len(window.held_out)
+    if best and count.seconds is not None:
+        pace = STEP_PER_LOOK * (time.monotonic() - began) / len(window.held_out)
+        batch, trainee.total = count.sized(batch, pace)
+        if not trainee.total:
+            window.warn(
+                f"no training: a step takes about {pace * batch:.0f} s here, and the budget has "
+                f"no room for {FEWEST_STEPS}; what training starts from is kept"
+            )
+    else:
+        trainee.total = count.total(0)
     every = max(1, math.ceil(window.calibration / batch))
     drawn = batches(window, batch, fresh=fresh)
-    step, trainee.total = 0, count.total(0, pace)
-    if pace is not None and count.seconds is not None and trainee.total < FEWEST_STEPS:
-        trainee.total = 0
-        window.warn(
-            f"no training: a step takes about {pace:.0f} s here, and the budget has no room for "
-            f"{FEWEST_STEPS}; what training starts from is kept"
-        )
+    step = 0
     window.progress("learning", 0, trainee.total)
     while step < trainee.total:
         step += 1

@@ -22,10 +22,19 @@ class BlockAdam(torch.optim.Optimizer):
 
     so that what matters more in a block moves further, and at most √2 times as far as in Adam.
 
+    The first steps share more: in step t of the opening the divisor is
+
+        √(w · mean of v over all blocks + (1 - w) · (as above)),    w = 1 - (t - 1) / opening,
+
+    so that the first step goes along the gradient itself, and spends itself on what matters
+    most. A second moment of one or two gradients cannot tell signal from noise in a single
+    element; the sizes of all of them can.
+
     Args:
         parameters: ``[K, …]`` each, K blocks.
         lr: learning rate; ``param_groups[…]["lr"]`` may be changed between steps.
         betas: decay of the first and of the second moment.
+        opening: steps until no more is shared than within blocks.
     """
 
     def __init__(
@@ -33,8 +42,9 @@ class BlockAdam(torch.optim.Optimizer):
         parameters: Iterable[Tensor],
         lr: float,
         betas: tuple[float, float] = (0.9, 0.95),
+        opening: int = 8,
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas})
+        super().__init__(parameters, {"lr": lr, "betas": betas, "opening": opening})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -52,7 +62,10 @@ class BlockAdam(torch.optim.Optimizer):
                 state["step"] += 1
                 mean = state["mean"].lerp_(parameter.grad, 1 - first)
                 square = state["square"].lerp_(parameter.grad.square(), 1 - second)
-                shared = square.mean(tuple(range(1, square.dim())), keepdim=True)
-                size = ((square + shared) / 2 / (1 - second ** state["step"])).sqrt_()
+                blocks = square.mean(tuple(range(1, square.dim())), keepdim=True)
+                divisor = (square + blocks) / 2
+                if state["step"] <= settings["opening"]:
+                    divisor.lerp_(square.mean(), 1 - (state["step"] - 1) / settings["opening"])
+                size = (divisor / (1 - second ** state["step"])).sqrt_()
                 step = mean / (1 - first ** state["step"]) / size.add_(_EPSILON)
                 parameter.sub_(step, alpha=settings["lr"])

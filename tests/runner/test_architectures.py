@@ -76,7 +76,7 @@ def test_every_exporter_writes_what_was_pruned(
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama-gqa", "gpt2", "gemma3", "mixtral"])
 @pytest.mark.parametrize("residual", ["shared", "original"])
 def test_learned_orders_can_do_without_any_gather(
     architecture: str,

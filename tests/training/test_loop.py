@@ -151,6 +151,28 @@ def test_before_the_first_step_a_look_at_held_out_text_tells_the_pace(
     assert totals[0] == 6
 
 
+def test_a_short_time_makes_smaller_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: now)
+    sizes: list[int] = []
+
+    class Slow(Course):
+        def step(self, rows: Tensor, step: int) -> dict[str, float]:
+            nonlocal now
+            now += 3.0 * len(rows)
+            sizes.append(len(rows))
+            return super().step(rows, step)
+
+        def snapshot(self, step: int) -> tuple[int, float]:
+            nonlocal now
+            now += 2.0
+            return super().snapshot(step)
+
+    # After the first look 27 s are left: four steps of 2 sequences and a look, but two of 4.
+    train(Slow({}), toy_window(), count=StepCount(1, 29.0), batch=4, fresh=True, best=True)
+    assert sizes == [2, 2, 2, 2]
+
+
 def test_a_time_without_room_for_two_steps_leaves_the_beginning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -164,15 +186,15 @@ def test_a_time_without_room_for_two_steps_leaves_the_beginning(
             return super().snapshot(step)
 
     course = Slow({0: 1.0, 1: 0.5})
-    # A step is taken to last 6 s, and 11 s are left.
+    # A step of one sequence is taken to last 3 s, and 5 s are left.
     window = toy_window()
     warnings: list[str] = []
     window.on_warning = warnings.append
-    kept = train(course, window, count=StepCount(9, 13.0), batch=2, fresh=True, best=True)
+    kept = train(course, window, count=StepCount(9, 7.0), batch=2, fresh=True, best=True)
     assert (kept, course.done) == (0, 0)
     (warning,) = warnings
     assert warning == (
-        "layers 0 to 1: no training: a step takes about 6 s here, and the budget has no room "
+        "layers 0 to 1: no training: a step takes about 3 s here, and the budget has no room "
         "for 2; what training starts from is kept"
     )
 

@@ -24,7 +24,7 @@ def test_equals_adam_where_all_gradients_of_a_block_are_equally_large(seed: int,
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, (n, 2, 3, 3), generator=generator, dtype=torch.float64) * 2 - 1
     sizes = torch.rand(n, 2, 1, 1, generator=generator, dtype=torch.float64) + 0.1
-    moved = steps(BlockAdam, signs * sizes, betas=(0.9, 0.95))
+    moved = steps(BlockAdam, signs * sizes, betas=(0.9, 0.95), opening=0)
     expected = steps(torch.optim.Adam, signs * sizes, betas=(0.9, 0.95), eps=0)
     torch.testing.assert_close(moved, expected)
 
@@ -40,7 +40,30 @@ def test_the_scale_of_the_gradients_does_not_matter(seed: int, scale: float) -> 
 
 def test_what_matters_more_moves_further() -> None:
     gradient = torch.tensor([[[1.0, 0.1], [0.01, 0.0]]], dtype=torch.float64)
-    moved = -steps(BlockAdam, gradient[None].expand(3, -1, -1, -1))
+    moved = -steps(BlockAdam, gradient[None].expand(3, -1, -1, -1), opening=0)
     first, second, third, fourth = moved.flatten().tolist()
     assert first > second > third > fourth == 0
     assert first < 3 * 0.1 * 2**0.5
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31))
+def test_the_first_step_goes_along_the_gradient(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    gradient = torch.randn(4, 3, 3, generator=generator, dtype=torch.float64) ** 3
+    moved = steps(BlockAdam, gradient[None])
+    torch.testing.assert_close(moved, -0.1 * gradient / gradient.square().mean().sqrt())
+
+
+def test_after_its_opening_only_blocks_share() -> None:
+    """From then on one block's gradients say nothing to another's steps."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(6, 2, 3, 3, generator=generator, dtype=torch.float64)
+    louder = gradients.clone()
+    louder[:, 1] *= 100
+    moves = [steps(BlockAdam, given, opening=2)[0] for given in (gradients, louder)]
+    late = [
+        steps(BlockAdam, given[:n], opening=2)[0] for given in (gradients, louder) for n in (5, 6)
+    ]
+    torch.testing.assert_close(late[1] - late[0], late[3] - late[2])
+    assert not torch.allclose(moves[0], moves[1])
