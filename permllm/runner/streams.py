@@ -62,7 +62,8 @@ class Streams:
     def keep(self, layer: int, rows: Tensor, make: Callable[[], Tensor]) -> Tensor:
         """Dense states at the end of the layer before ``layer``, computed once for all runs."""
         tokens = self.sequences.tokens[rows]
-        key = self.stages.key("states", lambda: [layer, tensor_digest(tokens)])
+        halved = torch.is_autocast_enabled(self.device.type)
+        key = self.stages.key("states", lambda: [layer, tensor_digest(tokens), halved])
         return self.stages.part("states", key, make).to(self.device)
 
     def batches(self, stream: Tensor | None, rows: Tensor) -> list[tuple[Tensor, Any]]:

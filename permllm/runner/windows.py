@@ -86,7 +86,7 @@ class Window:
     on_warning: WarningCallback = lambda message: None
     keep_states: KeepStates = lambda layer, rows, make: make()
     find_perms: FindPerms = lambda learner, window: learner.learn(window)
-    _targets: dict[int, Tensor] = attrs.field(factory=dict, init=False)
+    _targets: dict[bool, dict[int, Tensor]] = attrs.field(factory=dict, init=False)
 
     @property
     def name(self) -> str:
@@ -159,16 +159,18 @@ class Window:
     def targets(self, rows: Tensor) -> Tensor:
         """The dense model's hidden states ``[b, L, H]`` at the window's end.
 
-        Computed once per sequence and kept. Batches are those of :func:`row_batches`,
-        whatever rows are asked for, so that runs which share them round alike.
+        Computed once per sequence and kept, with the products of the caller's autocast.
+        Batches are those of :func:`row_batches`, whatever rows are asked for, so that runs which
+        share them round alike.
         """
+        kept = self._targets.setdefault(torch.is_autocast_enabled(self.device.type), {})
         wanted = set(rows.tolist())
-        if missing := wanted - self._targets.keys():
+        if missing := wanted - kept.keys():
             for part in row_batches(self.learning, self.held_out, self.batch_size):
                 if missing & set(part.tolist()):
                     hidden = self.keep_states(self.layers.stop, part, partial(self._dense, part))
-                    self._targets.update(zip(part.tolist(), hidden, strict=True))
-        return torch.stack([self._targets[row] for row in rows.tolist()])
+                    kept.update(zip(part.tolist(), hidden, strict=True))
+        return torch.stack([kept[row] for row in rows.tolist()])
 
     def permutations(self, learner: PermutationLearner) -> dict[str, Tensor]:
         """What another learner finds for this window, such as one to start from.
@@ -208,9 +210,7 @@ class Window:
 
     @torch.no_grad()
     def _dense(self, rows: Tensor) -> Tensor:
-        # In the model's own precision, whoever asks: other runs share them.
-        with torch.autocast(self.device.type, enabled=False):
-            return _last(self._states(self.dense_inputs, rows, {}))
+        return _last(self._states(self.dense_inputs, rows, {}))
 
     def _states(
         self,

@@ -157,10 +157,15 @@ def train(
 
 
 def batches(window: Window, batch: int, *, fresh: bool) -> Iterator[Tensor]:
-    """Rows of the learning sequences for each step, drawn without replacement in a pass."""
+    """Rows of the learning sequences for each step, drawn without replacement in a pass.
+
+    They were drawn from the text at random, so the first pass takes them as they come: the
+    dense model's outputs are computed for neighbours together, and a training that ends
+    early then wants no others.
+    """
     pool = len(window.learning) if fresh else window.calibration
     generator = torch.Generator().manual_seed(window.seed + 1)
-    order = torch.empty(0, dtype=torch.long)
+    order = torch.arange(pool)
     while True:
         while len(order) < batch:
             order = torch.cat([order, torch.randperm(pool, generator=generator)])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import islice
+
 import pytest
 import torch
 
 from permllm.testing.windows import toy_window
+from permllm.training.loop import batches
 
 
 @pytest.mark.parametrize("layers", [range(2), range(1, 2)])
@@ -39,3 +43,29 @@ def test_the_last_dense_states_are_the_targets() -> None:
     window = toy_window()
     rows = window.learning[:3]
     torch.testing.assert_close(window.layer_targets(rows)[-1], window.targets(rows))
+
+
+def test_dense_states_have_the_callers_precision() -> None:
+    """Whoever trains in bfloat16 compares with what the dense model gives in bfloat16."""
+    window = toy_window()
+    rows = window.learning[:2]
+    plain = window.targets(rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = window.targets(rows)
+        assert torch.equal(halved, window.outputs({}, rows))
+    assert not torch.equal(plain, halved)
+    assert torch.equal(plain, window.targets(rows))
+
+
+def test_a_training_that_ends_early_wants_no_other_dense_states() -> None:
+    window = toy_window(sequences=8)
+    made: list[list[int]] = []
+
+    def keep(layer: int, rows: torch.Tensor, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        made.append(rows.tolist())
+        return make()
+
+    window.keep_states, window.batch_size = keep, 2
+    for rows in islice(batches(window, 2, fresh=True), 2):
+        window.targets(rows)
+    assert made == [window.learning[:2].tolist(), window.learning[2:4].tolist()]

@@ -69,9 +69,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(loss: float) -> None:
 
 def test_fresh_sequences_are_not_repeated() -> None:
     window = toy_window(sequences=8)
-    rows = torch.cat(list(islice(batches(window, 2, fresh=True), 4)))
-    assert sorted(rows.tolist()) == sorted(window.learning[:8].tolist())
+    drawn = batches(window, 2, fresh=True)
+    rows = torch.cat(list(islice(drawn, 4)))
+    assert rows.tolist() == window.learning[:8].tolist()
     assert not set(rows.tolist()) & set(window.held_out.tolist())
+    again = torch.cat(list(islice(drawn, 4)))
+    assert sorted(again.tolist()) == sorted(rows.tolist())
+    assert again.tolist() != rows.tolist()
     window.calibration = 3
     assert set(torch.cat(list(islice(batches(window, 2, fresh=False), 4))).tolist()) == {0, 1, 2}
 
