@@ -2,8 +2,8 @@
 
 The input of ``down_proj`` is made channel by channel of rows of ``gate_proj`` and
 ``up_proj``; with those rows stored in another order it arrives in that order, and no gather
-is needed at run time. :mod:`permllm.models.wiring` finds such rows in any layer; here their
-orders are worked out, applied to parameters, and proved by running the layer.
+is needed at run time. Here such orders are worked out and applied to parameters;
+:mod:`permllm.models.folds` finds what folds in a model.
 """
 
 from __future__ import annotations
@@ -108,35 +108,6 @@ class NoFold:
     reason: str
 
 
-def find_folds(decoder: Decoder, layers: Iterable[int] | None = None) -> dict[str, Fold | NoFold]:
-    """Find and prove the folds of a model's groups.
-
-    The wiring is looked for once for layers of one shape. Every layer is then run with its
-    own weights in a random foldable order, on random hidden states; what does not come out
-    the same does not fold. The same model gives the same folds.
-
-    Args:
-        decoder: the model, dense or pruned.
-        layers: those whose groups are of interest; all where it is None.
-
-    Returns:
-        by group, in order of execution.
-    """
-    from permllm.models.proving import prove
-    from permllm.models.wiring import find_wiring
-
-    known: dict[tuple[object, ...], tuple[int, dict[str, Fold | NoFold]]] = {}
-    found: dict[str, Fold | NoFold] = {}
-    for index in range(len(decoder.layers)) if layers is None else layers:
-        shape = layer_shape(decoder, index)
-        if shape not in known:
-            known[shape] = index, find_wiring(decoder, index)
-        source, folds = known[shape]
-        moved = _renamed(folds, decoder.layer_names[source], decoder.layer_names[index])
-        found |= prove(decoder, index, moved)
-    return found
-
-
 def row_orders(
     decoder: Decoder, folds: Mapping[str, Fold | NoFold], perms: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -205,35 +176,3 @@ def reordered(
                 bias = bias if linear.index is None else bias[linear.index]
                 bias.copy_(bias[order])
     return new
-
-
-def layer_shape(decoder: Decoder, index: int) -> tuple[object, ...]:
-    """Equal for layers of one class whose linears have the same names and sizes."""
-    title = f"{decoder.layer_names[index]}."
-    linears = [linear for linear in decoder.linears.values() if linear.layer == index]
-    groups = [group for group in decoder.groups.values() if group.layer == index]
-    return (
-        type(decoder.layers[index]),
-        tuple(sorted((one.name.removeprefix(title), one.c_out, one.c_in) for one in linears)),
-        tuple(sorted(group.name.removeprefix(title[:-1]) for group in groups)),
-    )
-
-
-def _renamed(folds: Mapping[str, Fold | NoFold], old: str, new: str) -> dict[str, Fold | NoFold]:
-    """Folds of another layer."""
-
-    def rename(name: str) -> str:
-        return new + name.removeprefix(old)
-
-    return {
-        rename(group): fold
-        if isinstance(fold, NoFold)
-        else attrs.evolve(
-            fold,
-            producers=tuple(
-                attrs.evolve(producer, linear=rename(producer.linear))
-                for producer in fold.producers
-            ),
-        )
-        for group, fold in folds.items()
-    }

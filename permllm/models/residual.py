@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from permllm.errors import UserError
 from permllm.models.decoder import Decoder
-from permllm.models.folding import layer_shape
+from permllm.models.folds import layer_shape
 from permllm.models.linears import Linear, biases
 from permllm.models.probing import FAILURES, LayerProbe, LayerRun
 

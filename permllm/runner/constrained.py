@@ -24,7 +24,8 @@ from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import UserError
 from permllm.models.decoder import Decoder
-from permllm.models.folding import Fold, NoFold, find_folds
+from permllm.models.folding import Fold, NoFold
+from permllm.models.folds import find_folds
 from permllm.models.linears import Group
 from permllm.models.residual import find_residual
 from permllm.runner.windows import Window

@@ -13,7 +13,8 @@ from torch import Tensor
 from permllm.core.permutations import is_permutation
 from permllm.errors import UserError
 from permllm.models.decoder import Decoder
-from permllm.models.folding import Fold, NoFold, find_folds, row_orders
+from permllm.models.folding import Fold, NoFold, row_orders
+from permllm.models.folds import find_folds
 from permllm.models.gathering import gather_places
 from permllm.models.linears import Group, biases
 from permllm.models.proving import prove

@@ -19,7 +19,8 @@ from permllm import RunFailed, UserError
 from permllm.core.patterns import Pattern, is_nm
 from permllm.exporters.permuted import Permuted
 from permllm.models.decoder import Decoder
-from permllm.models.folding import Fold, find_folds
+from permllm.models.folding import Fold
+from permllm.models.folds import find_folds
 from permllm.models.linears import Group
 from permllm.models.residual import find_residual
 from permllm.runner.export import ExportContext

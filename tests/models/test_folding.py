@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from permllm.models.decoder import Decoder
-from permllm.models.folding import Fold, NoFold, Producer, find_folds, reordered, row_orders
+from permllm.models.folding import Fold, NoFold, Producer, reordered, row_orders
+from permllm.models.folds import find_folds
 from permllm.models.loading import load
 from permllm.models.residual import find_residual
 from permllm.models.sources import PackageSource

@@ -11,7 +11,8 @@ from permllm.components import PermutationLearner
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import UserError
-from permllm.models.folding import Fold, find_folds
+from permllm.models.folding import Fold
+from permllm.models.folds import find_folds
 from permllm.models.residual import find_residual
 from permllm.permutations.cp import Cp
 from permllm.permutations.greedy import Greedy
