@@ -58,10 +58,16 @@ def bare_pass(training: Training, weights: Mapping[str, Tensor], rows: Tensor) -
     training.loss(leaves, rows).backward()
 
 
+def teacher_pass(training: Training, rows: Tensor) -> None:
+    """The dense model's outputs, in the precision in which the step wants them."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=training.loss.bfloat16):
+        training.window.targets(rows)
+
+
 def one_round(training: Training, rows: Tensor, step: int) -> dict[str, float]:
     """Seconds of a learning step, of the bare pass, and of the parts that can be had alone."""
     seconds = {}
-    seconds["teacher (once per sequence)"], _ = timed(training.window.targets, rows)
+    seconds["teacher (once per sequence)"], _ = timed(teacher_pass, training, rows)
     seconds["Sinkhorn, forward"], soft = timed(training.soft, step)
     seconds["assignment"], local = timed(harden, soft)
     seconds["masks, forward"], weights = timed(training.masked_weights, soft, local)
@@ -146,15 +152,12 @@ def main(
         recompute=recompute,
     )
     training = Training(learner, window, learner.start.learn(window))
+    drawn = islice(batches(window, learner.batch, fresh=learner.fresh), rounds + 1)
+    # The first step warms up, and only steps count for memory: rounds hold more at a time.
     with PeakMemory() as peak:
-        every = [
-            one_round(training, rows, step)
-            for step, rows in enumerate(
-                islice(batches(window, learner.batch, fresh=learner.fresh), rounds + 1), start=1
-            )
-        ]
-    # The first round warms up.
-    times = {part: [found[part] for found in every[1:]] for part in every[0]}
+        training.step(next(drawn), 1)
+    every = [one_round(training, rows, step) for step, rows in enumerate(drawn, start=2)]
+    times = {part: [found[part] for found in every] for part in every[0]}
     bare = statistics.median(times["bare forward and backward"])
     how = ", activations computed again" if recompute else ""
     table = Table(title=f"one step, {batch} × 256 tokens, loss {loss}, precision {precision}{how}")
