@@ -262,7 +262,14 @@ class Dataset(Component):
 
 
 class Exporter(Component):
-    """Writes a pruned model to a folder."""
+    """Writes a pruned model to a folder.
+
+    Attributes:
+        stores_orders: whether weights are stored in their learned order. Orders that could
+            neither be folded nor gathered are then refused before they are learned.
+    """
+
+    stores_orders: ClassVar[bool] = False
 
     def export(self, context: ExportContext, directory: Path) -> None:
         """Write the model of ``context`` to ``directory``, which exists and is empty.

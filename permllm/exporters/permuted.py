@@ -26,6 +26,7 @@ class Permuted(Exporter):
     """
 
     name: ClassVar[str] = "permuted"
+    stores_orders: ClassVar[bool] = True
 
     dtype: str | None = option(
         None,

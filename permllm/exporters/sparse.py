@@ -33,6 +33,7 @@ class Sparse(Exporter):
     """
 
     name: ClassVar[str] = "sparse"
+    stores_orders: ClassVar[bool] = True
 
     dtype: str | None = option(
         None,

@@ -51,6 +51,10 @@ class Constraints:
     def __bool__(self) -> bool:
         return bool(self.folds or self.shared or self.kept)
 
+    def leaves_free(self, group: str) -> bool:
+        """Whether a group may get any order."""
+        return not (group in self.folds or group in self.shared or group in self.kept)
+
     @classmethod
     def of(cls, decoder: Decoder, *, foldable: bool, residual: str) -> Constraints:
         """What the options of a pipeline's ``layers`` mean for a model.

@@ -20,6 +20,7 @@ from permllm.evaluators.context import EvaluationContext
 from permllm.models.checks import check_tokenizer, check_weights
 from permllm.models.decoder import Decoder
 from permllm.models.loading import LoadedModel, fingerprint, load, load_tokenizer
+from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import dump_yaml, resolved
 from permllm.pipeline.schema import Calibration, Pipeline
 from permllm.registry import Registry
@@ -35,7 +36,9 @@ from permllm.runner.export import ExportContext
 from permllm.runner.keys import component_key, digest, machine, own_code, tensor_digest
 from permllm.runner.memory import PeakMemory
 from permllm.runner.plan import DENSE, Plan, Run
+from permllm.runner.settings import settings_of
 from permllm.runner.stages import Stages
+from permllm.saved.placing import check_placeable
 
 STATE = "state.json"
 """Says which run the folder of a run belongs to."""
@@ -222,6 +225,8 @@ class Session:
     def _pruned(self, run: Run, dense: RunResult) -> RunResult:
         windows = run.directory / "windows"
         sequences = self.sequences(run)
+        constraints = self.constraints(run)
+        self._check_placeable(run.pipeline, constraints)
         pruned = Chain(
             self.decoder,
             run.pipeline,
@@ -231,7 +236,7 @@ class Session:
             self.hook,
             windows,
             self.stages,
-            self.constraints(run),
+            constraints,
         ).prune()
         figures = overall(pruned) | self._evaluate(run, pruned, windows)
         result = RunResult(
@@ -245,6 +250,18 @@ class Session:
             repeat=run.repeat,
         )
         return attrs.evolve(result, exports=self._export(run, pruned, result, dense))
+
+    def _check_placeable(self, pipeline: Pipeline, constraints: Constraints) -> None:
+        """Refuse orders that an exporter could not store, before they are learned."""
+        stored = any(exporter.stores_orders for exporter in pipeline.export)
+        if not stored or pipeline.layers.permutation.name == NoPermutation.name:
+            return
+        pruned = (
+            name
+            for name, group in self.decoder.groups.items()
+            if any(settings_of(linear, pipeline) for linear in group.linears)
+        )
+        check_placeable(self.decoder, filter(constraints.leaves_free, pruned))
 
     def _evaluate(
         self, run: Run, pruned: PrunedWindow | None, saved: Path | None

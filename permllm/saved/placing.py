@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import attrs
@@ -131,6 +131,33 @@ def place_orders(decoder: Decoder, perms: Mapping[str, Tensor]) -> Placing:
     return Placing(groups, rows, columns, gathers, stream, axes)
 
 
+def check_placeable(decoder: Decoder, groups: Iterable[str]) -> None:
+    """Refuse groups whose orders could not be stored, before they are learned.
+
+    These are experts that are slices of one parameter: no module stands before each of them
+    at which its input could be gathered. The first layer that has some is looked at.
+
+    Args:
+        decoder: the model.
+        groups: those that may get any order.
+
+    Raises:
+        UserError: an order of one of them can be neither folded nor gathered.
+    """
+    sliced = [
+        group
+        for group in (decoder.groups[name] for name in groups)
+        if any(decoder.linears[linear].index is not None for linear in group.linears)
+    ]
+    generator = torch.Generator().manual_seed(0)
+    perms = {
+        group.name: torch.randperm(group.channels, generator=generator)
+        for group in sliced
+        if group.layer == sliced[0].layer
+    }
+    place_orders(decoder, perms)
+
+
 def _shared(decoder: Decoder, perms: Mapping[str, Tensor]) -> tuple[Residual | None, str]:
     """What follows the residual stream, where all groups that read it have one order.
 
@@ -202,7 +229,8 @@ def _stuck(name: str, reason: str) -> UserError:
     return UserError(
         f"the order of {name} can be neither folded ({reason}) nor gathered, since its "
         "weights are slices of one parameter",
-        hint="give such groups 'permutation: none', or export as 'masked'",
+        hint="'foldable: true' with 'residual: original' in layers learns only orders that fold; "
+        "or export as 'masked'",
     )
 
 

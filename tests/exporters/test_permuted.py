@@ -342,7 +342,7 @@ def test_experts_whose_order_cannot_be_gathered(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"gate_up_proj\[\d\] can be neither folded") as caught:
         Permuted().export(context, tmp_path)
-    assert "permutation: none" in str(caught.value.hint)
+    assert "residual: original" in str(caught.value.hint)
     assert not list(tmp_path.iterdir())
 
 

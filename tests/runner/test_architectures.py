@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from permllm.core.patterns import Pattern, is_nm
+from permllm.errors import UserError
 from permllm.models.decoder import Decoder
 from permllm.registry import Registry
 from permllm.runner.checkpoints import load_window
@@ -108,3 +109,17 @@ def test_learned_orders_can_do_without_any_gather(
             for kind in ("masked", "permuted")
         )
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_orders_that_could_not_be_stored_are_refused_before_they_are_learned(
+    write_pipeline: Callable[..., Path], registry: Registry, tmp_path: Path
+) -> None:
+    """Experts in one parameter have no module before each of them, where a gather could stand."""
+    path = write_pipeline("mixtral", export=["permuted"], layers={"permutation": "cp"}, evaluate=[])
+    with pytest.raises(UserError, match=r"experts.gate_up_proj\[0\] can be neither folded"):
+        run_plan(make_plan(path, registry, out=tmp_path / "refused"), registry)
+    assert not list((tmp_path / "refused").glob("runs/*/windows/*"))
+    for changes in ({"permutation": "none"}, {"permutation": "cp", "skip": ["*.experts"]}):
+        path = write_pipeline("mixtral", export=["permuted"], layers=changes, evaluate=[])
+        (run,) = run_plan(make_plan(path, registry, out=tmp_path / str(changes)), registry).runs[1:]
+        assert run.exports
