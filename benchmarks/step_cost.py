@@ -7,7 +7,7 @@ teacher's forward pass is counted apart, since it is done once per sequence.
 
     python benchmarks/step_cost.py
     python benchmarks/step_cost.py --path c4.jsonl --loss kl --precision bfloat16
-    python benchmarks/step_cost.py --batch 8 --recompute     # for the peak of memory
+    python benchmarks/step_cost.py --batch 8 --recompute --give-back    # for the peak of memory
 """
 
 from __future__ import annotations
@@ -128,6 +128,9 @@ def product_times(channels: int, outputs: int, block: int, rounds: int) -> tuple
 @click.option("--path", type=Path, help="JSON lines with a field 'text'; python-docs without")
 @click.option("--batch", default=4, show_default=True, help="sequences of a step")
 @click.option("--recompute", is_flag=True, help="compute activations again in the backward pass")
+@click.option(
+    "--keep/--give-back", default=True, help="keep freed memory, as permllm run does, or not"
+)
 @click.option("--products/--no-products", default=True, help="also time the products alone")
 def main(
     rounds: int,
@@ -136,11 +139,13 @@ def main(
     path: Path | None,
     batch: int,
     recompute: bool,
+    keep: bool,
     products: bool,
 ) -> None:
     """Time a learning step of lcp on SmolLM2-135M against the bare pass; sequences of 256."""
     console = Console()
-    keep_freed_memory()  # as `permllm run` does
+    if keep:
+        keep_freed_memory()
     with PeakMemory() as loaded:
         window = smollm2_window(path, sequences=batch * (rounds + 1))
     learner = Lcp(
