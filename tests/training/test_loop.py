@@ -131,65 +131,47 @@ def test_a_time_holds_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) -> N
     assert count.total(3) == 3
 
 
+class OnTheClock(Course):
+    """A training in which a look takes 2 s, and a step 3 s for every sequence."""
+
+    def __init__(self, losses: dict[int, float], patch: pytest.MonkeyPatch) -> None:
+        super().__init__(losses)
+        self.now = 100.0
+        self.totals: list[int] = []
+        self.sizes: list[int] = []
+        patch.setattr("permllm.training.loop.time.monotonic", lambda: self.now)
+
+    def step(self, rows: Tensor, step: int) -> dict[str, float]:
+        self.now += 3.0 * len(rows)
+        self.totals.append(self.total)
+        self.sizes.append(len(rows))
+        return super().step(rows, step)
+
+    def snapshot(self, step: int) -> tuple[int, float]:
+        self.now += 2.0
+        return super().snapshot(step)
+
+
 def test_before_the_first_step_a_look_at_held_out_text_tells_the_pace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now = 100.0
-    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: now)
-    totals: list[int] = []
-
-    class Slow(Course):
-        def step(self, rows: Tensor, step: int) -> dict[str, float]:
-            nonlocal now
-            now += 6.0
-            totals.append(self.total)
-            return super().step(rows, step)
-
-        def snapshot(self, step: int) -> tuple[int, float]:
-            nonlocal now
-            now += 2.0
-            return super().snapshot(step)
-
+    course = OnTheClock({}, monkeypatch)
     # Two of two held-out sequences take 2 s, so a step is taken to last 6 s: 38 s are left.
-    train(Slow({}), toy_window(), count=StepCount(1, 40.0), batch=2, fresh=True, best=True)
-    assert totals[0] == 6
+    train(course, toy_window(), count=StepCount(1, 40.0), batch=2, fresh=True, best=True)
+    assert course.totals[0] == 6
 
 
 def test_a_short_time_makes_smaller_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: now)
-    sizes: list[int] = []
-
-    class Slow(Course):
-        def step(self, rows: Tensor, step: int) -> dict[str, float]:
-            nonlocal now
-            now += 3.0 * len(rows)
-            sizes.append(len(rows))
-            return super().step(rows, step)
-
-        def snapshot(self, step: int) -> tuple[int, float]:
-            nonlocal now
-            now += 2.0
-            return super().snapshot(step)
-
+    course = OnTheClock({}, monkeypatch)
     # After the first look 27 s are left: four steps of 2 sequences and a look, but two of 4.
-    train(Slow({}), toy_window(), count=StepCount(1, 29.0), batch=4, fresh=True, best=True)
-    assert sizes == [2, 2, 2, 2]
+    train(course, toy_window(), count=StepCount(1, 29.0), batch=4, fresh=True, best=True)
+    assert course.sizes == [2, 2, 2, 2]
 
 
 def test_a_time_without_room_for_two_steps_leaves_the_beginning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now = 100.0
-    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: now)
-
-    class Slow(Course):
-        def snapshot(self, step: int) -> tuple[int, float]:
-            nonlocal now
-            now += 2.0
-            return super().snapshot(step)
-
-    course = Slow({0: 1.0, 1: 0.5})
+    course = OnTheClock({0: 1.0, 1: 0.5}, monkeypatch)
     # A step of one sequence is taken to last 3 s, and 5 s are left.
     window = toy_window()
     warnings: list[str] = []
