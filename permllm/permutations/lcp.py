@@ -112,7 +112,8 @@ class Lcp(TrainingOptions, PermutationLearner):
     )
     opening: int = option(
         8,
-        help="first steps of block-adam in which all blocks share it, less and less",
+        help="first steps in which block-adam shares its second moment among all blocks, "
+        "less and less",
         minimum=0,
         maximum=1_000_000,
     )
