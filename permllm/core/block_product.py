@@ -42,7 +42,8 @@ def block_masked_weight(
 
     Args:
         weight: ``[C_in, C_out]``, channels in their original order; no gradient.
-        scores: ``[C_in, C_out]``, channels in the order ``start``; no gradient.
+        scores: ``[C_in, C_out]``, channels in the order ``start``; no gradient. Gradients are
+            computed in their dtype, which may be wider than the weight's.
         soft: runs of blocks ``[G, B, B]``, doubly stochastic; ``soft[g, i, j]`` is how
             much channel ``i`` of block ``g`` belongs at place ``j``. One run where B
             divides C_in; the sum of ``G · B`` over the runs is C_in.
@@ -89,13 +90,15 @@ class _BlockMaskedWeight(torch.autograd.Function):
         ctx.save_for_backward(weight, scores, order, start)
         ctx.pattern, ctx.blocks = pattern, [part.shape[:2] for part in soft]
         ctx.soft_mask = soft_mask
-        return weight * mask
+        return _kept(weight, mask)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, scores, order, start = ctx.saved_tensors
         # Gradient of the mask in the order `start`, and at the hard places.
-        mask_grad = (gradients[0] * weight).index_select(0, start)
+        # The gradient of a linear's weight lies row by row, and weight and scores do not.
+        wide = gradients[0].contiguous().to(scores.dtype)
+        mask_grad = (wide * weight).index_select(0, start)
         placed, placed_grad = scores.index_select(0, order), mask_grad.index_select(0, order)
         of_blocks: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
         if ctx.soft_mask:
@@ -113,6 +116,18 @@ class _BlockMaskedWeight(torch.autograd.Function):
             soft_grads.append(of_blocks(*(x[rows].view(blocks, size, -1) for x in operands)))
             offset = rows.stop
         return None, None, None, None, None, None, *soft_grads
+
+
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers of as many bytes as a weight has."""
+
+
+def _kept(weight: Tensor, mask: Tensor) -> Tensor:
+    """The weight where the mask keeps it, else zero."""
+    # On the CPU several times as fast as where() or the product with a mask of booleans, for which
+    # PyTorch converts one entry at a time.
+    words = _WORDS[weight.element_size()]
+    return (weight.view(words) * mask.to(words)).view(weight.dtype)
 
 
 def _soft_moves(scores: Tensor, mask_grad: Tensor, soft_mask: Tensor, score_grad: Tensor) -> Tensor:

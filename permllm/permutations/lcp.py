@@ -145,9 +145,15 @@ class Training:
 
     def __init__(self, options: Lcp, window: Window, starts: Mapping[str, Tensor]) -> None:
         self.options, self.window = options, window
+        self.loss = options.window_loss(window)
         self.groups = groups = [
             BlockedGroup.of(
-                window, name, perm, block=options.block, normalise_scores=options.normalise_scores
+                window,
+                name,
+                perm,
+                block=options.block,
+                normalise_scores=options.normalise_scores,
+                dtype=self.loss.dtype,
             )
             for name, perm in starts.items()
         ]
@@ -168,7 +174,6 @@ class Training:
             self.optimiser = torch.optim.Adam(trained, lr=options.learning_rate)
         else:
             self.optimiser = BlockAdam(trained, lr=options.learning_rate, opening=options.opening)
-        self.loss = options.window_loss(window)
 
     def temperature(self, step: int) -> float:
         """Linear from start to end; ``step`` counts from 1."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
+import torch
 from torch import Tensor
 
 from permllm.core.assignment import assign_blocks
@@ -47,7 +48,14 @@ class BlockedGroup:
 
     @classmethod
     def of(
-        cls, window: Window, name: str, start: Tensor, *, block: int, normalise_scores: bool
+        cls,
+        window: Window,
+        name: str,
+        start: Tensor,
+        *,
+        block: int,
+        normalise_scores: bool,
+        dtype: torch.dtype | None = None,
     ) -> BlockedGroup:
         """The group ``name`` of a window, on the window's device.
 
@@ -57,15 +65,17 @@ class BlockedGroup:
             start: ``LongTensor[C_in]``, the order that the blocks are cut from.
             block: channels per block, rounded down to a multiple of M.
             normalise_scores: divide each linear's scores by their mean.
+            dtype: of the weights, where products are done in another than the model's; to
+                round once what every step would round takes half the memory.
         """
         group, pattern = window.groups[name], window.pattern(name)
         start = start.to(window.device)
         weights, scores = {}, {}
         for linear in group.linears:
-            weights[linear] = window.weight(linear).T.contiguous()
-            score = window.scores(linear)
+            weight, score = window.weight(linear), window.scores(linear)
+            weights[linear] = weight.to(dtype or weight.dtype).T.contiguous()
             score = score / score.mean().clamp_min(1e-30) if normalise_scores else score
-            score = score.to(weights[linear].dtype)
+            score = score.to(weight.dtype)
             scores[linear] = score.T.index_select(0, start).contiguous()
         sizes = Counter(block_sizes(group.channels, block, pattern.m))
         return cls(name, pattern, start, tuple(sizes.items()), weights, scores)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from permllm.core.divergence import mean_kl
 from permllm.core.precision import has_bfloat16
 
 if TYPE_CHECKING:
@@ -37,9 +38,8 @@ def kl(window: Window, hidden: Tensor, rows: Tensor) -> Tensor:
         hidden: ``[b, L, H]``, the pruned window's output for the sequences ``rows``.
         rows: ``LongTensor[b]``.
     """
-    pruned = window.logits(hidden, rows).flatten(0, 1).float().log_softmax(-1)
-    dense = window.target_logits(rows).flatten(0, 1).float().log_softmax(-1)
-    return functional.kl_div(pruned, dense, reduction="batchmean", log_target=True)
+    pruned = window.logits(hidden, rows).flatten(0, 1)
+    return mean_kl(pruned, window.target_logits(rows).flatten(0, 1))
 
 
 def next_token(window: Window, hidden: Tensor, rows: Tensor) -> Tensor:
@@ -98,6 +98,11 @@ class WindowLoss:
         native = precision == "auto" and has_bfloat16(window.device)
         distance = LOSSES[loss if window.reaches_head else "cosine"]
         return cls(window, distance, native or precision == "bfloat16", recompute)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """In which products are done, None for the model's."""
+        return torch.bfloat16 if self.bfloat16 else None
 
     def __call__(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
         """A scalar; gradients flow back to the weights.
