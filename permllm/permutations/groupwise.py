@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 START_SHARE = 0.25
 """The share of a budget that a search to start from may take: steps are worth more."""
 
+MOST_ROWS = 1 << 17
+"""How many rows of scores a search is shown: where all readers of the residual stream, or many
+experts, share an order, a sample says the same and does not fill the memory."""
+
 Search = Callable[["Tensor", "Pattern", torch.Generator], "Tensor"]
-"""From a group's stacked scores ``[ΣC_out, C_in]`` to its order, ``LongTensor[C_in]``."""
+"""From a group's stacked scores ``[R, C_in]`` to its order, ``LongTensor[C_in]``."""
 
 
 def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[str, Tensor]:
     """The order that a search finds for each group of a window.
+
+    Groups with more than :data:`MOST_ROWS` rows are judged by a sample of them.
 
     Args:
         window: gives the groups, their scores and the seed.
@@ -36,7 +42,8 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
         window.progress(name, done, len(window.groups))
         # Each group draws from its own stream, whatever groups stand beside it.
         generator = torch.Generator().manual_seed(window.seed + seed)
-        perms[group] = search(window.group_scores(group), window.pattern(group), generator).cpu()
+        scores = window.group_scores(group, MOST_ROWS)
+        perms[group] = search(scores, window.pattern(group), generator).cpu()
     window.progress(name, len(perms), len(perms))
     return perms
 

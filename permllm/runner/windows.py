@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -119,9 +120,18 @@ class Window:
         """The scores ``[C_out, C_in]`` of a linear on the window's device."""
         return self.all_scores[linear].to(self.device)
 
-    def group_scores(self, group: str) -> Tensor:
-        """The scores of all linears of a group, stacked: ``[ΣC_out, C_in]``."""
-        return torch.cat([self.scores(linear) for linear in self.groups[group].linears])
+    def group_scores(self, group: str, most: int | None = None) -> Tensor:
+        """The scores of all linears of a group, stacked: ``[ΣC_out, C_in]``.
+
+        Args:
+            group: its name.
+            most: about how many rows are enough; of more, evenly spaced ones are taken.
+        """
+        linears = self.groups[group].linears
+        step = 1
+        if most is not None:
+            step = math.ceil(sum(len(self.scores(linear)) for linear in linears) / most)
+        return torch.cat([self.scores(linear)[::step] for linear in linears])
 
     def statistics(self, group: str) -> Mapping[str, Tensor]:
         """The statistics of a group's inputs, by name."""

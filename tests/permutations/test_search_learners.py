@@ -35,7 +35,7 @@ class StandInWindow:
         }
         self.reported: list[tuple[str, int, int]] = []
 
-    def group_scores(self, name: str) -> torch.Tensor:
+    def group_scores(self, name: str, most: int | None = None) -> torch.Tensor:
         return self.all_scores[name]
 
     def pattern(self, name: str) -> Pattern:

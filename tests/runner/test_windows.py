@@ -28,6 +28,17 @@ def test_states_of_all_layers_end_in_the_windows_outputs(layers: range) -> None:
         assert torch.equal(same, dense)
 
 
+def test_a_sample_of_a_groups_scores_has_rows_of_every_linear() -> None:
+    window = toy_window()
+    group = next(group for group in window.groups.values() if len(group.linears) > 1)
+    scores = [window.scores(linear) for linear in group.linears]
+    assert torch.equal(window.group_scores(group.name), torch.cat(scores))
+    total = sum(map(len, scores))
+    assert torch.equal(window.group_scores(group.name, total), torch.cat(scores))
+    sample = window.group_scores(group.name, (total + 2) // 3)
+    assert torch.equal(sample, torch.cat([score[::3] for score in scores]))
+
+
 def test_gradients_flow_through_the_states_of_every_layer() -> None:
     window = toy_window()
     rows, linear = window.learning[:2], window.linears[0]
