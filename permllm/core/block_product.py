@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm.core.patterns import Pattern, nm_mask_by_rows
+from permllm.core.patterns import Pattern, kept, nm_mask_by_rows
 from permllm.core.permutations import invert
 from permllm.core.placements import placement_gradient, rivals_of
 
@@ -90,7 +90,7 @@ class _BlockMaskedWeight(torch.autograd.Function):
         ctx.save_for_backward(weight, scores, order, start)
         ctx.pattern, ctx.blocks = pattern, [part.shape[:2] for part in soft]
         ctx.soft_mask = soft_mask
-        return _kept(weight, mask)
+        return kept(weight, mask)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -116,18 +116,6 @@ class _BlockMaskedWeight(torch.autograd.Function):
             soft_grads.append(of_blocks(*(x[rows].view(blocks, size, -1) for x in operands)))
             offset = rows.stop
         return None, None, None, None, None, None, *soft_grads
-
-
-_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers of as many bytes as a weight has."""
-
-
-def _kept(weight: Tensor, mask: Tensor) -> Tensor:
-    """The weight where the mask keeps it, else zero."""
-    # On the CPU several times as fast as where() or the product with a mask of booleans, for which
-    # PyTorch converts one entry at a time.
-    words = _WORDS[weight.element_size()]
-    return (weight.view(words) * mask.to(words)).view(weight.dtype)
 
 
 def _soft_moves(scores: Tensor, mask_grad: Tensor, soft_mask: Tensor, score_grad: Tensor) -> Tensor:

@@ -111,6 +111,24 @@ def nm_mask_by_rows(scores: Tensor, pattern: Pattern) -> Tensor:
     return _keep(grouped, pattern, dim=1).flatten(0, 1)
 
 
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""An integer of as many bytes as a number has."""
+
+
+def kept(tensor: Tensor, mask: Tensor) -> Tensor:
+    """The tensor where the mask is True, else zero; no gradient flows.
+
+    On the CPU several times as fast as ``where`` or the product with the mask, for which PyTorch
+    converts one entry after the other.
+
+    Args:
+        tensor: of any real dtype.
+        mask: booleans of the same shape.
+    """
+    words = _WORDS[tensor.element_size()]
+    return (tensor.detach().view(words) * mask.to(words)).view(tensor.dtype)
+
+
 def is_nm(tensor: Tensor, pattern: Pattern) -> bool:
     """Whether at most N of every M entries along the last axis are non-zero.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from permllm.components import Pruner, option
-from permllm.core.patterns import Pattern
+from permllm.core.patterns import Pattern, kept
 from permllm.core.statistics import Statistic
 from permllm.pruners.mask import Mask
 from permllm.training.options import TrainingOptions
@@ -32,7 +32,9 @@ class Distil(TrainingOptions, Pruner):
     name: ClassVar[str] = "distil"
 
     mask: Pruner = option(factory=Mask, help="pruner that says what is kept")
-    learning_rate: float = option(1e-4, help="learning rate at the first step", minimum=0)
+    learning_rate: float = option(
+        5e-4, help="learning rate at the first step; large models want less", minimum=0
+    )
     weight_decay: float = option(
         0.0, help="decoupled decay of the kept weights towards zero", minimum=0
     )
@@ -95,6 +97,7 @@ class Training:
             lr=options.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=options.weight_decay,
+            fused=True,
         )
         self.loss = options.window_loss(window)
 
@@ -109,7 +112,7 @@ class Training:
         for name, weight in self.trained.items():
             # Adam leaves alone what never had a gradient: what is cut stays zero.
             if weight.grad is not None:
-                weight.grad *= self.masks[name]
+                weight.grad = kept(weight.grad, self.masks[name])
         self.optimiser.step()
         return {"loss": loss.item(), "learning_rate": rate}
 

@@ -55,6 +55,10 @@ WANTED_STEPS = 4
 """A budget that has no room for so many steps makes smaller ones."""
 
 
+MOST_LOOKS = 50
+"""About how often a training looks at held-out text at most: a look may take as long as a step."""
+
+
 class StepCount:
     """How many steps a training has: a number, or as many as fit into a time.
 
@@ -112,9 +116,9 @@ def train(
         batch: sequences per step; fewer where a time has no room for four steps.
         fresh: draw from all learning sequences, not only from one pass of calibration.
         best: keep the result that does best on held-out sequences, looked at after every
-            pass, the beginning included; else, or where there are none, the last. The first
-            look also tells how long steps will take. A time without room for two
-            then leaves the beginning as it is.
+            pass, or less often in a long training, the beginning included; else, or where there
+            are none, the last. The first look also tells how long steps will take. A time
+            without room for two then leaves the beginning as it is.
 
     Raises:
         RunFailed: the loss is not finite.
@@ -135,9 +139,9 @@ def train(
             )
     else:
         trainee.total = count.total(0)
-    every = max(1, math.ceil(window.calibration / batch))
+    a_pass = max(1, math.ceil(window.calibration / batch))
     drawn = batches(window, batch, fresh=fresh)
-    step = 0
+    step = looked = 0
     window.progress("learning", 0, trainee.total)
     while step < trainee.total:
         step += 1
@@ -148,7 +152,9 @@ def train(
                 "a smaller learning_rate or float32 may help"
             )
         trainee.total = count.total(step)
-        if best and (step % every == 0 or step >= trainee.total):
+        due = step - looked >= max(a_pass, trainee.total // MOST_LOOKS)
+        if best and (due or step >= trainee.total):
+            looked = step
             result, figures["held_out_loss"] = trainee.snapshot(step)
             if figures["held_out_loss"] < least:
                 kept, least = result, figures["held_out_loss"]

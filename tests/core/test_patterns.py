@@ -11,6 +11,7 @@ from torch import Tensor
 from permllm.core.patterns import (
     Pattern,
     is_nm,
+    kept,
     nm_mask,
     nm_mask_by_rows,
     retained_score,
@@ -66,6 +67,17 @@ def test_masked_tensor_is_nm_and_a_denser_one_is_not(problem: tuple[Tensor, Patt
     assert is_nm((scores + 1) * mask, pattern)
     assert not is_nm(scores + 1, pattern)
     assert is_nm(torch.zeros_like(scores), pattern)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_the_mask_keeps_stays_bit_for_bit_and_the_rest_is_zero(dtype: torch.dtype) -> None:
+    tensor = torch.tensor([[-1.5, float("inf"), 3e-30], [-0.25, float("nan"), 7.0]]).to(dtype)
+    mask = torch.tensor([[False, True, True], [True, False, False]])
+    for values, where in ((tensor, mask), (tensor.T, mask.T)):
+        found = kept(values, where)
+        assert found.dtype == dtype
+        assert torch.equal(found, torch.where(where, values, 0))
+    assert not kept(-tensor.abs(), torch.zeros_like(mask)).signbit().any()
 
 
 def test_mask_of_more_axes_is_the_mask_of_each() -> None:

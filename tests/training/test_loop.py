@@ -34,10 +34,12 @@ class Course:
         return self.done, self.losses.get(self.done, math.nan)
 
 
-def run(course: Course, window: Window, *, best: bool = True) -> tuple[int, list[float | None]]:
+def run(
+    course: Course, window: Window, *, steps: int = 6, best: bool = True
+) -> tuple[int, list[float | None]]:
     seen: list[float | None] = []
     window.on_step = lambda step, total, figures: seen.append(figures.get("held_out_loss"))
-    count = StepCount(6)
+    count = StepCount(steps)
     return train(course, window, count=count, batch=2, fresh=True, best=best), seen
 
 
@@ -46,6 +48,13 @@ def test_the_best_on_held_out_sequences_is_kept() -> None:
     kept, seen = run(Course({0: 3.0, 2: 1.0, 4: 0.5, 6: 0.7}), window)
     assert kept == 4
     assert seen == [None, 1.0, None, 0.5, None, 0.7]
+
+
+def test_a_long_training_does_not_look_after_every_pass() -> None:
+    window = toy_window(sequences=8)  # a pass is two steps
+    looks = {steps: run(Course({}), window, steps=steps)[1] for steps in (100, 350)}
+    found = {n: [i for i, x in enumerate(seen, 1) if x is not None] for n, seen in looks.items()}
+    assert found == {100: list(range(2, 101, 2)), 350: list(range(7, 351, 7))}
 
 
 def test_the_beginning_may_be_the_best() -> None:
