@@ -194,8 +194,8 @@ def working_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> i
     copies = 4 * number_bytes * share
     batch = int(getattr(pipeline.layers.permutation, "batch", calibration.batch_size))
     kept = ACTIVATIONS * layers * batch * calibration.length * shape.hidden * number_bytes
-    # The loss holds the logits of both models, their softmaxes and a gradient.
-    return int(HELD * (scores + copies + kept + 4 * batch * logits))
+    # The loss holds the logits of both models and a gradient.
+    return int(HELD * (scores + copies + kept + 3 * batch * logits))
 
 
 def measured_speed(device: torch.device, seconds: float = 0.3) -> float:
