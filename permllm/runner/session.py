@@ -170,7 +170,7 @@ class Session:
         if len(found.learning) < learning:
             self.hook.permllm_warning(
                 message=f"'{calibration.dataset.label()}' has {len(found.learning)} learning "
-                f"sequences, where {learning} fresh ones are wanted: they are repeated"
+                f"sequences, and up to {learning} may be wanted: they are repeated after that"
             )
         return found
 
