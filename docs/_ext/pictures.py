@@ -15,7 +15,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from torch import Tensor
 
 from permllm.core.patterns import Pattern, nm_mask, retained_share
-from permllm.core.placements import placement_gradient, rivals_of
+from permllm.core.placements import placement_gradient
 
 PATTERN = Pattern(2, 4)
 SCORES = torch.tensor(
@@ -112,8 +112,8 @@ def _placements(path: Path) -> None:
     """The gradient of a mask, and the placement gradient that it gives."""
     scores = SCORES.T.contiguous()
     gradient = torch.randn(scores.shape, generator=torch.Generator().manual_seed(3))
-    rivals = rivals_of(scores, gradient, PATTERN)
-    changes = placement_gradient(*(x.unsqueeze(0) for x in (scores, gradient, *rivals)))[0]
+    here = torch.arange(len(scores))
+    changes = placement_gradient(scores[None], gradient[None], here[None], PATTERN)[0]
     figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.1), width_ratios=(8, 8, 8))
     _matrix(axes[0], SCORES, torch.arange(len(scores)))
     axes[0].set_title("scores, and what is kept", color=INK)

@@ -17,15 +17,15 @@ moving a channel copies a row, and a group of M is M neighbouring rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from permllm.core.patterns import Pattern, kept, nm_mask_by_rows
-from permllm.core.permutations import invert
-from permllm.core.placements import placement_gradient, rivals_of
+from permllm.core.patterns import Pattern, as_words, kept, nm_mask_by_rows, wide
+from permllm.core.permutations import block_permutation, blocks_in_order, invert
+from permllm.core.placements import placement_gradient
 
 
 def block_masked_weight(
@@ -58,18 +58,15 @@ def block_masked_weight(
         ``[C_in, C_out]``, channels in their original order: ``weight`` where the mask
         keeps it, else zero.
     """
-    order = block_order(local)
-    return _BlockMaskedWeight.apply(weight, scores, order, start, pattern, soft_mask, *soft)
+    return _BlockMaskedWeight.apply(weight, scores, start, local, pattern, soft_mask, *soft)
 
 
 def block_order(local: Sequence[Tensor]) -> Tensor:
     """``LongTensor[C_in]``: the global order of runs of blocks ``[G, B]``, one after another."""
     orders, offset = [], 0
     for places in local:
-        blocks, size = places.shape
-        first = offset + torch.arange(blocks, device=places.device).unsqueeze(1) * size
-        orders.append((places + first).reshape(-1))
-        offset += blocks * size
+        orders.append(offset + block_permutation(places))
+        offset += places.numel()
     return torch.cat(orders)
 
 
@@ -79,63 +76,79 @@ class _BlockMaskedWeight(torch.autograd.Function):
         ctx: Any,
         weight: Tensor,
         scores: Tensor,
-        order: Tensor,
         start: Tensor,
+        local: Sequence[Tensor],
         pattern: Pattern,
         soft_mask: bool,
         *soft: Tensor,
     ) -> Tensor:
-        mask = nm_mask_by_rows(scores.index_select(0, order), pattern)
-        mask = mask.index_select(0, invert(start.index_select(0, order)))
-        ctx.save_for_backward(weight, scores, order, start)
-        ctx.pattern, ctx.blocks = pattern, [part.shape[:2] for part in soft]
-        ctx.soft_mask = soft_mask
-        return kept(weight, mask)
+        ctx.save_for_backward(weight, scores, start, *local)
+        ctx.pattern, ctx.soft_mask = pattern, soft_mask
+        return masked_in_order(weight, scores, block_order(local), start, pattern)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scores, order, start = ctx.saved_tensors
-        # Gradient of the mask in the order `start`, and at the hard places.
-        # The gradient of a linear's weight lies row by row, and weight and scores do not.
-        wide = gradients[0].contiguous().to(scores.dtype)
-        mask_grad = (wide * weight).index_select(0, start)
-        placed, placed_grad = scores.index_select(0, order), mask_grad.index_select(0, order)
-        of_blocks: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-        if ctx.soft_mask:
-            of_blocks = _soft_moves
-            soft_mask = _group_softmax(placed, ctx.pattern)
-            score_grad = _group_softmax_backward(soft_mask, placed_grad, ctx.pattern)
-            operands = (scores, mask_grad, soft_mask, score_grad)
-        else:
-            of_blocks = placement_gradient
-            hurdle, lost = rivals_of(placed, placed_grad, ctx.pattern)
-            operands = (scores, mask_grad, hurdle, lost)
+        weight, scores, start, *local = ctx.saved_tensors
+        scores = wide(scores)
+        # Of the mask, in the order `start`.
+        mask_grad = gradients[0].index_select(0, start).to(scores.dtype)
+        mask_grad = mask_grad.mul_(weight.index_select(0, start))
+        of_blocks = _soft_gradient if ctx.soft_mask else placement_gradient
         soft_grads, offset = [], 0
-        for blocks, size in ctx.blocks:
-            rows = slice(offset, offset + blocks * size)
-            soft_grads.append(of_blocks(*(x[rows].view(blocks, size, -1) for x in operands)))
+        for places in local:
+            rows = slice(offset, offset + places.numel())
+            their_scores, their_grad = (
+                x[rows].view(*places.shape, -1) for x in (scores, mask_grad)
+            )
+            soft_grads.append(of_blocks(their_scores, their_grad, places, ctx.pattern))
             offset = rows.stop
         return None, None, None, None, None, None, *soft_grads
 
 
-def _soft_moves(scores: Tensor, mask_grad: Tensor, soft_mask: Tensor, score_grad: Tensor) -> Tensor:
+def masked_in_order(
+    weight: Tensor, scores: Tensor, order: Tensor, start: Tensor, pattern: Pattern
+) -> Tensor:
+    """The weight where the N:M mask of the scores in some order keeps it, else zero.
+
+    Args:
+        weight, scores, start, pattern: as in :func:`block_masked_weight`.
+        order: ``LongTensor[C_in]``, of the rows of ``scores``.
+
+    Returns:
+        ``[C_in, C_out]``, channels in their original order.
+    """
+    channels = start.index_select(0, order)
+    if weight.device.type != "cpu":
+        mask = nm_mask_by_rows(scores.index_select(0, order), pattern)
+        return kept(weight, mask.index_select(0, invert(channels)))
+    # Imported late: numba takes a moment, and a machine with a GPU has no use for it.
+    from permllm.core.kernels import masked_on_cpu
+
+    words = as_words(weight.detach().contiguous())
+    masked = torch.empty_like(words)
+    masked_on_cpu(
+        words.numpy(),
+        wide(scores).contiguous().numpy(),
+        order.numpy(),
+        channels.numpy(),
+        pattern.n,
+        pattern.m,
+        masked.numpy(),
+    )
+    return masked.view(weight.dtype)
+
+
+def _soft_gradient(scores: Tensor, mask_grad: Tensor, local: Tensor, pattern: Pattern) -> Tensor:
+    """The paper's: of blocks ``[G, B, R]``, through a softmax over each group of M."""
+    grouped, given = (
+        blocks_in_order(x, local).unflatten(1, (-1, pattern.m)) for x in (scores, mask_grad)
+    )
+    soft_mask = grouped.softmax(2)
+    product = soft_mask * given
+    score_grad = torch.addcmul(product, soft_mask, product.sum(2, keepdim=True), value=-1)
     # P appears twice: where the mask is brought back and where the scores move.
-    brought_back = torch.bmm(mask_grad, soft_mask.transpose(1, 2))
-    return brought_back.baddbmm_(scores, score_grad.transpose(1, 2))
-
-
-def _group_softmax(scores: Tensor, pattern: Pattern) -> Tensor:
-    """Softmax over each M neighbouring rows of ``[C_in, C_out]``: the soft mask."""
-    grouped = scores.view(-1, pattern.m, scores.shape[1])
-    return grouped.softmax(1).view_as(scores)
-
-
-def _group_softmax_backward(soft_mask: Tensor, gradient: Tensor, pattern: Pattern) -> Tensor:
-    """Gradient of the scores, given the gradient of :func:`_group_softmax`'s result."""
-    product = (soft_mask * gradient).view(-1, pattern.m, soft_mask.shape[1])
-    total = product.sum(1, keepdim=True)
-    grouped = soft_mask.view_as(product)
-    return torch.addcmul(product, grouped, total, value=-1).view_as(soft_mask)
+    brought_back = torch.bmm(mask_grad, soft_mask.flatten(1, 2).transpose(1, 2))
+    return brought_back.baddbmm_(scores, score_grad.flatten(1, 2).transpose(1, 2))
 
 
 def dense_masked_weight(

@@ -125,8 +125,18 @@ def kept(tensor: Tensor, mask: Tensor) -> Tensor:
         tensor: of any real dtype.
         mask: booleans of the same shape.
     """
-    words = _WORDS[tensor.element_size()]
-    return (tensor.detach().view(words) * mask.to(words)).view(tensor.dtype)
+    words = as_words(tensor.detach())
+    return (words * mask.to(words.dtype)).view(tensor.dtype)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 or better, without a gradient."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def as_words(tensor: Tensor) -> Tensor:
+    """The same memory as integers of as many bytes."""
+    return tensor.view(_WORDS[tensor.element_size()])
 
 
 def is_nm(tensor: Tensor, pattern: Pattern) -> bool:

@@ -74,6 +74,16 @@ def block_permutation(local: Tensor) -> Tensor:
     return (local + firsts).reshape(-1)
 
 
+def blocks_in_order(blocks: Tensor, local: Tensor) -> Tensor:
+    """The channels of every block at the places that they go to: ``blocks[g, local[g]]``.
+
+    Args:
+        blocks: ``[G, B, R]``.
+        local: ``LongTensor[G, B]``, a permutation of ``0 … B-1`` for each block.
+    """
+    return blocks.flatten(0, 1).index_select(0, block_permutation(local)).view_as(blocks)
+
+
 def block_sizes(channels: int, block: int, m: int) -> list[int]:
     """The sizes of the blocks that ``channels`` are cut into, in order.
 

@@ -6,8 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permllm.core.block_product import block_masked_weight, block_order, dense_masked_weight
-from permllm.core.patterns import Pattern, is_nm
+from permllm.core.block_product import (
+    block_masked_weight,
+    block_order,
+    dense_masked_weight,
+    masked_in_order,
+)
+from permllm.core.patterns import Pattern, is_nm, nm_mask
 
 
 def block_diagonal(runs: list[torch.Tensor]) -> torch.Tensor:
@@ -98,3 +103,29 @@ def test_is_nm_in_permuted_order_and_else_the_weight(problem: dict) -> None:
     assert is_nm(masked[perm].T, problem["pattern"])
     kept = masked != 0
     torch.testing.assert_close(masked[kept], problem["weight"][kept])
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.booleans(), st.sampled_from([torch.bfloat16, torch.float32, torch.float64]))
+def test_the_compiled_mask_equals_the_same_in_tensor_operations(
+    problem: dict, draws: bool, dtype: torch.dtype
+) -> None:
+    weight, start, pattern = problem["weight"].to(dtype), problem["start"], problem["pattern"]
+    scores = problem["scores"].round() if draws else problem["scores"]
+    scores = scores.to(dtype)
+    order = block_order(problem["local"])
+    found = masked_in_order(weight, scores, order, start, pattern)
+    places = start[order]
+    mask = nm_mask(scores[order].T, pattern).T
+    expected = torch.zeros_like(weight).index_copy(0, places, weight[places] * mask)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_compiled_mask_takes_many_rows_and_wide_patterns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(96, 1300, generator=generator)
+    here = torch.arange(96)
+    for pattern in (Pattern(2, 4), Pattern(9, 32)):
+        found = masked_in_order(torch.ones_like(scores), scores, here, here, pattern)
+        assert torch.equal(found.bool(), nm_mask(scores.T, pattern).T)

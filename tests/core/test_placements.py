@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 from permllm.core.block_product import block_masked_weight
 from permllm.core.patterns import Pattern, nm_mask_by_rows
-from permllm.core.placements import placement_gradient, rivals_by_operations, rivals_of
+from permllm.core.placements import (
+    placement_gradient,
+    placement_gradient_by_operations,
+    rivals_of,
+)
 
 
 @st.composite
@@ -34,8 +38,8 @@ def kept_gradient(scores: torch.Tensor, gradient: torch.Tensor, pattern: Pattern
 @given(problems())
 def test_counts_what_a_newcomer_changes(problem: tuple) -> None:
     pattern, scores, gradient = problem
-    rivals = rivals_of(scores, gradient, pattern)
-    found = placement_gradient(scores[None], gradient[None], *(x[None] for x in rivals))[0]
+    here = torch.arange(len(scores))
+    found = placement_gradient(scores[None], gradient[None], here[None], pattern)[0]
     for place in range(len(scores)):
         group = slice(place // pattern.m * pattern.m, (place // pattern.m + 1) * pattern.m)
         inside = place - group.start
@@ -73,31 +77,37 @@ def test_predicts_every_swap_of_two_groups_exactly(problem: tuple) -> None:
             torch.testing.assert_close(loss(order) - before, predicted)
 
 
-def test_the_compiled_kernel_equals_the_same_in_tensor_operations() -> None:
-    generator = torch.Generator().manual_seed(0)
-    operands = [torch.randn(3, 8, 700, generator=generator) for _ in range(4)]
-    scores, gradient, hurdle, lost = operands
-    enters = scores[:, :, None] > hurdle[:, None]
-    expected = torch.where(enters, gradient[:, :, None] - lost[:, None], 0).sum(-1)
-    torch.testing.assert_close(placement_gradient(*operands), expected, rtol=1e-4, atol=1e-4)
-    halved = [x.bfloat16() for x in operands]
-    assert placement_gradient(*halved).dtype == torch.float32
-
-
 @settings(max_examples=30, deadline=None)
-@given(problems())
-def test_compiled_rivals_equal_those_in_tensor_operations(problem: tuple) -> None:
+@given(problems(), st.integers(1, 3), st.integers(0, 2**31))
+def test_the_compiled_kernel_equals_the_same_in_tensor_operations(
+    problem: tuple, blocks: int, seed: int
+) -> None:
     pattern, scores, gradient = problem
-    found = rivals_of(scores, gradient, pattern)
-    expected = rivals_by_operations(scores, gradient, pattern)
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    generator = torch.Generator().manual_seed(seed)
+    local = torch.stack([torch.randperm(len(scores), generator=generator) for _ in range(blocks)])
+    scores, gradient = (x.expand(blocks, *x.shape) for x in (scores, gradient))
+    found = placement_gradient(scores, gradient, local, pattern)
+    expected = placement_gradient_by_operations(scores, gradient, local, pattern)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_compiled_kernel_takes_many_rows_and_other_dtypes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, gradient = (torch.randn(3, 12, 1300, generator=generator) for _ in range(2))
+    local = torch.stack([torch.randperm(12, generator=generator) for _ in range(3)])
+    found = placement_gradient(scores, gradient, local, Pattern(2, 4))
+    expected = placement_gradient_by_operations(
+        scores.double(), gradient.double(), local, Pattern(2, 4)
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    halved = placement_gradient(scores.bfloat16(), gradient.bfloat16(), local, Pattern(2, 4))
+    assert halved.dtype == torch.float32
 
 
 def test_rivals_of_equal_scores() -> None:
     scores = torch.tensor([[1.0], [1.0], [1.0], [0.5]])
     gradient = torch.tensor([[4.0], [2.0], [9.0], [7.0]])
-    hurdle, lost = rivals_of(scores, gradient, Pattern(2, 4))
+    hurdle, lost = rivals_of(scores[None], gradient[None], torch.arange(4)[None], Pattern(2, 4))
     assert hurdle.flatten().tolist() == [1.0, 1.0, 1.0, 1.0]
     assert set(lost.flatten().tolist()) <= {4.0, 2.0, 9.0}
 
@@ -106,8 +116,10 @@ def test_the_compiled_kernel_leaves_the_number_of_threads() -> None:
     """Numba sets OpenMP's when it starts, which PyTorch would take for its own."""
     code = """
 import torch
+from permllm.core.patterns import Pattern
 from permllm.core.placements import placement_gradient
-placement_gradient(*torch.randn(4, 3, 8, 70))
+scores, gradient = torch.randn(2, 3, 8, 70)
+placement_gradient(scores, gradient, torch.arange(8).expand(3, 8), Pattern(2, 4))
 print(torch.get_num_threads())
 """
     for threads in ("1", "2"):
