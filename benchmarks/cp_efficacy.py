@@ -6,6 +6,7 @@ gain of keeping the top half of each row, which no order can exceed::
 
     python benchmarks/cp_efficacy.py
     python benchmarks/cp_efficacy.py --seeds 3 --seconds 2
+    python benchmarks/cp_efficacy.py --annealing 60000000
     python benchmarks/cp_efficacy.py --real     # matrices of a 7B model's sizes: ten minutes
 
 The goals are a mean of 36 % in 1 s and of 37.5 % in 10 s, and for real sizes more than
@@ -20,6 +21,7 @@ from typing import Any
 
 import click
 import torch
+from annealing import anneal
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -43,7 +45,7 @@ def efficacy(scores: Tensor, perm: Tensor) -> float:
     return 100 * ((retained_score(scores, PATTERN, perm) - none) / (top - none)).item()
 
 
-def methods(seconds: tuple[float, ...]) -> dict[str, Method]:
+def methods(seconds: tuple[float, ...], proposals: int) -> dict[str, Method]:
     """What is compared, by its column's heading."""
     found = {
         "cp, heuristic": method(search, refine=False),
@@ -54,6 +56,8 @@ def methods(seconds: tuple[float, ...]) -> dict[str, Method]:
     for limit in seconds:
         found[f"cp, {limit:g} s"] = method(search, time_limit=limit)
         found[f"greedy, {limit:g} s"] = method(swap_search, time_limit=limit)
+    if proposals:
+        found["annealing"] = method(anneal, proposals=proposals)
     return found
 
 
@@ -75,9 +79,11 @@ def uniform(rows: int, columns: int, seed: int) -> Tensor:
     return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def compare(seeds: int, rows: int, columns: int, seconds: tuple[float, ...]) -> Table:
+def compare(
+    seeds: int, rows: int, columns: int, seconds: tuple[float, ...], proposals: int
+) -> Table:
     """One row per seed, and the mean."""
-    compared = methods(seconds)
+    compared = methods(seconds, proposals)
     table = Table("seed", *compared, title=f"efficacy % (seconds), {rows} × {columns}, {PATTERN}")
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in compared}
     for seed in range(seeds):
@@ -124,6 +130,9 @@ def real_sizes(limit: float) -> Table:
     show_default=True,
     help="time limit to try; may be given again",
 )
+@click.option(
+    "--annealing", default=0, metavar="PROPOSALS", help="also anneal with so many random swaps"
+)
 @click.option("--threads", default=1, show_default=True, help="CPU threads of torch")
 @click.option("--real", is_flag=True, help="try matrices of a 7B model's sizes instead")
 @click.option("--real-limit", default=270.0, show_default=True, help="time limit with --real")
@@ -132,13 +141,14 @@ def main(
     rows: int,
     columns: int,
     seconds: tuple[float, ...],
+    annealing: int,
     threads: int,
     real: bool,
     real_limit: float,
 ) -> None:
     """Print efficacy and seconds of cp and greedy on uniform matrices."""
     torch.set_num_threads(threads)
-    table = real_sizes(real_limit) if real else compare(seeds, rows, columns, seconds)
+    table = real_sizes(real_limit) if real else compare(seeds, rows, columns, seconds, annealing)
     Console(width=None if Console().is_terminal else 160).print(table)
 
 

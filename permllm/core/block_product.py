@@ -43,7 +43,7 @@ def block_masked_weight(
     Args:
         weight: ``[C_in, C_out]``, channels in their original order; no gradient.
         scores: ``[C_in, C_out]``, channels in the order ``start``; no gradient. Gradients are
-            computed in their dtype, which may be wider than the weight's.
+            computed in their dtype, or in float32 if that is wider.
         soft: runs of blocks ``[G, B, B]``, doubly stochastic; ``soft[g, i, j]`` is how
             much channel ``i`` of block ``g`` belongs at place ``j``. One run where B
             divides C_in; the sum of ``G · B`` over the runs is C_in.
