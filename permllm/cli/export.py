@@ -14,17 +14,19 @@ from permllm.cli.registry import load_registry, no_plugin_option
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--format",
-    "spec",
+    "specs",
     required=True,
+    multiple=True,
     metavar="SPEC",
-    help="An exporter as in a pipeline file: permuted, or '{name: sparse, dtype: bfloat16}'.",
+    help="An exporter as in a pipeline file: permuted, or '{name: sparse, dtype: bfloat16}'; "
+    "may be given again.",
 )
 @click.option(
     "--to", type=click.Path(path_type=Path), help="The folder.  [default: RUN/exports/NAME]"
 )
 @no_plugin_option
 @debug_option
-def command(run: Path, spec: str, to: Path | None, no_plugin: tuple[str, ...]) -> None:
+def command(run: Path, specs: tuple[str, ...], to: Path | None, no_plugin: tuple[str, ...]) -> None:
     """Write the model of RUN in another format, without pruning it again.
 
     RUN is the folder of one finished run, such as runs/quickstart-1/runs/lcp.
@@ -33,10 +35,15 @@ def command(run: Path, spec: str, to: Path | None, no_plugin: tuple[str, ...]) -
     from permllm.pipeline.reading import read_mapping
     from permllm.runner.exporting import export_run
 
+    if to is not None and len(specs) > 1:
+        raise click.UsageError(
+            f"--to names one folder, and --format {len(specs)} formats; leave --to out, or "
+            "export them one by one"
+        )
     registry = load_registry(no_plugin)
-    wanted = parse_yaml(spec, Origin(setting=f"format={spec}")).data
+    wanted = [parse_yaml(spec, Origin(setting=f"format={spec}")).data for spec in specs]
     any_model = {"model": {"source": "directory", "path": "."}, "pattern": "2:4"}
-    (exporter,) = read_mapping(any_model | {"export": [wanted]}, registry).export
-    folder = to or run / "exports" / exporter.name
-    export_run(run, exporter, registry, folder)
-    click.echo(str(folder))
+    for exporter in read_mapping(any_model | {"export": wanted}, registry).export:
+        folder = to or run / "exports" / exporter.name
+        export_run(run, exporter, registry, folder)
+        click.echo(str(folder))

@@ -51,8 +51,13 @@ def command(directory: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("linear", "pattern", "shape", "input", title=str(directory), title_justify="left")
-    table.add_column("bytes", justify="right")
+    table = Table(title=str(directory), title_justify="left")
+    # Where the terminal is narrow names go on in the next line: their ends tell them apart.
+    table.add_column("linear", overflow="fold")
+    table.add_column("pattern", no_wrap=True)
+    table.add_column("shape", no_wrap=True)
+    table.add_column("input", overflow="fold")
+    table.add_column("bytes", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(row.linear, row.pattern, row.shape, row.input, f"{row.bytes:,}")
     Console().print(table)

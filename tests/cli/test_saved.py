@@ -177,6 +177,27 @@ def test_a_finished_run_is_exported_again(permllm, exports: Path, tmp_path: Path
     assert "is there already" in again.stderr
 
 
+def test_several_formats_are_written_at_once(permllm, exports: Path, tmp_path: Path) -> None:
+    # A copy of the run without its other exports, which are for other tests.
+    saved = exports.parents[2]
+    shutil.copytree(saved, tmp_path / "saved", ignore=shutil.ignore_patterns("permuted", "sparse"))
+    run = tmp_path / "saved" / exports.parent.relative_to(saved)
+    done = permllm("export", run, "--format", "permuted", "--format", "sparse")
+    assert done.returncode == 0, done.stderr
+    written = [run / "exports" / kind for kind in ("permuted", "sparse")]
+    assert done.stdout.split() == [str(path) for path in written]
+    assert all((path / "permllm.json").exists() for path in written)
+    refused = permllm("export", run, "--format", "masked", "--format", "sparse", "--to", run / "x")
+    assert refused.returncode == 2
+    assert "one folder" in refused.stderr
+
+
+def test_names_are_whole_on_a_narrow_terminal(permllm, exports: Path) -> None:
+    done = permllm("inspect", exports / "sparse")
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("where", "spec", "message"),
     [
