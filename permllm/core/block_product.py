@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm.core.patterns import Pattern, as_words, kept, nm_mask_by_rows, wide
+from permllm.core.patterns import Pattern, as_words, kept, nm_mask_by_rows
 from permllm.core.permutations import block_permutation, blocks_in_order, invert
 from permllm.core.placements import placement_gradient
+from permllm.core.precision import wide
 
 
 def block_masked_weight(
@@ -128,7 +129,7 @@ def masked_in_order(
     masked = torch.empty_like(words)
     masked_on_cpu(
         words.numpy(),
-        wide(scores).contiguous().numpy(),
+        wide(scores.detach()).contiguous().numpy(),
         order.numpy(),
         channels.numpy(),
         pattern.n,

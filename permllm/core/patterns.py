@@ -129,11 +129,6 @@ def kept(tensor: Tensor, mask: Tensor) -> Tensor:
     return (words * mask.to(words.dtype)).view(tensor.dtype)
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """The tensor in float32 or better, without a gradient."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def as_words(tensor: Tensor) -> Tensor:
     """The same memory as integers of as many bytes."""
     return tensor.view(_WORDS[tensor.element_size()])

@@ -18,8 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from permllm.core.patterns import Pattern, wide
+from permllm.core.patterns import Pattern
 from permllm.core.permutations import blocks_in_order
+from permllm.core.precision import wide
 
 
 def placement_gradient(scores: Tensor, gradient: Tensor, local: Tensor, pattern: Pattern) -> Tensor:

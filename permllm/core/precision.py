@@ -1,8 +1,14 @@
-"""What a device's arithmetic can do."""
+"""In which precision things are computed, and what a device's arithmetic can do."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -13,6 +13,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from permllm.core.precision import wide
+
 
 @attrs.frozen
 class Statistic:
@@ -42,15 +44,11 @@ class Statistic:
         return total
 
 
-def _wide(inputs: Tensor) -> Tensor:
-    return inputs if inputs.dtype == torch.float64 else inputs.float()
-
-
 TOKENS = Statistic("tokens", lambda x: torch.tensor(float(x.shape[0])), channel_axes=0)
 """How many tokens reached the linear: a scalar."""
 
-SQUARE_SUM = Statistic("square_sum", lambda x: _wide(x).square().sum(0))
+SQUARE_SUM = Statistic("square_sum", lambda x: wide(x).square().sum(0))
 """``Σ x_j²`` per input channel, ``[C_in]``: the square of Wanda's ``‖X_j‖₂``."""
 
-GRAM = Statistic("gram", lambda x: _wide(x).T @ _wide(x), channel_axes=2)
+GRAM = Statistic("gram", lambda x: wide(x).T @ wide(x), channel_axes=2)
 """``Σ x xᵀ``, ``[C_in, C_in]``: SparseGPT's Hessian before dampening."""

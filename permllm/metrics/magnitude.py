@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
-import torch
 from torch import Tensor
 
 from permllm.components import Metric
+from permllm.core.precision import wide
 
 
 @attrs.frozen
@@ -25,4 +25,4 @@ class Magnitude(Metric):
 
 def absolute(weight: Tensor) -> Tensor:
     """``|W|`` in float32, or in float64 if the weight is."""
-    return weight.abs().to(torch.promote_types(weight.dtype, torch.float32))
+    return wide(weight.abs())
