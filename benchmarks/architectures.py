@@ -28,9 +28,9 @@ from torch import Tensor
 
 import permllm
 from permllm.errors import UserError
+from permllm.formats.logits import Agreement, compare_logits
+from permllm.formats.manifest import read_manifest
 from permllm.models.loading import quiet
-from permllm.saved.logits import Agreement, compare_logits
-from permllm.saved.manifest import read_manifest
 from permllm.testing.models import ARCHITECTURES, VOCABULARY, save_tiny
 
 KINDS: dict[str, dict[str, Any]] = {

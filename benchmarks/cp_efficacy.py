@@ -38,11 +38,11 @@ REAL_SIZES = ((11008, 4096), (4096, 11008))
 Method = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def efficacy(scores: Tensor, perm: Tensor) -> float:
+def efficacy(scores: Tensor, permutation: Tensor) -> float:
     """The gain of an order in percent of what the top half of each row gains."""
     none = retained_score(scores, PATTERN)
     top = scores.topk(scores.shape[1] // 2, 1).values.sum(dtype=torch.float64)
-    return 100 * ((retained_score(scores, PATTERN, perm) - none) / (top - none)).item()
+    return 100 * ((retained_score(scores, PATTERN, permutation) - none) / (top - none)).item()
 
 
 def methods(seconds: tuple[float, ...], proposals: int) -> dict[str, Method]:
@@ -69,9 +69,9 @@ def method(find: Callable[..., Tensor], **options: Any) -> Method:
 def timed(find: Method, scores: Tensor) -> tuple[float, float]:
     """Efficacy in percent, and seconds."""
     began = time.perf_counter()
-    perm = find(scores, torch.Generator().manual_seed(0))
+    permutation = find(scores, torch.Generator().manual_seed(0))
     seconds = time.perf_counter() - began
-    return efficacy(scores, perm), seconds
+    return efficacy(scores, permutation), seconds
 
 
 def uniform(rows: int, columns: int, seed: int) -> Tensor:

@@ -18,12 +18,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from permllm.api import run_plan
 from permllm.observers.console import Console as ConsoleObserver
-from permllm.pipeline.matrix import Cell
+from permllm.pipeline.matrix.expand import Cell
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
 from permllm.results import Results
-from permllm.runner.run import plan_of, run_plan
+from permllm.runs.plan import plan_of
 
 METHODS: dict[str, tuple[str, Any]] = {
     "none": ("none", "mask"),

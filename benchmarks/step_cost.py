@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional
 
+from permllm.contexts.window import Window
 from permllm.core.assignment import assign_blocks
 from permllm.core.block_product import block_masked_weight, dense_masked_weight
 from permllm.core.patterns import Pattern
@@ -37,10 +38,9 @@ from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
 from permllm.runner.calibration import read_sequences
-from permllm.runner.chain import Chain
 from permllm.runner.memory import PeakMemory, keep_freed_memory
-from permllm.runner.plan import Run
-from permllm.runner.windows import Window
+from permllm.runner.window_loop import WindowLoop
+from permllm.runs.plan import Run
 from permllm.training.blocks import harden
 from permllm.training.loop import batches
 
@@ -91,8 +91,9 @@ def smollm2_window(path: Path | None, sequences: int) -> Window:
     tokens = read_sequences(pipeline.calibration, model.tokenizer, sequences)
     decoder = Decoder.trace(model.model, tokens.tokens[:1])
     run = Run("step cost", pipeline, {}, Path())
-    chain = Chain(decoder, pipeline, tokens, torch.device("cpu"), run, registry.manager.hook)
-    return chain.window(0, range(len(decoder.layers)))
+    hook = registry.manager.hook
+    loop = WindowLoop.of(decoder, run, tokens, torch.device("cpu"), hook)
+    return loop.window(0, range(len(decoder.layers)))
 
 
 def product_times(channels: int, outputs: int, block: int, rounds: int) -> tuple[float, float]:

@@ -25,7 +25,7 @@ from rich.table import Table
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from permllm.observers.events import read_events
+from permllm.runs.events import read_events
 
 METRICS = ["magnitude", "wanda", "ria"]
 ORDERS: dict[str, Any] = {

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from permllm.errors import PermllmError, RunFailed, UserError
-from permllm.hookspecs import hookimpl
+from permllm.hooks import hookimpl
+from permllm.version import __version__
 
 if TYPE_CHECKING:
     from permllm.api import Pruned, prune, run
-    from permllm.components import option
-    from permllm.saved.loading import load
-
-__version__ = "0.1.0"
+    from permllm.formats.loading import load
+    from permllm.option import option
 
 __all__ = [
     "PermllmError",
@@ -40,11 +39,11 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     if name == "load":
-        from permllm.saved.loading import load
+        from permllm.formats.loading import load
 
         return load
     if name == "option":
-        from permllm.components import option
+        from permllm.option import option
 
         return option
     raise AttributeError(f"module 'permllm' has no attribute '{name}'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ import torch
 from torch import Tensor
 
 from permllm.components import Observer
-from permllm.models.checks import check_tokenizer, check_weights
-from permllm.models.decoder import Decoder
+from permllm.folding.layout import Layout
+from permllm.models.checks import check_tokenizer
+from permllm.models.devices import pick_device
+from permllm.observers.events import Events
 from permllm.pipeline.reading import read_mapping, read_pipeline
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
+from permllm.report.outcome import write_outcome
 from permllm.results import LayerReport, Results
+from permllm.runner.caching.store import DEFAULT_LIMIT
 from permllm.runner.calibration import read_sequences, wished_sequences
-from permllm.runner.chain import Chain
-from permllm.runner.constrained import Constraints
-from permllm.runner.devices import pick_device
-from permllm.runner.plan import Run
-from permllm.runner.run import make_plan, run_plan
+from permllm.runner.opening import open_decoder
+from permllm.runner.reporting import Reporter
+from permllm.runner.study import run_study
+from permllm.runner.window_loop import WindowLoop
+from permllm.runs.plan import Plan, Run, make_plan
 
 
 @attrs.frozen(eq=False)
@@ -33,7 +38,7 @@ class Pruned:
         model: the model that was given, now with pruned weights, each linear's input
             channels in their original order.
         permutations: by permutation group, ``LongTensor[C_in]``; for every linear of
-            the group ``weight[:, perm]`` is N:M.
+            the group ``weight[:, permutation]`` is N:M.
         layers: the figures of each pruned linear.
         seconds: wall time.
     """
@@ -107,25 +112,49 @@ def prune(
         pipeline = read_mapping(in_memory | dict(pipeline), registry)
     check_tokenizer(tokenizer, model)
     sequences = read_sequences(pipeline.calibration, tokenizer, wished_sequences(pipeline))
-    model.eval()
-    decoder = Decoder.trace(model, sequences.tokens[:1])
-    check_weights(decoder)
-    job = Run(pipeline.layers.permutation.name, pipeline, {}, Path())
-    chain = Chain(
+    decoder = open_decoder(model, tokenizer, sequences.tokens[:1])
+    layers = pipeline.layers
+    loop = WindowLoop.of(
         decoder,
-        pipeline,
+        Run(layers.permutation.name, pipeline, {}, Path()),
         sequences,
         pick_device(pipeline.device),
-        job,
         registry.manager.hook,
-        constraints=Constraints.of(
-            decoder,
-            foldable=pipeline.layers.foldable,
-            residual=pipeline.layers.residual,
-        ),
+        constraints=Layout(decoder).constraints(foldable=layers.foldable, residual=layers.residual),
     )
-    window = chain.prune()
+    pruned = loop.prune()
     with torch.no_grad():
-        for name, weight in window.weights.items():
+        for name, weight in pruned.weights.items():
             decoder.weight(name).copy_(weight)
-    return Pruned(model, window.perms, window.reports, window.cost.seconds)
+    return Pruned(model, pruned.permutations, pruned.reports, pruned.cost.seconds)
+
+
+def run_plan(
+    plan: Plan,
+    registry: Registry,
+    observers: Sequence[Observer] = (),
+    *,
+    resume: bool = False,
+    cache: Path | None = None,
+    cache_limit: int = DEFAULT_LIMIT,
+) -> Results:
+    """Do all runs of a plan, and write results, report and plots to its folder.
+
+    Args:
+        plan: from :func:`permllm.runs.plan.make_plan`.
+        registry, observers, resume, cache, cache_limit: as for
+            :func:`permllm.runner.study.run_study`; the event log is always among the observers.
+
+    Raises:
+        UserError: something of the user's is wrong; nothing was lost.
+        RunFailed: a component or the model broke in the only run, or in all runs.
+    """
+    return run_study(
+        plan,
+        registry,
+        (Events(), *observers),
+        partial(write_outcome, plan=plan, progress=Reporter(registry.manager.hook, None).progress),
+        resume=resume,
+        cache=cache,
+        cache_limit=cache_limit,
+    )

@@ -22,61 +22,36 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
+from permllm.option import option
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from permllm.contexts.evaluation import EvaluationContext
+    from permllm.contexts.export import ExportContext
+    from permllm.contexts.window import Window
     from permllm.core.patterns import Pattern
     from permllm.core.statistics import Statistic
-    from permllm.evaluators.context import EvaluationContext
-    from permllm.runner.export import ExportContext
-    from permllm.runner.windows import Window
 
-
-def option(
-    default: Any = attrs.NOTHING,
-    *,
-    help: str,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    choices: Iterable[str] | None = None,
-    factory: Any = None,
-    deprecated: str | None = None,
-) -> Any:
-    """A field of a component, or of any other part of a pipeline file.
-
-    Args:
-        default: its default; without one (and without ``factory``) it is required.
-        help: one line on what it does, with the unit where it has one.
-        minimum, maximum: the range, both ends included.
-        choices: the only strings that are allowed.
-        factory: makes the default where it must not be shared.
-        deprecated: what to use instead, such as ``"use block"``, for an option that a
-            later version will not have. It works still; a file that sets it is warned.
-    """
-    facts: dict[str, Any] = {
-        "minimum": minimum,
-        "maximum": maximum,
-        "choices": choices and tuple(choices),
-        "deprecated": deprecated,
-    }
-    metadata = {"help": help} | {key: value for key, value in facts.items() if value is not None}
-    validators: list[Any] = []
-    if minimum is not None:
-        validators.append(attrs.validators.ge(minimum))
-    if maximum is not None:
-        validators.append(attrs.validators.le(maximum))
-    if choices is not None:
-        validators.append(attrs.validators.in_(tuple(choices)))
-    validator = attrs.validators.optional(validators) if validators else None
-    if factory is not None:
-        return attrs.field(factory=factory, metadata=metadata, validator=validator)
-    return attrs.field(default=default, metadata=metadata, validator=validator)
+__all__ = [
+    "KINDS",
+    "Component",
+    "Dataset",
+    "Evaluator",
+    "Exporter",
+    "Metric",
+    "Observer",
+    "PermutationLearner",
+    "Pruner",
+    "components_in",
+    "option",
+]
 
 
 class Component:
@@ -112,6 +87,9 @@ class Metric(Component):
 class PermutationLearner(Component):
     """Finds the order of the input channels of each permutation group of a window."""
 
+    reorders: ClassVar[bool] = True
+    """False for a learner that leaves every group in its original order."""
+
     only_scores: ClassVar[bool] = False
     """True if the orders depend on nothing but the groups' weights, scores, patterns and
     statistics and the window's seed: neither on other sequences nor on the model's outputs.
@@ -130,7 +108,7 @@ class PermutationLearner(Component):
         Returns:
             for every name in ``window.groups`` a ``LongTensor[C_in]`` that holds each
             of ``0 … C_in-1`` once. Position ``i`` of the new order holds channel
-            ``perm[i]``.
+            ``permutation[i]``.
         """
         raise NotImplementedError
 
@@ -148,7 +126,7 @@ class Pruner(Component):
         """How many learning sequences it wants, given that ``calibration`` are asked for."""
         return calibration
 
-    def refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def refine(self, window: Window, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores in place of the metric's, from a look at the whole window.
 
         Called once a window, before any of its linears is pruned, so that a pruner can
@@ -157,7 +135,7 @@ class Pruner(Component):
         Args:
             window: all groups of the window, pruned by this pruner or by others;
                 ``window.linears_of(self)`` are its own.
-            perms: ``LongTensor[C_in]`` by group, the order in which they are pruned.
+            permutations: ``LongTensor[C_in]`` by group, the order in which they are pruned.
 
         Returns:
             ``[C_out, C_in]`` by linear, in original channel order, finite and
@@ -305,3 +283,15 @@ KINDS: dict[str, type[Component]] = {
     "observer": Observer,
 }
 """Every kind of component, by the name that the registry and messages use."""
+
+
+def components_in(value: Any) -> Iterator[Component]:
+    """Every component in a pipeline, those that are options of others included."""
+    if isinstance(value, Component):
+        yield value
+    if attrs.has(type(value)):
+        for field in attrs.fields(type(value)):
+            yield from components_in(getattr(value, field.name))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from components_in(item)

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pluggy
+from permllm.hooks import PROJECT, hookimpl, hookspec
 
 if TYPE_CHECKING:
     import click
@@ -30,13 +30,9 @@ if TYPE_CHECKING:
         Pruner,
     )
     from permllm.results import LayerReport, Results, RunResult
-    from permllm.runner.plan import Plan, Run
+    from permllm.runs.plan import Plan, Run
 
-PROJECT = "permllm"
-"""The pluggy project, and the entry-point group of plugins."""
-
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+__all__ = ["PROJECT", "hookimpl", "hookspec"]
 
 
 # --- components -------------------------------------------------------------

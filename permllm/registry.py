@@ -18,17 +18,17 @@ from typing import Any
 import attrs
 import pluggy
 
-import permllm
 from permllm import hookspecs
-from permllm.component_checks import problem
 from permllm.components import KINDS, Component, Observer
 from permllm.errors import DeprecatedWarning, UserError, did_you_mean
+from permllm.plugins.component_checks import problem
 from permllm.plugins.discovery import plugin_entry_points, switched_off
-from permllm.plugins.files import digest_of, load_file
 from permllm.plugins.guard import guard_hooks
-from permllm.plugins.hooks import COMPONENT_HOOKS, wrong_hooks
+from permllm.plugins.hook_checks import COMPONENT_HOOKS, wrong_hooks
 from permllm.plugins.info import PluginInfo, normal
 from permllm.plugins.requirements import incompatibility, missing_dependency
+from permllm.plugins.single_file import digest_of, load_file
+from permllm.version import __version__
 
 __all__ = ["Entry", "PluginInfo", "Registry"]
 
@@ -264,7 +264,7 @@ class Registry:
         if self._is_off(info):
             info.status = "disabled"
             return
-        if dist and not info.built_in and (reason := incompatibility(dist, permllm.__version__)):
+        if dist and not info.built_in and (reason := incompatibility(dist, __version__)):
             info.status, info.error = "incompatible", reason
             return
         try:

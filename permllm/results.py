@@ -6,6 +6,27 @@ from typing import Any
 
 import attrs
 
+DENSE = "dense"
+"""The label of the unpruned model's run, which no other run may have."""
+
+
+@attrs.frozen
+class Cost:
+    """What a stage took when it was computed, be it now or by an earlier run.
+
+    Attributes:
+        seconds: wall time.
+        peak_memory_bytes: highest resident memory of the process meanwhile.
+    """
+
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """One after the other: the times add up, the higher peak counts."""
+        peak = max(self.peak_memory_bytes, other.peak_memory_bytes)
+        return Cost(self.seconds + other.seconds, peak)
+
 
 @attrs.frozen
 class LayerReport:

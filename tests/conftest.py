@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import Distribution
+from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
+
+from permllm.results import LayerReport, Results, RunResult
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,3 +27,135 @@ def own_cache(
         if cache is not None:
             patch.setenv("TORCH_EXTENSIONS_DIR", str(cache.mkdir("kernels")))
         yield
+
+
+# --- packages as they lie in an installed environment, without building any --------
+
+Package = Callable[..., Distribution]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Package:
+    """Writes a package that announces a plugin to a folder for ``sys.path``."""
+
+    def write(
+        name: str,
+        source: str = "",
+        *,
+        version: str = "1.5",
+        requires: Iterable[str] = (),
+        extras: Iterable[str] = (),
+    ) -> Distribution:
+        module = name.replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
+        info = tmp_path / f"{module}-{version}.dist-info"
+        info.mkdir()
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}"]
+        lines += [f"Provides-Extra: {extra}" for extra in extras]
+        lines += [f"Requires-Dist: {need}" for need in requires]
+        (info / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        entry_point = f"[permllm]\n{name.removeprefix('permllm-')} = {module}\n"
+        (info / "entry_points.txt").write_text(entry_point, encoding="utf-8")
+        return Distribution.at(info)
+
+    return write
+
+
+# --- made-up results of pipelines ----------------------------------------------------
+
+PERPLEXITY = "perplexity/python-docs"
+
+
+def reports(gain: float, layers: int = 4) -> tuple[LayerReport, ...]:
+    """Figures of the linears of a few decoder layers."""
+    linears = {"q_proj": "attn", "k_proj": "attn", "up_proj": "mlp"}
+    return tuple(
+        LayerReport(
+            linear=f"model.layers.{layer}.{group}.{linear}",
+            group=f"model.layers.{layer}.{group}",
+            shape=(16, 32),
+            pattern="2:4",
+            retained_before=0.7 + layer / 100,
+            retained=0.7 + layer / 100 + gain,
+            sparsity=0.5,
+            error=0.1,
+        )
+        for layer in range(layers)
+        for linear, group in linears.items()
+    )
+
+
+def run(label: str, perplexity: float, **options: Any) -> RunResult:
+    """A pruned run; ``permutation=…`` stands for ``layers.permutation``."""
+    dotted = {f"layers.{key}": value for key, value in options.items()}
+    figures = {PERPLEXITY: perplexity, "sparsity": 0.5, "retained": 0.8125}
+    return RunResult(label, figures, 83.2, 2**30 * 3, layers=reports(0.05), options=dotted)
+
+
+def repeat(result: RunResult, number: int) -> RunResult:
+    """The same run as a repeat of its setting."""
+    label = result.label if number == 0 else f"{result.label} #{number + 1}"
+    return attrs.evolve(result, label=label, setting=result.label, repeat=number)
+
+
+def fail(result: RunResult, error: str = "ArithmeticError: not today") -> RunResult:
+    """The same run, had it broken."""
+    return attrs.evolve(result, figures={}, layers=(), error=error)
+
+
+def dense(perplexity: float = 20.0) -> RunResult:
+    return RunResult("dense", {PERPLEXITY: perplexity, "sparsity": 0.0}, 0.0, 2**30)
+
+
+@pytest.fixture
+def results() -> Callable[..., Results]:
+    """Results of the given runs after the dense one; the quickstart's by default."""
+
+    def make(*runs: RunResult, before: RunResult | None = None) -> Results:
+        default = (
+            run("none", 100.0, permutation={"name": "none"}),
+            run("cp", 80.0, permutation={"name": "cp"}),
+            run("lcp", 40.0, permutation={"name": "lcp", "block": 64}),
+        )
+        return Results("quickstart", "runs/x", (before or dense(), *(runs or default)))
+
+    return make
+
+
+@pytest.fixture
+def study(results: Callable[..., Results]) -> Callable[..., Results]:
+    """Results of settings that were repeated, by the perplexities of their repeats.
+
+    A repeat without a perplexity failed.
+    """
+
+    def make(**perplexities: list[float | None]) -> Results:
+        runs = []
+        for name, values in perplexities.items():
+            for number, value in enumerate(values):
+                one = repeat(run(name, value or 0.0, permutation={"name": name}), number)
+                runs.append(one if value is not None else fail(one))
+        return results(*runs)
+
+    return make
+
+
+@pytest.fixture
+def failed() -> Callable[..., RunResult]:
+    return fail
+
+
+@pytest.fixture
+def pruned() -> Callable[..., RunResult]:
+    return run
+
+
+@pytest.fixture
+def without() -> Callable[..., RunResult]:
+    """A run without some figures."""
+
+    def drop(result: RunResult, *names: str) -> RunResult:
+        kept = {name: value for name, value in result.figures.items() if name not in names}
+        return attrs.evolve(result, figures=kept)
+
+    return drop

@@ -45,14 +45,16 @@ def draw_all(folder: Path) -> None:
 def _order(path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.9))
     identity = torch.arange(SCORES.shape[1])
-    for axis, title, perm in zip(axes, ("as it is", "reordered"), (identity, PERM), strict=True):
-        share = retained_share(SCORES, PATTERN, perm)
-        _matrix(axis, SCORES[:, perm], perm)
+    for axis, title, permutation in zip(
+        axes, ("as it is", "reordered"), (identity, PERM), strict=True
+    ):
+        share = retained_share(SCORES, PATTERN, permutation)
+        _matrix(axis, SCORES[:, permutation], permutation)
         axis.set_title(f"{title}: {share:.0%} of the scores kept", color=INK)
     _save(figure, path)
 
 
-def _matrix(axis: Axes, scores: Tensor, perm: Tensor) -> None:
+def _matrix(axis: Axes, scores: Tensor, permutation: Tensor) -> None:
     """A matrix of scores with the kept entries framed and the groups of M parted."""
     mask = nm_mask(scores, PATTERN)
     rows, columns = scores.shape
@@ -72,7 +74,9 @@ def _matrix(axis: Axes, scores: Tensor, perm: Tensor) -> None:
             )
     for column in range(columns):
         x = column + 0.3 * (column // PATTERN.m) + 0.46
-        axis.text(x, -0.35, str(int(perm[column])), ha="center", va="center", color=INK, fontsize=8)
+        axis.text(
+            x, -0.35, str(int(permutation[column])), ha="center", va="center", color=INK, fontsize=8
+        )
     axis.set_xlim(-0.1, columns + 0.4)
     axis.set_ylim(rows + 0.1, -0.7)
     axis.set_aspect("equal")

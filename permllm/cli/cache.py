@@ -12,7 +12,7 @@ from permllm.cli.errors import debug_option
 from permllm.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
-    from permllm.runner.cache import Cache
+    from permllm.runner.caching.store import Cache
 
 folder_argument = click.argument("folder", type=click.Path(path_type=Path))
 
@@ -93,9 +93,8 @@ def _open(folder: Path) -> Cache:
     Raises:
         UserError: there is none.
     """
-    from permllm.runner.cache import Cache
-    from permllm.runner.folder import PIPELINE
-    from permllm.runner.run import CACHE
+    from permllm.runner.caching.store import Cache
+    from permllm.runs.folder import CACHE, PIPELINE
 
     place = folder / CACHE if (folder / PIPELINE).exists() else folder
     cache = Cache(place)
@@ -108,6 +107,6 @@ def _open(folder: Path) -> Cache:
 
 
 def _size(count: int) -> str:
-    from permllm.report.units import memory
+    from permllm.runs.units import memory
 
     return memory(count)

@@ -32,8 +32,8 @@ def command(
 
     Everything is looked at that can be known without loading weights or starting a run.
     """
-    from permllm.runner.check import check_plan
-    from permllm.runner.run import make_plan
+    from permllm.runner.preflight.check import check_plan
+    from permllm.runs.plan import make_plan
 
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings, out)

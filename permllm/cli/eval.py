@@ -56,7 +56,7 @@ def command(
     documentation.
     """
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        from permllm.runner.devices import pick_device
+        from permllm.models.devices import pick_device
 
         registry = load_registry(no_plugin)
         limits = {"length": length, "max_tokens": max_tokens}
@@ -100,7 +100,7 @@ def _evaluators(
 
 def _measure(evaluator: Evaluator, loaded: LoadedModel, device: str) -> dict[str, float]:
     """The figures of one evaluator, with its progress on standard error."""
-    from permllm.evaluators.context import EvaluationContext
+    from permllm.contexts.evaluation import EvaluationContext
 
     with _progress(evaluator.name) as progress:
         context = EvaluationContext(device=device, progress=progress)

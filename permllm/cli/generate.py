@@ -22,10 +22,10 @@ def command(model: str, prompt: str, tokens: int, device: str) -> None:
     """
     import torch
 
+    from permllm.models.devices import pick_device
     from permllm.models.loading import quiet
     from permllm.pipeline.reading import read_mapping
     from permllm.registry import Registry
-    from permllm.runner.devices import pick_device
 
     place = pick_device(device)
     section = {"model": model_source(model), "pattern": "2:4", "evaluate": []}

@@ -13,7 +13,7 @@ import click
 from permllm.cli.errors import debug_option
 
 if TYPE_CHECKING:
-    from permllm.saved.manifest import GroupEntry, Manifest, TensorEntry
+    from permllm.formats.manifest import GroupEntry, Manifest, TensorEntry
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U8": 1, "I8": 1}
 
@@ -39,7 +39,7 @@ def command(directory: Path, as_json: bool) -> None:
     It says of each its pattern, its shape, how its input comes in order (folded into the
     rows before, gathered at run time, or stored in the original order) and its bytes.
     """
-    from permllm.saved.manifest import read_manifest
+    from permllm.formats.manifest import read_manifest
 
     manifest = read_manifest(directory)
     rows = [_row(manifest, group, linear) for group in manifest.groups for linear in group.linears]

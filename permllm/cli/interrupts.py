@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from permllm.hookspecs import hookimpl
+from permllm.hooks import hookimpl
 
 if TYPE_CHECKING:
     from permllm.registry import Registry

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import permllm
 from permllm.cli import errors
+from permllm.version import __version__
 
 if TYPE_CHECKING:
     from permllm.registry import Registry
@@ -67,7 +67,7 @@ class PermllmGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 interrupted.",
 )
-@click.version_option(permllm.__version__, prog_name="permllm")
+@click.version_option(__version__, prog_name="permllm")
 @errors.debug_option
 def cli() -> None:
     """Prune language models to N:M sparsity with learned channel permutations.

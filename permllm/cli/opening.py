@@ -42,11 +42,11 @@ def open_model(source: Source, device: torch.device) -> LoadedModel:
     Raises:
         UserError: something is missing or damaged.
     """
+    from permllm.formats.loading import load as load_export
+    from permllm.formats.manifest import MANIFEST
+    from permllm.models.devices import pick_dtype
     from permllm.models.loading import load
     from permllm.models.sources import DirectorySource
-    from permllm.runner.devices import pick_dtype
-    from permllm.saved.loading import load as load_export
-    from permllm.saved.manifest import MANIFEST
 
     dtype = pick_dtype("auto", device)
     if isinstance(source, DirectorySource) and (source.path / MANIFEST).is_file():

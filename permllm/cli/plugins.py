@@ -26,7 +26,7 @@ def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -
                 f"options go after the command: permllm plugins {context.invoked_subcommand} …"
             )
         return
-    from permllm.plugins.catalogue import installed
+    from permllm.cli.catalogue import installed
 
     found = installed(no_plugin)
     if as_json:

@@ -26,7 +26,7 @@ def command(name: str, no_plugin: tuple[str, ...]) -> None:
 
     Where several kinds or several packages have one of this name, all are explained.
     """
-    from permllm.plugins.catalogue import installed
+    from permllm.cli.catalogue import installed
 
     every = [
         (component, plugin)

@@ -31,7 +31,7 @@ def command(name: str, kind: str, out: Path) -> None:
 
     The component is a small one that works, with tests that pass: change it into yours.
     """
-    from permllm.plugins.catalogue import installed
+    from permllm.cli.catalogue import installed
     from permllm.plugins.scaffold import named, write_package
 
     taken = [

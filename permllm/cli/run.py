@@ -21,8 +21,8 @@ from permllm.errors import RunFailed, UserError
 if TYPE_CHECKING:
     from permllm.registry import Registry
     from permllm.results import Results
-    from permllm.runner.check import Checked
-    from permllm.runner.plan import Plan
+    from permllm.runner.preflight.check import Checked
+    from permllm.runs.plan import Plan
 
 MANY_RUNS = 50
 """More pruned runs than these only start with ``--yes``."""
@@ -80,8 +80,8 @@ def command(
     """
     # With --json, what libraries print must not get between the reader and the object.
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        from permllm.runner.check import check_plan
-        from permllm.runner.run import make_plan
+        from permllm.runner.preflight.check import check_plan
+        from permllm.runs.plan import make_plan
 
         registry = load_registry(no_plugin)
         plan = make_plan(file, registry, settings, out, resume=resume)
@@ -112,9 +112,9 @@ def command(
 def _run(
     plan: Plan, registry: Registry, resume: bool, cache: Path | None, cache_limit: int
 ) -> Results:
+    from permllm.api import run_plan
     from permllm.observers.console import Console
     from permllm.runner.memory import keep_freed_memory
-    from permllm.runner.run import run_plan
 
     keep_freed_memory()
     return run_plan(
@@ -136,7 +136,7 @@ def _resumable(command: str) -> Iterator[None]:
 
 def _too_many(plan: Plan, checked: Checked, file: Path) -> UserError:
     """The error that asks for ``--yes``."""
-    from permllm.runner.estimate import duration
+    from permllm.runner.preflight.estimate import duration
 
     took = duration(checked.estimate.seconds)
     return UserError(

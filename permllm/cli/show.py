@@ -27,7 +27,7 @@ def command(file: Path, settings: tuple[str, ...], no_plugin: tuple[str, ...]) -
     comments, so that the output is a pipeline file itself.
     """
     from permllm.pipeline.reading import dump_yaml, resolved
-    from permllm.runner.run import make_plan
+    from permllm.runs.plan import make_plan
 
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings)
@@ -47,8 +47,7 @@ def command(file: Path, settings: tuple[str, ...], no_plugin: tuple[str, ...]) -
 
 def _origins(pipeline: Any, registry: Registry) -> Iterator[str]:
     """``metric wanda: from permllm 0.1.0 (permllm.metrics)`` for each component."""
-    from permllm.components import KINDS
-    from permllm.runner.plan import components_in
+    from permllm.components import KINDS, components_in
 
     for component in components_in(pipeline):
         kind = next(kind for kind, base in KINDS.items() if isinstance(component, base))

@@ -15,8 +15,8 @@ from permllm.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from permllm.saved.loading import LoadedExport
-    from permllm.saved.logits import Agreement
+    from permllm.formats.loading import LoadedExport
+    from permllm.formats.logits import Agreement
 
 TOKENS, LENGTH = 2048, 256
 """How much of a text is compared, and in how long sequences."""
@@ -45,9 +45,9 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
     compared with those that were recorded when it was exported. What is wrong is named, and
     the exit code is then 2.
     """
-    from permllm.saved.files import check_files
-    from permllm.saved.loading import load
-    from permllm.saved.manifest import read_manifest
+    from permllm.formats.export_files import check_files
+    from permllm.formats.loading import load
+    from permllm.formats.manifest import read_manifest
 
     if text is not None and against is None:
         raise UserError(
@@ -103,7 +103,7 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
 def _recorded(loaded: LoadedExport, manifest: Any) -> Agreement:
     import torch
 
-    from permllm.saved.logits import compare_recorded, float32_logits
+    from permllm.formats.logits import compare_recorded, float32_logits
 
     return compare_recorded(
         manifest.logits, float32_logits(loaded.model, torch.tensor(manifest.logits.tokens))
@@ -116,9 +116,9 @@ def _against(
     """How the logits of two models agree, and both perplexities (of no use on fixed tokens)."""
     import torch
 
+    from permllm.formats.logits import compare_logits, float32_logits, together
     from permllm.pipeline.reading import read_mapping
     from permllm.registry import Registry
-    from permllm.saved.logits import compare_logits, float32_logits, together
 
     pipeline = read_mapping(
         {"model": model_source(against), "pattern": "2:4", "evaluate": []}, Registry.load()

@@ -148,13 +148,13 @@ def is_nm(tensor: Tensor, pattern: Pattern) -> bool:
     return bool((counts <= pattern.n).all())
 
 
-def retained_score(scores: Tensor, pattern: Pattern, perm: Tensor | None = None) -> Tensor:
+def retained_score(scores: Tensor, pattern: Pattern, permutation: Tensor | None = None) -> Tensor:
     """The sum of the scores that an N:M mask keeps.
 
     Args:
         scores: ``[C_out, C_in]``.
         pattern: N:M.
-        perm: ``LongTensor[C_in]``, the order in which the mask is made; None for the
+        permutation: ``LongTensor[C_in]``, the order in which the mask is made; None for the
             order of ``scores``.
 
     Returns:
@@ -163,14 +163,16 @@ def retained_score(scores: Tensor, pattern: Pattern, perm: Tensor | None = None)
     Raises:
         ValueError: M does not divide C_in.
     """
-    placed = scores if perm is None else scores.index_select(-1, perm.to(scores.device))
+    placed = (
+        scores if permutation is None else scores.index_select(-1, permutation.to(scores.device))
+    )
     return placed.mul(nm_mask(placed, pattern)).sum(dtype=torch.float64)
 
 
-def retained_share(scores: Tensor, pattern: Pattern, perm: Tensor | None = None) -> float:
+def retained_share(scores: Tensor, pattern: Pattern, permutation: Tensor | None = None) -> float:
     """:func:`retained_score` over the sum of all scores; 1 where all scores are zero."""
     total = scores.sum(dtype=torch.float64).item()
-    return retained_score(scores, pattern, perm).item() / total if total else 1.0
+    return retained_score(scores, pattern, permutation).item() / total if total else 1.0
 
 
 def _keep(grouped: Tensor, pattern: Pattern, dim: int) -> Tensor:

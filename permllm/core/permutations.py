@@ -1,8 +1,8 @@
 """Permutations of input channels.
 
 A permutation is a ``LongTensor[C_in]`` that holds each of ``0 … C_in-1`` once:
-place ``i`` of the new order takes channel ``perm[i]``. The permuted weight is
-``W[:, perm]`` and the input that goes with it ``x[..., perm]``; their product is the
+place ``i`` of the new order takes channel ``permutation[i]``. The permuted weight is
+``W[:, permutation]`` and the input that goes with it ``x[..., permutation]``; their product is the
 same as before.
 """
 
@@ -17,14 +17,14 @@ def identity(channels: int) -> Tensor:
     return torch.arange(channels)
 
 
-def invert(perm: Tensor) -> Tensor:
-    """The order that undoes ``perm``: ``invert(perm)[perm] == arange``.
+def invert(permutation: Tensor) -> Tensor:
+    """The order that undoes ``permutation``: ``invert(permutation)[permutation] == arange``.
 
     Args:
-        perm: ``LongTensor[C_in]``, or ``[..., C_in]`` for several.
+        permutation: ``LongTensor[C_in]``, or ``[..., C_in]`` for several.
     """
-    places = torch.arange(perm.shape[-1], device=perm.device).expand_as(perm)
-    return torch.empty_like(perm).scatter_(-1, perm, places)
+    places = torch.arange(permutation.shape[-1], device=permutation.device).expand_as(permutation)
+    return torch.empty_like(permutation).scatter_(-1, permutation, places)
 
 
 def compose(first: Tensor, second: Tensor) -> Tensor:
@@ -36,28 +36,33 @@ def compose(first: Tensor, second: Tensor) -> Tensor:
     return first.index_select(0, second)
 
 
-def is_permutation(perm: Tensor, channels: int | None = None) -> bool:
-    """Whether ``perm`` is a vector of integers that holds each of ``0 … C_in-1`` once.
+def is_permutation(permutation: Tensor, channels: int | None = None) -> bool:
+    """Whether ``permutation`` is a vector of integers that holds each of ``0 … C_in-1`` once.
 
     Args:
-        perm: any tensor.
+        permutation: any tensor.
         channels: how many channels it must have; None for any number.
     """
-    if perm.dim() != 1 or perm.dtype not in (torch.int64, torch.int32):
+    if permutation.dim() != 1 or permutation.dtype not in (torch.int64, torch.int32):
         return False
-    if channels is not None and len(perm) != channels:
+    if channels is not None and len(permutation) != channels:
         return False
-    return bool(torch.equal(perm.sort().values.long(), torch.arange(len(perm), device=perm.device)))
+    return bool(
+        torch.equal(
+            permutation.sort().values.long(),
+            torch.arange(len(permutation), device=permutation.device),
+        )
+    )
 
 
-def apply_to_weight(weight: Tensor, perm: Tensor) -> Tensor:
-    """``weight[..., perm]`` for a weight ``[C_out, C_in]``: its input channels reordered."""
-    return weight.index_select(-1, perm)
+def apply_to_weight(weight: Tensor, permutation: Tensor) -> Tensor:
+    """``weight[..., permutation]`` for a weight ``[C_out, C_in]``: its input channels reordered."""
+    return weight.index_select(-1, permutation)
 
 
-def apply_to_input(inputs: Tensor, perm: Tensor) -> Tensor:
-    """``inputs[..., perm]`` for inputs ``[..., C_in]``: what a permuted weight expects."""
-    return inputs.index_select(-1, perm)
+def apply_to_input(inputs: Tensor, permutation: Tensor) -> Tensor:
+    """``inputs[..., permutation]`` for inputs ``[..., C_in]``: what a permuted weight expects."""
+    return inputs.index_select(-1, permutation)
 
 
 def block_permutation(local: Tensor) -> Tensor:

@@ -29,9 +29,9 @@ def channelwise(scores: Tensor) -> Tensor:
     return (wide / high.to(wide.dtype).clamp_min(torch.finfo(wide.dtype).tiny)).T.contiguous().T
 
 
-def retained_by_rows(channels: Tensor, pattern: Pattern, perm: Tensor) -> float:
+def retained_by_rows(channels: Tensor, pattern: Pattern, permutation: Tensor) -> float:
     """The retained score of scores that lie channel by channel, ``[C_in, C_out]``."""
-    placed = channels.index_select(0, perm)
+    placed = channels.index_select(0, permutation)
     return placed.mul(nm_mask_by_rows(placed, pattern)).sum(dtype=torch.float64).item()
 
 

@@ -64,7 +64,7 @@ def heuristic_order(scores: Tensor, pattern: Pattern) -> Tensor:
 
 
 def refine_slot(
-    scores: Tensor, perm: Tensor, pattern: Pattern, slots: Tensor
+    scores: Tensor, permutation: Tensor, pattern: Pattern, slots: Tensor
 ) -> tuple[Tensor, float]:
     """Free one place of every group and fill the places again in the best way.
 
@@ -75,17 +75,17 @@ def refine_slot(
 
     Args:
         scores: ``[C_out, C_in]``.
-        perm: ``LongTensor[C_in]``, the order so far.
+        permutation: ``LongTensor[C_in]``, the order so far.
         pattern: N:M.
         slots: ``LongTensor[C_in / M]``, the place of each group, ``0 … M-1``, to free.
 
     Returns:
         the new order, and by how much its retained score is higher, never below 0.
     """
-    channels, places = scores.T, perm.view(-1, pattern.m)
+    channels, places = scores.T, permutation.view(-1, pattern.m)
     slot = slots.unsqueeze(1)
     # The other places of a group follow its free one, in a circle.
-    others = (slot + torch.arange(1, pattern.m, device=perm.device)) % pattern.m
+    others = (slot + torch.arange(1, pattern.m, device=permutation.device)) % pattern.m
     free = places.gather(1, slot).squeeze(1)
     hurdle = nth_highest(channels, places.gather(1, others), pattern.n)
     candidates = channels.index_select(0, free)
@@ -95,7 +95,7 @@ def refine_slot(
     before = torch.maximum(hurdle, candidates)
     gain = (after - before).sum(dtype=torch.float64).item()
     if gain <= 0:
-        return perm, 0.0
+        return permutation, 0.0
     refined = places.scatter(1, slot, free.index_select(0, chosen).unsqueeze(1))
     return refined.view(-1), gain
 

@@ -32,15 +32,15 @@ class Statistic:
     partial: Callable[[Tensor], Tensor]
     channel_axes: int = 1
 
-    def permuted(self, total: Tensor, perm: Tensor) -> Tensor:
-        """The sum that the inputs ``x[..., perm]`` would have given.
+    def permuted(self, total: Tensor, permutation: Tensor) -> Tensor:
+        """The sum that the inputs ``x[..., permutation]`` would have given.
 
         Args:
             total: the sum for the inputs in their original order.
-            perm: ``LongTensor[C_in]``.
+            permutation: ``LongTensor[C_in]``.
         """
         for axis in range(self.channel_axes):
-            total = total.index_select(axis, perm)
+            total = total.index_select(axis, permutation)
         return total
 
 

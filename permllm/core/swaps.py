@@ -42,7 +42,7 @@ class SwapTable:
     Attributes:
         channels: scores ``[C_in, C_out]``, channel by channel.
         pattern: N:M.
-        perm: ``LongTensor[C_in]``, the order.
+        permutation: ``LongTensor[C_in]``, the order.
         hurdle: ``[C_in, C_out]``: for every place the N-th highest score of the other
             channels of its group, in every row.
         worth: ``[C_in, C_in]``: ``worth[p, c] = Σ max(hurdle[p], channels[c])``, what
@@ -51,24 +51,29 @@ class SwapTable:
 
     channels: Tensor
     pattern: Pattern
-    perm: Tensor
+    permutation: Tensor
     hurdle: Tensor
     worth: Tensor
 
     @classmethod
-    def of(cls, channels: Tensor, pattern: Pattern, perm: Tensor) -> SwapTable:
+    def of(cls, channels: Tensor, pattern: Pattern, permutation: Tensor) -> SwapTable:
         """The table of an order; costs ``C_out · C_in²``."""
-        hurdle = _hurdles(channels, pattern, perm, torch.arange(len(perm), device=perm.device))
-        return cls(channels, pattern, perm, hurdle, pairwise_max_sums(hurdle, channels))
+        hurdle = _hurdles(
+            channels,
+            pattern,
+            permutation,
+            torch.arange(len(permutation), device=permutation.device),
+        )
+        return cls(channels, pattern, permutation, hurdle, pairwise_max_sums(hurdle, channels))
 
-    def reordered(self, perm: Tensor) -> SwapTable:
+    def reordered(self, permutation: Tensor) -> SwapTable:
         """The table of another order; only groups that differ are computed anew."""
-        changed = (perm != self.perm).view(-1, self.pattern.m).any(1)
+        changed = (permutation != self.permutation).view(-1, self.pattern.m).any(1)
         places = changed.repeat_interleave(self.pattern.m).nonzero().squeeze(1)
         hurdle, worth = self.hurdle.clone(), self.worth.clone()
-        hurdle[places] = _hurdles(self.channels, self.pattern, perm, places)
+        hurdle[places] = _hurdles(self.channels, self.pattern, permutation, places)
         worth[places] = pairwise_max_sums(hurdle[places], self.channels)
-        return attrs.evolve(self, perm=perm, hurdle=hurdle, worth=worth)
+        return attrs.evolve(self, permutation=permutation, hurdle=hurdle, worth=worth)
 
     def best_swaps(self, limit: int) -> Tensor:
         """The best swaps that touch no group twice, best first.
@@ -79,8 +84,8 @@ class SwapTable:
         Returns:
             ``LongTensor[swaps, 2]``: pairs of places. Each raises the retained score.
         """
-        m, groups = self.pattern.m, len(self.perm) // self.pattern.m
-        placed = self.worth.index_select(1, self.perm)
+        m, groups = self.pattern.m, len(self.permutation) // self.pattern.m
+        placed = self.worth.index_select(1, self.permutation)
         own = placed.diagonal().clone()
         received = placed - own.unsqueeze(1)
         # Of all swaps between two groups only the best can be chosen.
@@ -98,7 +103,7 @@ class SwapTable:
             found.append((g * m + p, h * m + q))
             gains[[g, h]] = 0
             gains[:, [g, h]] = 0
-        swaps = torch.tensor(found, dtype=torch.long, device=self.perm.device).view(-1, 2)
+        swaps = torch.tensor(found, dtype=torch.long, device=self.permutation.device).view(-1, 2)
         return swaps[self.exact_gains(swaps) > 0]
 
     def exact_gains(self, swaps: Tensor) -> Tensor:
@@ -106,18 +111,18 @@ class SwapTable:
         gains = torch.zeros(len(swaps), dtype=torch.float64, device=swaps.device)
         for place, other in (swaps.unbind(1), swaps.flip(1).unbind(1)):
             hurdle = self.hurdle[place]
-            after = torch.maximum(hurdle, self.channels[self.perm[other]])
-            before = torch.maximum(hurdle, self.channels[self.perm[place]])
+            after = torch.maximum(hurdle, self.channels[self.permutation[other]])
+            before = torch.maximum(hurdle, self.channels[self.permutation[place]])
             gains += (after - before).sum(1, dtype=torch.float64)
         return gains
 
 
-def _hurdles(channels: Tensor, pattern: Pattern, perm: Tensor, places: Tensor) -> Tensor:
+def _hurdles(channels: Tensor, pattern: Pattern, permutation: Tensor, places: Tensor) -> Tensor:
     """``[places, C_out]``: the N-th highest score of the others of each place's group."""
     group = places // pattern.m * pattern.m
     steps = torch.arange(1, pattern.m, device=places.device)
     others = group.unsqueeze(1) + (places.unsqueeze(1) + steps) % pattern.m
-    return nth_highest(channels, perm[others], pattern.n)
+    return nth_highest(channels, permutation[others], pattern.n)
 
 
 def swap_search(
@@ -156,20 +161,20 @@ def swap_search(
     groups = pattern.groups(scores.shape[1])
     channels = channelwise(scores).T
     start = identity(len(channels)) if start is None else start
-    perm = start.to(scores.device)
+    permutation = start.to(scores.device)
     if groups < 2:
-        return perm
-    best = _climbed(SwapTable.of(channels, pattern, perm), swaps, deadline)
-    retained = retained_by_rows(channels, pattern, best.perm)
+        return permutation
+    best = _climbed(SwapTable.of(channels, pattern, permutation), swaps, deadline)
+    retained = retained_by_rows(channels, pattern, best.permutation)
     for _ in range(escapes) if deadline is None else itertools.count():
         if deadline is not None and time.monotonic() >= deadline:
             break
-        disturbed = best.reordered(_exchanged(best.perm, generator))
+        disturbed = best.reordered(_exchanged(best.permutation, generator))
         other = _climbed(disturbed, swaps, deadline)
-        reached = retained_by_rows(channels, pattern, other.perm)
+        reached = retained_by_rows(channels, pattern, other.permutation)
         if reached > retained:
             best, retained = other, reached
-    return best.perm
+    return best.permutation
 
 
 def _climbed(table: SwapTable, swaps: int, deadline: float | None) -> SwapTable:
@@ -179,16 +184,16 @@ def _climbed(table: SwapTable, swaps: int, deadline: float | None) -> SwapTable:
         if not len(found):
             break
         swaps -= len(found)
-        perm = table.perm.clone()
-        perm[found] = table.perm[found.flip(1)]
-        table = table.reordered(perm)
+        permutation = table.permutation.clone()
+        permutation[found] = table.permutation[found.flip(1)]
+        table = table.reordered(permutation)
     return table
 
 
-def _exchanged(perm: Tensor, generator: torch.Generator) -> Tensor:
+def _exchanged(permutation: Tensor, generator: torch.Generator) -> Tensor:
     """The order with the channels of a few random places exchanged among them."""
-    count = max(2, len(perm) // ESCAPE_SHARE)
-    places = torch.randperm(len(perm), generator=generator)[:count].to(perm.device)
-    exchanged = perm.clone()
-    exchanged[places] = perm[places.roll(1)]
+    count = max(2, len(permutation) // ESCAPE_SHARE)
+    places = torch.randperm(len(permutation), generator=generator)[:count].to(permutation.device)
+    exchanged = permutation.clone()
+    exchanged[places] = permutation[places.roll(1)]
     return exchanged

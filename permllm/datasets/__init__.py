@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from permllm.hookspecs import hookimpl
+from permllm.hooks import hookimpl
 
 if TYPE_CHECKING:
     from permllm.components import Dataset

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import attrs
 
-from permllm.components import Dataset, option
-from permllm.datasets.files import content_digest, label_of, matching_files
+from permllm.components import Dataset
+from permllm.datasets.local_files import content_digest, label_of, matching_files
 from permllm.errors import UserError, did_you_mean
+from permllm.option import option
 
 FORMATS = {
     ".arrow": "arrow",

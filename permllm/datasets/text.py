@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import attrs
 
-from permllm.components import Dataset, option
-from permllm.datasets.files import content_digest, decode, label_of, matching_files, read
+from permllm.components import Dataset
+from permllm.datasets.local_files import content_digest, decode, label_of, matching_files, read
 from permllm.errors import UserError
+from permllm.option import option
 
 
 @attrs.frozen

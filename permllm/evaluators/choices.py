@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import attrs
 
-from permllm.components import Evaluator, option
-from permllm.datasets.files import label_of, matching_files
+from permllm.components import Evaluator
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.datasets.jsonl import read_json_lines
+from permllm.datasets.local_files import label_of, matching_files
 from permllm.errors import RunFailed, UserError, did_you_mean
-from permllm.evaluators.context import EvaluationContext
 from permllm.evaluators.likelihood import Request, log_likelihoods
+from permllm.option import option
 
 TOKENS_PER_SEQUENCE = 256
 """How many tokens of a forward pass stand for one sequence of the batch size."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from permllm.components import Evaluator
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.errors import RunFailed, UserError
-from permllm.evaluators.context import EvaluationContext
 
 
 @attrs.frozen

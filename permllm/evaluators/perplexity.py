@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from permllm.components import Dataset, Evaluator, option
+from permllm.components import Dataset, Evaluator
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.datasets.python_docs import PythonDocs
 from permllm.datasets.sequences import first_tokens, too_short
 from permllm.errors import RunFailed, UserError
-from permllm.evaluators.context import EvaluationContext
+from permllm.option import option
 
 
 @attrs.frozen

@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from permllm.components import Evaluator
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.core.patterns import Pattern
 from permllm.errors import RunFailed
-from permllm.evaluators.context import EvaluationContext
 
 
 @attrs.frozen
@@ -72,10 +72,12 @@ def count_window(path: Path) -> Counts:
         with safe_open(path, framework="pt") as file:
             for report in json.loads(file.metadata()["reports"]):
                 weight = file.get_tensor(f"weight/{report['linear']}")
-                perm = file.get_tensor(f"perm/{report['group']}")
+                permutation = file.get_tensor(f"perm/{report['group']}")
                 size += weight.numel()
                 zeros += int((weight == 0).sum())
-                violations += nm_violations(weight[:, perm], Pattern.parse(report["pattern"]))
+                violations += nm_violations(
+                    weight[:, permutation], Pattern.parse(report["pattern"])
+                )
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RunFailed(f"sparsity: {path} cannot be read ({error!r})") from error
     return Counts(zeros, size, violations)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from permllm.runner.export import ExportContext
+    from permllm.contexts.export import ExportContext
 
 LOADING = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -12,7 +12,7 @@ from permllm.exporters.card import model_card
 from permllm.exporters.writing import as_for_users, without_bars, write_extras
 
 if TYPE_CHECKING:
-    from permllm.runner.export import ExportContext
+    from permllm.contexts.export import ExportContext
 
 ABOUT = """\
 The input channels of every weight are in their original order, and what was pruned is

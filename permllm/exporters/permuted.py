@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from permllm.components import Exporter, option
+from permllm.components import Exporter
+from permllm.option import option
 
 if TYPE_CHECKING:
     import torch
 
+    from permllm.contexts.export import ExportContext
     from permllm.core.patterns import Pattern
-    from permllm.runner.export import ExportContext
-    from permllm.saved.placing import Placing
+    from permllm.folding.plan import StoragePlan
 
 
 @attrs.frozen
@@ -46,52 +47,51 @@ class Permuted(Exporter):
             RunFailed: the saved model is not the pruned one.
         """
         from permllm.exporters.writing import emptied_on_failure, named_dtype
-        from permllm.saved.files import check_claim
-        from permllm.saved.placing import place_orders
+        from permllm.formats.export_files import check_claim
 
         dtype = named_dtype(self.dtype)
         check_claim(directory, _bytes(context.model, dtype))
-        placing = place_orders(context.decoder, context.perms)
+        storage = context.storage
         with emptied_on_failure(directory):
-            self._write(context, directory, placing, dtype)
+            self._write(context, directory, storage, dtype)
 
     def _write(
         self,
         context: ExportContext,
         directory: Path,
-        placing: Placing,
+        storage: StoragePlan,
         dtype: torch.dtype | None,
     ) -> None:
         from permllm.exporters.card import LOADING, LOADING_PERMLLM, model_card
         from permllm.exporters.plain import write_plain
         from permllm.exporters.writing import write_config, write_extras
-        from permllm.saved.files import write_shards
-        from permllm.saved.finishing import finish
-        from permllm.saved.stored import parameter_patterns, stored_tensors
+        from permllm.formats.export_files import write_shards
+        from permllm.formats.finishing import finish
+        from permllm.formats.stored import parameter_patterns, stored_tensors
 
         decoder, patterns = context.decoder, context.patterns
         held: dict[str, tuple[Pattern, int]]
-        if placing.gathers:
-            tensors = stored_tensors(decoder, placing, patterns, dtype)
+        if storage.gathers:
+            tensors = stored_tensors(decoder, storage, patterns, dtype)
             write_shards(directory, ((stored.name, stored.tensor) for stored in tensors))
             write_config(context.model, directory, dtype)
             whole = parameter_patterns(decoder, patterns)
             held = {name: (pattern, axis) for name, (pattern, axis, _) in whole.items()}
         else:
-            held = write_plain(decoder, placing, patterns, dtype, directory)
-        loading = LOADING_PERMLLM if placing.gathers else LOADING
-        write_extras(context, directory, model_card(context, about(placing), loading))
-        finish(directory, "permuted", context.decoder, placing, patterns, held, dtype)
+            held = write_plain(decoder, storage, patterns, dtype, directory)
+        loading = LOADING_PERMLLM if storage.gathers else LOADING
+        write_extras(context, directory, model_card(context, about(storage), loading))
+        finish(directory, "permuted", context.decoder, storage, patterns, held, dtype)
 
 
-def about(placing: Placing, *, plain: bool = True) -> str:
+def about(storage: StoragePlan, *, plain: bool = True) -> str:
     """What the card says of the order.
 
     Args:
-        placing: the stored order.
+        storage: how it is stored.
         plain: whether transformers opens the folder where nothing is gathered.
     """
-    counts = placing.counts
+    counts = storage.counts
     parts = [
         "Every pruned weight holds its pattern in the order in which it is stored: of M "
         "consecutive inputs at most N are not zero, so that kernels for N:M sparsity can use it "
@@ -99,15 +99,15 @@ def about(placing: Placing, *, plain: bool = True) -> str:
     ]
     if counts["folded"]:
         parts.append(
-            f"{counts['folded']} of {len(placing.groups)} inputs come in order by themselves, "
+            f"{counts['folded']} of {len(storage.groups)} inputs come in order by themselves, "
             "since the rows of the linears that make them are stored so (folded):\n\n"
-            + _listing(placing, "folded")
+            + _listing(storage, "folded")
         )
     if counts["gathered"]:
         parts.append(
-            f"{counts['gathered']} of {len(placing.groups)} are put in order at run time "
+            f"{counts['gathered']} of {len(storage.groups)} are put in order at run time "
             "(gathered), by an index buffer `permllm_order` at\n\n"
-            + _listing(placing, "gathered")
+            + _listing(storage, "gathered")
             + "\n\nTransformers alone would leave these out. So the weights are called "
             "`permllm*.safetensors`, which it does not open; `permllm.load` does, and gives an "
             "ordinary model of transformers with hooks."
@@ -122,10 +122,10 @@ def about(placing: Placing, *, plain: bool = True) -> str:
     return "\n\n".join(parts)
 
 
-def _listing(placing: Placing, order: str) -> str:
+def _listing(storage: StoragePlan, order: str) -> str:
     """One line for all layers' groups of one kind."""
     lines: dict[str, int] = {}
-    for group in placing.groups:
+    for group in storage.groups:
         if group.order != order:
             continue
         readers = _short(linear.removesuffix(".weight") for linear in group.linears)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 from permllm.core.patterns import Pattern, is_nm
 from permllm.errors import RunFailed
 from permllm.exporters.writing import as_for_users, without_bars
-from permllm.saved.files import read_tensors
-from permllm.saved.stored import in_stored_order, parameter_patterns
+from permllm.formats.export_files import read_tensors
+from permllm.formats.stored import in_stored_order, parameter_patterns
 
 if TYPE_CHECKING:
     import torch
 
+    from permllm.folding.plan import StoragePlan
     from permllm.models.decoder import Decoder
-    from permllm.saved.placing import Placing
 
 
 def write_plain(
     decoder: Decoder,
-    placing: Placing,
+    storage: StoragePlan,
     patterns: Mapping[str, Pattern],
     dtype: torch.dtype | None,
     directory: Path,
@@ -34,7 +34,7 @@ def write_plain(
 
     Args:
         decoder: the pruned model.
-        placing: its stored order, without gathers.
+        storage: how it is stored, without gathers.
         patterns: of the pruned linears.
         dtype: of the saved weights; the model's own where it is None.
         directory: where to.
@@ -43,7 +43,7 @@ def write_plain(
         pattern and axis of the pruned tensors, by their name in the files.
     """
     for options in ({}, {"save_original_format": False}):
-        with in_stored_order(decoder, placing, dtype), as_for_users(decoder.model), without_bars():
+        with in_stored_order(decoder, storage, dtype), as_for_users(decoder.model), without_bars():
             decoder.model.save_pretrained(directory, **options)
         held = _held(decoder, patterns, directory)
         if held is not None:

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
-from permllm.components import Exporter, option
+from permllm.components import Exporter
+from permllm.option import option
 
 if TYPE_CHECKING:
     import torch
 
+    from permllm.contexts.export import ExportContext
     from permllm.core.patterns import Pattern
-    from permllm.runner.export import ExportContext
-    from permllm.saved.placing import Placing
+    from permllm.folding.plan import StoragePlan
 
 FORMAT = """\
 Of every pruned weight `NAME` there are `NAME.values`, the kept entries of every row, and
@@ -53,39 +54,38 @@ class Sparse(Exporter):
             RunFailed: the saved model is not the pruned one.
         """
         from permllm.exporters.writing import emptied_on_failure, named_dtype
-        from permllm.saved.files import check_claim
-        from permllm.saved.placing import place_orders
+        from permllm.formats.export_files import check_claim
 
         dtype = named_dtype(self.dtype)
         check_claim(directory, _bytes(context, dtype))
-        placing = place_orders(context.decoder, context.perms)
+        storage = context.storage
         with emptied_on_failure(directory):
-            _write(context, directory, placing, dtype)
+            _write(context, directory, storage, dtype)
 
 
 def _write(
-    context: ExportContext, directory: Path, placing: Placing, dtype: torch.dtype | None
+    context: ExportContext, directory: Path, storage: StoragePlan, dtype: torch.dtype | None
 ) -> None:
     from permllm.exporters.card import LOADING_PERMLLM, model_card
     from permllm.exporters.permuted import about
     from permllm.exporters.writing import write_config, write_extras
-    from permllm.saved.files import write_shards
-    from permllm.saved.finishing import finish
-    from permllm.saved.manifest import PackedEntry
-    from permllm.saved.packed import packed_tensors
-    from permllm.saved.stored import stored_tensors
+    from permllm.formats.export_files import write_shards
+    from permllm.formats.finishing import finish
+    from permllm.formats.manifest import PackedEntry
+    from permllm.formats.packed import packed_tensors
+    from permllm.formats.stored import stored_tensors
 
     packed: dict[str, PackedEntry] = {}
-    stored = stored_tensors(context.decoder, placing, context.patterns, dtype)
+    stored = stored_tensors(context.decoder, storage, context.patterns, dtype)
     write_shards(directory, packed_tensors(stored, packed))
     write_config(context.model, directory, dtype)
-    said = f"{FORMAT}\n\n{about(placing, plain=False)}"
+    said = f"{FORMAT}\n\n{about(storage, plain=False)}"
     write_extras(context, directory, model_card(context, said, LOADING_PERMLLM))
     finish(
         directory,
         "sparse",
         context.decoder,
-        placing,
+        storage,
         context.patterns,
         held={},
         dtype=dtype,
@@ -95,8 +95,8 @@ def _write(
 
 def _bytes(context: ExportContext, dtype: torch.dtype | None) -> int:
     """What the weights will take on the disk."""
-    from permllm.saved.packed import packed_share
-    from permllm.saved.stored import parameter_patterns
+    from permllm.formats.packed import packed_share
+    from permllm.formats.stored import parameter_patterns
 
     pruned = parameter_patterns(context.decoder, context.patterns)
     total = 0.0

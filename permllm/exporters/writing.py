@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from permllm.runner.export import ExportContext
+    from permllm.contexts.export import ExportContext
 
 
 def write_extras(context: ExportContext, directory: Path, card: str) -> None:

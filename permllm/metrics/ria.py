@@ -8,10 +8,11 @@ from typing import ClassVar
 import attrs
 from torch import Tensor
 
-from permllm.components import Metric, option
+from permllm.components import Metric
 from permllm.core.statistics import SQUARE_SUM, Statistic
 from permllm.metrics.magnitude import absolute
 from permllm.metrics.wanda import input_norms
+from permllm.option import option
 
 
 @attrs.frozen

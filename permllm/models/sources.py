@@ -9,9 +9,9 @@ from pathlib import Path
 
 import attrs
 
-from permllm.components import option
 from permllm.errors import UserError
-from permllm.models.files import check_folder, check_gguf
+from permllm.models.checkpoint_files import check_folder, check_gguf
+from permllm.option import option
 
 
 def _check_package(source: PackageSource, attribute: attrs.Attribute[str], value: str) -> None:

@@ -11,15 +11,15 @@ import attrs
 
 from permllm.components import Observer
 from permllm.errors import PermllmError
-from permllm.hookspecs import hookimpl
+from permllm.hooks import hookimpl
 from permllm.observers.displays import Display, best_display
 from permllm.observers.stages import Stage, evaluation_line, span, started, training_line
-from permllm.report.layers import mean
-from permllm.report.units import duration, percent
+from permllm.runs.layers import mean
+from permllm.runs.units import duration, percent
 
 if TYPE_CHECKING:
     from permllm.results import LayerReport, Results, RunResult
-    from permllm.runner.plan import Plan, Run
+    from permllm.runs.plan import Plan, Run
 
 
 WORTH_SAYING = 1.0

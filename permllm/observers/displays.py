@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from permllm.observers.stages import Stage
-from permllm.report.units import clock, duration, percent
+from permllm.runs.units import clock, duration, percent
 
 SECONDS_BETWEEN_LINES = 10.0
 """Within a stage, plain lines come no more often than this."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from permllm.components import Observer
-from permllm.hookspecs import hookimpl
+from permllm.hooks import hookimpl
+from permllm.runs.events import FILE, finite
 
 if TYPE_CHECKING:
     from permllm.results import LayerReport, Results, RunResult
-    from permllm.runner.plan import Plan, Run
-
-FILE = "events.jsonl"
-"""The log's name in the folder of the run."""
+    from permllm.runs.plan import Plan, Run
 
 SECONDS_BETWEEN_PROGRESS = 1.0
 """Progress of one stage is logged no more often than this; its start and end always are."""
@@ -169,39 +167,6 @@ class EventLog:
             )
 
 
-def read_events(out: Path) -> list[dict[str, Any]]:
-    """The events of the run in ``out``, oldest first; none if there is no log.
-
-    Lines that a killed process left half written are passed over.
-    """
-    path = out / FILE
-    if not path.exists():
-        return []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return list(_parsed(file))
-
-
-def _parsed(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(event, dict):
-            yield event
-
-
 def now_in_utc() -> str:
     """Such as ``2025-01-31T12:00:00.000+00:00``."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def finite(data: Any) -> Any:
-    """Plain data with None for NaN and the infinities, which JSON does not know."""
-    if isinstance(data, float):
-        return data if math.isfinite(data) else None
-    if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return data

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from permllm.components import Observer, option
-from permllm.hookspecs import hookimpl
+from permllm.components import Observer
+from permllm.hooks import hookimpl
 from permllm.observers.events import FILE as EVENTS
 from permllm.observers.mlflow_store import Store, StoreError, without_password
-from permllm.report.layers import by_layer, mean
+from permllm.option import option
+from permllm.runs.layers import by_layer, mean
 
 if TYPE_CHECKING:
     from permllm.results import LayerReport, Results, RunResult
-    from permllm.runner.plan import Plan, Run
+    from permllm.runs.plan import Plan, Run
 
 IDS = "mlflow.json"
 """In the folder of the run: MLflow's run ids by label, so that a resumed run goes on in them."""

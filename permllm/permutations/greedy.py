@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
-from permllm.components import PermutationLearner, option
+from permllm.components import PermutationLearner
 from permllm.core.swaps import swap_search
+from permllm.option import option
 from permllm.permutations.groupwise import search_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 
 @attrs.frozen

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from permllm.components import PermutationLearner
+    from permllm.contexts.window import Window
     from permllm.core.patterns import Pattern
-    from permllm.runner.windows import Window
 
 START_SHARE = 0.25
 """The share of a budget that a search to start from may take: steps are worth more."""
@@ -37,15 +37,15 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
         seed: added to the window's.
         search: the search of one group.
     """
-    perms: dict[str, Tensor] = {}
+    permutations: dict[str, Tensor] = {}
     for done, group in enumerate(window.groups):
         window.progress(name, done, len(window.groups))
         # Each group draws from its own stream, whatever groups stand beside it.
         generator = torch.Generator().manual_seed(window.seed + seed)
         scores = window.group_scores(group, MOST_ROWS)
-        perms[group] = search(scores, window.pattern(group), generator).cpu()
-    window.progress(name, len(perms), len(perms))
-    return perms
+        permutations[group] = search(scores, window.pattern(group), generator).cpu()
+    window.progress(name, len(permutations), len(permutations))
+    return permutations
 
 
 def first_orders(

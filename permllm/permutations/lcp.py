@@ -22,8 +22,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from permllm.components import PermutationLearner, option
+from permllm.components import PermutationLearner
 from permllm.core.sinkhorn import sinkhorn
+from permllm.option import option
 from permllm.permutations.cp import Cp
 from permllm.permutations.groupwise import first_orders
 from permllm.training.blocks import (
@@ -38,7 +39,7 @@ from permllm.training.optimisers import BlockAdam
 from permllm.training.options import TrainingOptions
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 
 @attrs.frozen
@@ -150,12 +151,12 @@ class Training:
             BlockedGroup.of(
                 window,
                 name,
-                perm,
+                permutation,
                 block=options.block,
                 normalise_scores=options.normalise_scores,
                 dtype=self.loss.dtype,
             )
-            for name, perm in starts.items()
+            for name, permutation in starts.items()
         ]
         self.total = options.training_steps(window.calibration)
         self.logits = first_logits(options, groups, window.seed, window.device)

@@ -12,7 +12,7 @@ from permllm.core.permutations import identity
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 
 @attrs.frozen
@@ -20,6 +20,7 @@ class NoPermutation(PermutationLearner):
     """Keeps the channels in their original order."""
 
     name: ClassVar[str] = "none"
+    reorders: ClassVar[bool] = False
     only_scores: ClassVar[bool] = True
 
     def learn(self, window: Window) -> dict[str, Tensor]:

@@ -16,7 +16,9 @@ import attrs
 from permllm.components import KINDS, Component
 from permllm.core.durations import Duration
 from permllm.core.patterns import Pattern
-from permllm.pipeline.matrix import MAX_REPEAT
+from permllm.pipeline.dotted_keys import EXCLUDE, INCLUDE, REPEAT
+from permllm.pipeline.lookup import Lookup
+from permllm.pipeline.matrix.expand import MAX_REPEAT
 from permllm.pipeline.options import (
     OptionInfo,
     component_kind,
@@ -26,8 +28,6 @@ from permllm.pipeline.options import (
     members,
 )
 from permllm.pipeline.schema import SOURCES, Pipeline
-from permllm.pipeline.settings import EXCLUDE, INCLUDE, REPEAT
-from permllm.registry import Registry
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -37,7 +37,7 @@ _QUALIFIED = {"type": "string", "pattern": "^[^:]+:[^:]+$"}
 # A component by package and name; which there are, the reader says.
 
 
-def pipeline_schema(registry: Registry) -> Schema:
+def pipeline_schema(registry: Lookup) -> Schema:
     """The JSON Schema (draft 2020-12) of pipeline files.
 
     Args:
@@ -136,7 +136,7 @@ def _class(cls: type) -> Schema:
     return schema
 
 
-def _component(kind: str, registry: Registry) -> Schema:
+def _component(kind: str, registry: Lookup) -> Schema:
     """A component of a kind: its bare name, or a mapping with its name and options."""
     found = registry.components(kind)
     names: list[Schema] = [
@@ -167,7 +167,7 @@ def _options(cls: type[Component]) -> Schema:
     return schema
 
 
-def _track(registry: Registry) -> Schema:
+def _track(registry: Lookup) -> Schema:
     """``track:`` as a mapping of observers to options, or as a list of observers."""
     options = {
         name: {**_options(entry.cls), "type": ["object", "null"]}

@@ -13,13 +13,13 @@ import attrs
 from permllm.errors import UserError
 from permllm.pipeline.deprecations import warn_of_deprecated
 from permllm.pipeline.document import Document, Origin, parse_yaml, plain_document
+from permllm.pipeline.dotted_keys import apply_settings
 from permllm.pipeline.field_errors import shown
-from permllm.pipeline.matrix import MATRIX, base_document, check_axes, resolved_axes
+from permllm.pipeline.lookup import Lookup
+from permllm.pipeline.matrix.expand import MATRIX, base_document, check_axes, resolved_axes
 from permllm.pipeline.schema import MAX_NAME, VERSION, Pipeline
-from permllm.pipeline.settings import apply_settings
 from permllm.pipeline.structuring import structure
 from permllm.pipeline.unstructuring import differences, dump_yaml, resolved
-from permllm.registry import Registry
 
 __all__ = [
     "blaming",
@@ -38,7 +38,7 @@ MAX_BYTES = 2**20
 """The largest pipeline file; larger ones are surely something else."""
 
 
-def read_pipeline(path: str | Path, registry: Registry, settings: Iterable[str] = ()) -> Pipeline:
+def read_pipeline(path: str | Path, registry: Lookup, settings: Iterable[str] = ()) -> Pipeline:
     """Read a pipeline file.
 
     Args:
@@ -59,7 +59,7 @@ def read_pipeline(path: str | Path, registry: Registry, settings: Iterable[str] 
 
 
 def read_text(
-    text: str, name: str, base_dir: Path, registry: Registry, settings: Iterable[str] = ()
+    text: str, name: str, base_dir: Path, registry: Lookup, settings: Iterable[str] = ()
 ) -> Pipeline:
     """The same for text.
 
@@ -75,7 +75,7 @@ def read_text(
 
 def read_mapping(
     data: Mapping[str, Any],
-    registry: Registry,
+    registry: Lookup,
     *,
     name: str = "pipeline",
     base_dir: Path | None = None,
@@ -121,7 +121,7 @@ def blaming(path: Path | None, *keys: str | int) -> Iterator[None]:
 
 
 def _read_document(
-    document: Document, name: str, base_dir: Path, registry: Registry, settings: Iterable[str]
+    document: Document, name: str, base_dir: Path, registry: Lookup, settings: Iterable[str]
 ) -> Pipeline:
     root = document.origin(())
     if not isinstance(document.data, dict):
@@ -144,7 +144,7 @@ def _read_document(
     return attrs.evolve(pipeline, matrix=resolved_axes(document, registry, base_dir))
 
 
-def _load_plugins(document: Document, registry: Registry, base_dir: Path) -> None:
+def _load_plugins(document: Document, registry: Lookup, base_dir: Path) -> None:
     """Add the files that ``plugins:`` names to the registry.
 
     Raises:

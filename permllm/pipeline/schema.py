@@ -20,10 +20,10 @@ from permllm.components import (
     Observer,
     PermutationLearner,
     Pruner,
-    option,
 )
 from permllm.core.patterns import Pattern
 from permllm.models.sources import DirectorySource, GgufSource, HubSource, PackageSource
+from permllm.option import option
 from permllm.pipeline.options import reference
 
 VERSION = 1

@@ -36,6 +36,7 @@ from permllm.pipeline.field_errors import (
     of_default,
     shown,
 )
+from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.options import (
     REFERENCE,
     component_kind,
@@ -48,7 +49,6 @@ from permllm.pipeline.options import (
     type_text,
 )
 from permllm.pipeline.schema import SOURCES
-from permllm.registry import Registry
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ T = TypeVar("T")
 _ERRORS = (FieldError, BaseValidationError)
 
 
-def structure(document: Document, cls: type[T], registry: Registry, base_dir: Path) -> T:
+def structure(document: Document, cls: type[T], registry: Lookup, base_dir: Path) -> T:
     """Make a ``cls`` of a document.
 
     Args:
@@ -75,7 +75,7 @@ def structure(document: Document, cls: type[T], registry: Registry, base_dir: Pa
 
 
 def missing_keys(
-    document: Document, cls: type, registry: Registry, base_dir: Path
+    document: Document, cls: type, registry: Lookup, base_dir: Path
 ) -> tuple[Keys, ...]:
     """Where a document lacks what a ``cls`` cannot do without.
 
@@ -96,7 +96,7 @@ def missing_keys(
 class _Structurer:
     """The hooks, with the registry and the folder that they need."""
 
-    def __init__(self, registry: Registry, base_dir: Path) -> None:
+    def __init__(self, registry: Lookup, base_dir: Path) -> None:
         self.registry = registry
         self.base_dir = base_dir
         self.converter = Converter(detailed_validation=True)

@@ -17,15 +17,15 @@ from permllm.core.durations import Duration
 from permllm.core.patterns import Pattern
 from permllm.pipeline.deprecations import left_out
 from permllm.pipeline.document import dotted, walk
+from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.options import option_fields
 from permllm.pipeline.schema import SOURCES, Pipeline
-from permllm.registry import Registry
 
 ABSENT = "(absent)"
 """What :func:`differences` shows for a key that one side lacks."""
 
 
-def resolved(pipeline: Pipeline, registry: Registry | None = None) -> dict[str, Any]:
+def resolved(pipeline: Pipeline, registry: Lookup | None = None) -> dict[str, Any]:
     """Strings, numbers, lists and mappings that read back to an equal pipeline.
 
     Args:
@@ -38,7 +38,7 @@ def resolved(pipeline: Pipeline, registry: Registry | None = None) -> dict[str, 
     return data
 
 
-def to_plain(value: Any, registry: Registry | None = None) -> Any:
+def to_plain(value: Any, registry: Lookup | None = None) -> Any:
     """Any part of a pipeline as plain data."""
     if isinstance(value, (Pattern, Duration, Path)):
         return str(value)
@@ -76,7 +76,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _fields(value: Any, registry: Registry | None) -> dict[str, Any]:
+def _fields(value: Any, registry: Lookup | None) -> dict[str, Any]:
     return {
         field.alias or field.name: to_plain(getattr(value, field.name), registry)
         for field in option_fields(type(value))

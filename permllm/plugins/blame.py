@@ -6,9 +6,9 @@ import traceback
 from importlib.metadata import Distribution
 
 from permllm.plugins.discovery import plugin_entry_points
-from permllm.plugins.files import MODULE_PREFIX
 from permllm.plugins.info import BUILT_IN, normal
 from permllm.plugins.requirements import missing_dependency
+from permllm.plugins.single_file import MODULE_PREFIX
 
 
 def blamed(error: BaseException) -> tuple[str, str | None] | None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
-from permllm.hookspecs import PROJECT
+from permllm.hooks import PROJECT
 from permllm.plugins.info import BUILT_IN, normal
 
 DISABLE_VARIABLE = "PERMLLM_DISABLE_PLUGINS"

@@ -9,7 +9,7 @@ import attrs
 import pluggy
 
 from permllm.errors import RunFailed
-from permllm.plugins.hooks import LIFE_CYCLE
+from permllm.plugins.hook_checks import LIFE_CYCLE
 
 Failed = Callable[[str, Exception], None]
 """Told of the hook that failed, and of its error."""

@@ -13,11 +13,11 @@ from string import Template
 import attrs
 from packaging.version import Version
 
-import permllm
 from permllm.components import KINDS
 from permllm.errors import UserError
-from permllm.plugins.hooks import COMPONENT_HOOKS
+from permllm.plugins.hook_checks import COMPONENT_HOOKS
 from permllm.plugins.info import normal
+from permllm.version import __version__
 
 MAX_NAME = 24
 """The longest name; lines of code with it have to fit."""
@@ -114,7 +114,7 @@ class NewPlugin:
             "what": example.what,
             "description": example.description,
             "dependencies": ", ".join(f'"{package}"' for package in example.requires),
-            "range": version_range(permllm.__version__),
+            "range": version_range(__version__),
         }
 
 

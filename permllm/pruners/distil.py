@@ -9,14 +9,15 @@ import attrs
 import torch
 from torch import Tensor
 
-from permllm.components import Pruner, option
+from permllm.components import Pruner
 from permllm.core.patterns import Pattern, kept
 from permllm.core.statistics import Statistic
+from permllm.option import option
 from permllm.pruners.mask import Mask
 from permllm.training.options import TrainingOptions
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 
 @attrs.frozen
@@ -53,9 +54,9 @@ class Distil(TrainingOptions, Pruner):
         """As many as training or the other pruner wants."""
         return max(super().sequences(calibration), self.mask.sequences(calibration))
 
-    def refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def refine(self, window: Window, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The other pruner's scores."""
-        return self.mask.refine(window, perms)
+        return self.mask.refine(window, permutations)
 
     def prune(
         self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]

@@ -9,10 +9,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from permllm.components import Pruner, option
+from permllm.components import Pruner
 from permllm.core.patterns import Pattern, nm_mask, nm_mask_by_rows
 from permllm.core.statistics import GRAM, Statistic
 from permllm.errors import RunFailed
+from permllm.option import option
 
 ATTEMPTS = 4
 """How often the dampening is raised tenfold before a Hessian is given up."""

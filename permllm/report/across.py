@@ -10,13 +10,13 @@ from typing import Any
 
 import attrs
 
-from permllm.observers.events import finite
 from permllm.report.comparable import differences
-from permllm.report.comparison import DENSE, difference, gaps, perplexities, rival
-from permllm.report.folders import Selection, select
+from permllm.report.comparison import difference, gaps, perplexities, rival
 from permllm.report.repeats import Setting, setting_of
 from permllm.report.table import Row
-from permllm.results import RunResult
+from permllm.results import DENSE, RunResult
+from permllm.runs.events import finite
+from permllm.runs.reading import Selection, select
 
 
 @attrs.frozen

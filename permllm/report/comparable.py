@@ -9,12 +9,12 @@ from typing import Any
 
 import attrs
 
-from permllm.datasets.files import label_of
-from permllm.pipeline.axes import by_depth, parts_of, value_at
+from permllm.datasets.local_files import label_of
 from permllm.pipeline.document import dotted, walk
-from permllm.pipeline.labels import identity
-from permllm.pipeline.settings import MATRIX, REPEAT
-from permllm.report.folders import Selection
+from permllm.pipeline.dotted_keys import MATRIX, REPEAT
+from permllm.pipeline.matrix.axes import by_depth, parts_of, value_at
+from permllm.pipeline.matrix.labels import identity
+from permllm.runs.reading import Selection
 
 VERSIONS = ("permllm", "torch", "transformers")
 """The packages whose versions figures depend on."""

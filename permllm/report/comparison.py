@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from permllm.report.repeats import Paired, Setting, Spread, paired, settings, spread
-from permllm.results import Results, RunResult
+from permllm.results import DENSE, Results, RunResult
 
 PERPLEXITY = "perplexity/"
 """Figures with this prefix are perplexities, which the comparison is about."""
@@ -19,8 +19,6 @@ PERMUTATION = "layers.permutation"
 
 UNCHANGED = "none"
 """The permutation of a run that leaves channels in their order."""
-
-DENSE = "dense"
 
 
 @attrs.frozen

@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permllm.observers.events import read_events
-from permllm.report.comparison import DENSE, PERPLEXITY, perplexities
+from permllm.report.comparison import PERPLEXITY, perplexities
 from permllm.report.history import Series, training_history
-from permllm.report.layers import by_kind, by_layer, mean
 from permllm.report.repeats import Setting, Spread, settings, spread
-from permllm.report.units import with_deviation
-from permllm.results import LayerReport, Results, RunResult
+from permllm.results import DENSE, LayerReport, Results, RunResult
+from permllm.runs.events import read_events
+from permllm.runs.layers import by_kind, by_layer, mean
+from permllm.runs.units import with_deviation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from permllm.runner.plan import Plan
+    from permllm.runs.plan import Plan
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers too; yellow is too faint."""

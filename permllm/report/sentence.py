@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from permllm.report.comparison import (
-    DENSE,
     PERPLEXITY,
     Gaps,
     gaps,
@@ -11,8 +10,8 @@ from permllm.report.comparison import (
     rival,
 )
 from permllm.report.repeats import Setting, Spread, repeated, settings
-from permllm.report.units import number, percent, with_deviation
-from permllm.results import Results
+from permllm.results import DENSE, Results
+from permllm.runs.units import number, percent, with_deviation
 
 
 def sentence(results: Results) -> str:

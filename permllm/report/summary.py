@@ -12,7 +12,7 @@ from permllm.report.table import markdown
 from permllm.results import Results
 
 if TYPE_CHECKING:
-    from permllm.runner.plan import Plan
+    from permllm.runs.plan import Plan
 
 REPORT = "report.md"
 """The report's name in the folder of the run."""
@@ -45,7 +45,7 @@ tokenizer = AutoTokenizer.from_pretrained({folder})"""
 def write_report(results: Results, plan: Plan) -> Path:
     """Write ``report.md``; plots that lie in ``plots/`` are shown in it."""
     from permllm.pipeline.reading import dump_yaml, resolved
-    from permllm.runner.folder import ENVIRONMENT, write_text
+    from permllm.runs.folder import ENVIRONMENT, write_text
 
     environment = _read_json(plan.out / ENVIRONMENT)
     pipeline = dump_yaml(resolved(plan.pipeline)).strip()

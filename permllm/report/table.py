@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from permllm.report.comparison import DENSE, PERPLEXITY, difference, gaps, rival
+from permllm.report.comparison import PERPLEXITY, difference, gaps, rival
 from permllm.report.repeats import Setting, settings
 from permllm.report.sentence import sentence
-from permllm.report.units import duration, memory, number, percent, with_deviation
-from permllm.results import Results, RunResult
+from permllm.results import DENSE, Results, RunResult
+from permllm.runs.units import duration, memory, number, percent, with_deviation
 
 __all__ = ["Row", "columns", "comparison", "markdown", "rows_of", "sentence"]
 

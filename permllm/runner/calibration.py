@@ -4,48 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 
+from permllm.contexts.sequences import Sequences
 from permllm.datasets.sequences import calibration_sequences
 from permllm.pipeline.schema import Calibration, Pipeline
-from permllm.runner.windows import row_batches
-
-
-@attrs.frozen(eq=False)
-class Sequences:
-    """Calibration text as tokens.
-
-    Attributes:
-        tokens: ``LongTensor[n, L]``: the learning sequences, then the held-out ones.
-        calibration: how many of the first are used for statistics, and make one pass.
-        learning: rows that may be learned from.
-        held_out: rows that are never learned from.
-        batch_size: sequences per forward pass where no gradient is needed.
-    """
-
-    tokens: Tensor
-    calibration: int
-    learning: Tensor
-    held_out: Tensor
-    batch_size: int
-
-    @classmethod
-    def of(cls, calibration: Calibration, tokens: Tensor) -> Sequences:
-        """The sequences of a calibration, from all their tokens: learning, then held out."""
-        count = len(tokens) - calibration.held_out
-        return cls(
-            tokens=tokens,
-            calibration=calibration.sequences,
-            learning=torch.arange(count),
-            held_out=torch.arange(count, len(tokens)),
-            batch_size=calibration.batch_size,
-        )
-
-    def batches(self) -> list[Tensor]:
-        """All rows in batches for forward passes; see :func:`row_batches`."""
-        return row_batches(self.learning, self.held_out, self.batch_size)
 
 
 def wished_sequences(pipeline: Pipeline) -> int:
@@ -77,4 +41,16 @@ def read_sequences(calibration: Calibration, tokenizer: Any, learning: int) -> S
         seed=calibration.seed,
         wish=learning,
     )
-    return Sequences.of(calibration, torch.cat([learned, held_out]))
+    return sequences_of(calibration, torch.cat([learned, held_out]))
+
+
+def sequences_of(calibration: Calibration, tokens: Tensor) -> Sequences:
+    """The sequences of a calibration, from all their tokens: learning, then held out."""
+    count = len(tokens) - calibration.held_out
+    return Sequences(
+        tokens=tokens,
+        calibration=calibration.sequences,
+        learning=torch.arange(count),
+        held_out=torch.arange(count, len(tokens)),
+        batch_size=calibration.batch_size,
+    )

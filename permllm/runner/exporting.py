@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from permllm.components import Exporter
+from permllm.contexts.export import ExportContext
+from permllm.contexts.window import cut_windows
 from permllm.errors import UserError
-from permllm.models.checks import check_tokenizer
-from permllm.models.decoder import Decoder
+from permllm.folding.layout import Layout
+from permllm.models.devices import pick_dtype
 from permllm.models.loading import fingerprint, load
-from permllm.pipeline.matrix import expand
+from permllm.pipeline.matrix.expand import expand
 from permllm.pipeline.reading import dump_yaml, read_pipeline, resolved
 from permllm.registry import Registry
-from permllm.results import Results, RunResult
-from permllm.runner import folder
-from permllm.runner.checkpoints import PrunedWindow, load_window, window_path
-from permllm.runner.devices import pick_dtype
-from permllm.runner.export import ExportContext
-from permllm.runner.plan import Plan, Run
-from permllm.runner.run import plan_of
-from permllm.runner.stages import Cost
-from permllm.runner.windows import cut_windows
-
-RESULT = "result.json"
-"""What the record of a finished run is called in its folder."""
+from permllm.results import DENSE, Results, RunResult
+from permllm.runner.opening import open_decoder
+from permllm.runner.selection import settle
+from permllm.runs import folder
+from permllm.runs.plan import Plan, Run, plan_of
+from permllm.runs.windows import PrunedWindow, joined, load_window, window_path
 
 
 def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path) -> None:
@@ -59,39 +55,41 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
         )
     # Where it was pruned does not matter: weights come from the run.
     loaded = load(run.pipeline.model, pick_dtype(run.pipeline.dtype, torch.device("cpu")))
-    check_tokenizer(loaded.tokenizer, loaded.model)
-    decoder = Decoder.trace(loaded.model)
+    decoder = open_decoder(loaded.model, loaded.tokenizer)
     spans = cut_windows(len(decoder.layers), run.pipeline.layers.window)
     pruned = _pruned(directory, len(spans))
-    result, dense = _result(directory), _result(plan.dense.directory)
     context = ExportContext(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
         pipeline_yaml=dump_yaml(resolved(run.pipeline, registry)),
         label=run.label,
-        result=result,
-        dense=dense,
+        result=_result(directory),
+        dense=_result(plan.dense.directory),
         versions=environment["versions"],
         model_description=loaded.description,
         decoder=decoder,
-        perms=pruned.perms,
-        patterns=pruned.patterns,
+        permutations=pruned.permutations,
+        patterns={name: one.pattern for name, one in settle(decoder, run.pipeline).items()},
+        layout=Layout(decoder),
     )
-    unfinished = folder.fresh(to.with_name(f"{to.name}.partial"))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    # A name that nobody has: what lies beside the export is the user's.
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{to.name}.", suffix=".partial", dir=to.parent))
     with decoder.substituted(pruned.weights):
         try:
             exporter.export(context, unfinished)
+            unfinished.chmod(to.parent.stat().st_mode & 0o777)
+            unfinished.rename(to)
         except BaseException:
             shutil.rmtree(unfinished)
             raise
-    unfinished.rename(to)
 
 
 def _plan_of(directory: Path, registry: Registry) -> tuple[Plan, Run]:
     """The plan that a run's folder belongs to, and the run."""
     directory = directory.absolute()
     out = directory.parent.parent
-    if not (directory / RESULT).is_file() or not (out / folder.PIPELINE).is_file():
+    if not (directory / folder.RESULT).is_file() or not (out / folder.PIPELINE).is_file():
         raise UserError(
             f"'{directory}' is no folder of a finished run", hint=_finished_beneath(directory)
         )
@@ -107,34 +105,24 @@ def _plan_of(directory: Path, registry: Registry) -> tuple[Plan, Run]:
 
 
 def _finished_beneath(directory: Path) -> str:
-    finished = sorted(path.parent for path in directory.glob(f"runs/*/{RESULT}"))
-    pruned = [str(path) for path in finished if path.name != "dense"]
+    pruned = [str(path) for path in folder.finished_runs(directory) if path.name != DENSE]
     return f"name one of its runs: {', '.join(pruned)}" if pruned else "name one run's folder"
 
 
 def _pruned(directory: Path, windows: int) -> PrunedWindow:
     """All windows of a run as one."""
-    weights: dict[str, Any] = {}
-    perms: dict[str, Any] = {}
-    importance: dict[str, Any] = {}
-    reports: list[Any] = []
-    for index in range(windows):
-        path = window_path(directory / "windows", index)
+    paths = [window_path(directory / "windows", index) for index in range(windows)]
+    for path in paths:
         if not path.is_file():
             raise UserError(
                 f"'{path}' is gone, which holds pruned weights of this run",
                 hint="run the pipeline again with --resume; it is pruned anew",
             )
-        window = load_window(path)
-        weights |= window.weights
-        perms |= window.perms
-        importance |= window.importance
-        reports += window.reports
-    return PrunedWindow(weights, perms, importance, tuple(reports), Cost())
+    return joined([load_window(path) for path in paths])
 
 
 def _result(directory: Path) -> RunResult:
-    path = directory / RESULT
+    path = directory / folder.RESULT
     if not path.is_file():
         return RunResult(directory.name, {}, 0.0, 0)
     return Results.from_dict(json.loads(path.read_text(encoding="utf-8"))).runs[0]

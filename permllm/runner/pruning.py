@@ -1,4 +1,5 @@
-"""Prunes linears under their permutations: scores in, checked weights and reports out."""
+"""Prunes linears under their permutations, layer by layer: scores in, checked weights and
+reports out."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from permllm.components import Pruner
+from permllm.contexts.window import WholeTensors, Window
 from permllm.core.patterns import is_nm, retained_share
 from permllm.core.permutations import invert
 from permllm.core.statistics import SQUARE_SUM
@@ -16,8 +18,9 @@ from permllm.errors import RunFailed
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 from permllm.results import LayerReport
-from permllm.runner.settings import LinearSettings
-from permllm.runner.windows import Window
+from permllm.runner.reporting import Reporter
+from permllm.runner.selection import LinearSettings, needed
+from permllm.runner.statistics import Gathering
 
 GroupSums = Mapping[str, Mapping[str, Tensor]]
 """By group, by statistic."""
@@ -36,6 +39,10 @@ class LinearPruning:
     decoder: Decoder
     settings: Mapping[str, LinearSettings]
     device: torch.device
+
+    def tensors(self, groups: Mapping[str, Group], sums: GroupSums) -> WholeTensors:
+        """Weights, scores and statistics of some groups, for a window."""
+        return WholeTensors(self.decoder, self.device, self.scores(groups, sums), sums)
 
     def scores(self, groups: Mapping[str, Group], sums: GroupSums) -> dict[str, Tensor]:
         """The scores of every linear of some groups."""
@@ -64,7 +71,7 @@ class LinearPruning:
     def prune(
         self,
         groups: Mapping[str, Group],
-        perms: Mapping[str, Tensor],
+        permutations: Mapping[str, Tensor],
         scores: Mapping[str, Tensor],
         refined: Mapping[str, Tensor],
         sums: GroupSums,
@@ -76,7 +83,7 @@ class LinearPruning:
 
         Args:
             groups: whose linears.
-            perms: ``LongTensor[C_in]`` by group.
+            permutations: ``LongTensor[C_in]`` by group.
             scores: ``[C_out, C_in]`` by linear, in original order: the metric's.
             refined: those that pruners put in their place, for some linears.
             sums: the statistics.
@@ -93,19 +100,19 @@ class LinearPruning:
             for linear in group.linears:
                 dense = self.decoder.weight(linear).detach().to(self.device)
                 deciding = refined.get(linear, scores[linear])
-                pruned = self._pruned(linear, dense, deciding, perms[name], sums[name])
+                pruned = self._pruned(linear, dense, deciding, permutations[name], sums[name])
                 reports.append(
                     report(linear, group, self.settings[linear], dense, pruned, scores[linear],
-                           perms[name], sums[name])
+                           permutations[name], sums[name])
                 )  # fmt: skip
                 weights[linear] = pruned.cpu()
         return weights, reports
 
-    def refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def refine(self, window: Window, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The scores that pruners put in place of the metric's, each for its own linears."""
         refined: dict[str, Tensor] = {}
         for pruner in self._pruners(window):
-            for linear, scores in pruner.refine(window, perms).items():
+            for linear, scores in pruner.refine(window, permutations).items():
                 if self.settings[linear].pruner == pruner:
                     self.check_scores(f"pruner '{pruner.name}'", linear, scores)
                     refined[linear] = scores
@@ -143,18 +150,19 @@ class LinearPruning:
         linear: str,
         dense: Tensor,
         scores: Tensor,
-        perm: Tensor,
+        permutation: Tensor,
         sums: Mapping[str, Tensor],
     ) -> Tensor:
         """The pruned weight of one linear, in original channel order."""
         settings = self.settings[linear]
-        perm = perm.to(dense.device)
+        permutation = permutation.to(dense.device)
         needs = {need.name: need for need in settings.pruner.needs}
         moved = {
-            key: need.permuted(sums[key].to(dense.device), perm) for key, need in needs.items()
+            key: need.permuted(sums[key].to(dense.device), permutation)
+            for key, need in needs.items()
         }
         pruned, _ = settings.pruner.prune(
-            dense[:, perm], scores.to(dense.device)[:, perm], settings.pattern, moved
+            dense[:, permutation], scores.to(dense.device)[:, permutation], settings.pattern, moved
         )
         if pruned.shape != dense.shape or not is_nm(pruned, settings.pattern):
             raise RunFailed(
@@ -165,7 +173,71 @@ class LinearPruning:
             raise RunFailed(
                 f"pruner '{settings.pruner.name}' gave {linear} NaN or infinite weights"
             )
-        return pruned[:, invert(perm)]
+        return pruned[:, invert(permutation)]
+
+
+@attrs.frozen(eq=False)
+class LayerPruning:
+    """Prunes the layers of a window one after the other.
+
+    Attributes:
+        decoder: the dense model.
+        settings: pattern, metric and pruner of every linear.
+        gathering: gathers statistics.
+        linears: prunes linears.
+        reporter: is told how far it is.
+    """
+
+    decoder: Decoder
+    settings: Mapping[str, LinearSettings]
+    gathering: Gathering
+    linears: LinearPruning
+    reporter: Reporter
+
+    def prune(
+        self, window: Window, permutations: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], list[LayerReport]]:
+        """The pruned weights of a window's linears, and a report on each.
+
+        A pruner that changes what it keeps wants to know what the pruned layers before
+        it give: statistics and scores are then taken anew for every layer.
+        """
+        weights: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
+        reports: list[LayerReport] = []
+        used = [self.settings[linear] for linear in window.linears]
+        in_turn = any(settings.pruner.sequential for settings in used)
+        wanted = needed([part for settings in used for part in (settings.metric, settings.pruner)])
+        stream = self.gathering.stream() if in_turn else []
+        refined = self.linears.refine(window, permutations)
+        scores = {linear: window.scores(linear) for linear in window.linears}
+        sums: GroupSums = {group: window.statistics(group) for group in window.groups}
+        run = self.reporter.run
+        stage, total = f"pruning, {run.label if run else window.name}", len(window.layers)
+        for done, layer in enumerate(window.layers):
+            self.reporter.progress(stage, done, total)
+            here = {name: group for name, group in window.groups.items() if group.layer == layer}
+            if in_turn:
+                sums = self.gathering.of_layer(layer, stream, wanted)
+                scores = self.linears.scores(here, sums)
+            pruned, said = self.linears.prune(here, permutations, scores, refined, sums)
+            weights |= pruned
+            reports += said
+            norms |= {name: sums[name][SQUARE_SUM.name] for name in here}
+            with torch.no_grad():
+                stream = [
+                    (self.decoder.run_layer(layer, hidden, calls, pruned), calls)
+                    for hidden, calls in stream
+                ]
+        self.reporter.progress(stage, total, total)
+        updated = self.linears.update(window, weights)
+        reports = [
+            self.linears.updated(one, updated[one.linear], norms[one.group])
+            if one.linear in updated
+            else one
+            for one in reports
+        ]
+        return weights | updated, reports
 
 
 def report(
@@ -175,7 +247,7 @@ def report(
     dense: Tensor,
     pruned: Tensor,
     scores: Tensor,
-    perm: Tensor,
+    permutation: Tensor,
     sums: Mapping[str, Tensor],
 ) -> LayerReport:
     """The figures of one pruned linear; all tensors ``[C_out, C_in]`` in original order."""
@@ -186,7 +258,7 @@ def report(
         shape=(dense.shape[0], dense.shape[1]),
         pattern=str(pattern),
         retained_before=retained_share(scores, pattern),
-        retained=retained_share(scores, pattern, perm.to(scores.device)),
+        retained=retained_share(scores, pattern, permutation.to(scores.device)),
         sparsity=zero_share(pruned),
         error=relative_error(dense, pruned, sums[SQUARE_SUM.name]),
     )

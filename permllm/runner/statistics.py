@@ -1,39 +1,110 @@
-"""Statistics of the inputs of a window's permutation groups."""
+"""The stage before importance: statistics of what enters each permutation group."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
-from permllm.core.statistics import GRAM, SQUARE_SUM, TOKENS
+from permllm.contexts.sequences import Sequences
+from permllm.contexts.window import span
+from permllm.core.statistics import Statistic
+from permllm.models.decoder import Decoder
+from permllm.models.statistics import Sums, add_sums, fill_unseen
+from permllm.results import Cost
+from permllm.runner.caching.chain_keys import ChainKeys
+from permllm.runner.caching.memo import Meter, Outcome, Stages
+from permllm.runner.reporting import Reporter
+from permllm.runner.streams import Streams
 
-Sums = dict[str, dict[str, Tensor]]
-"""By group, by statistic."""
+Stream = list[tuple[Tensor, Any]]
+"""Hidden states ``[b, L, H]`` in batches, with the layers' other arguments."""
 
 
-def add_sums(total: Sums, share: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Add one batch's sums to ``total``, in place."""
-    for group, sums in share.items():
-        kept = total.setdefault(group, {})
-        for name, value in sums.items():
-            kept[name] = kept[name] + value if name in kept else value
+@attrs.frozen(eq=False)
+class Gathering:
+    """Gathers the statistics of windows and of single layers.
 
-
-def fill_unseen(sums: Sums) -> list[str]:
-    """Give groups that no token reached the statistics of white noise, in place.
-
-    Their scores then rest on the weights alone. Experts that no calibration token is
-    routed to are such groups.
-
-    Returns:
-        the names of these groups.
+    Attributes:
+        decoder: the dense model.
+        sequences: the calibration tokens.
+        device: where layers compute.
+        streams: the hidden states that enter the current window.
+        stages: keeps what was gathered.
+        keys: what that depends on.
+        reporter: is told how far it is.
     """
-    unseen = [name for name, values in sums.items() if float(values[TOKENS.name]) == 0]
-    for name in unseen:
-        values = sums[name]
-        values[SQUARE_SUM.name] = torch.ones_like(values[SQUARE_SUM.name])
-        if GRAM.name in values:
-            values[GRAM.name] = torch.eye(len(values[GRAM.name])).to(values[GRAM.name])
-    return unseen
+
+    decoder: Decoder
+    sequences: Sequences
+    device: torch.device
+    streams: Streams
+    stages: Stages
+    keys: ChainKeys
+    reporter: Reporter
+
+    def of_window(self, layers: range, wanted: list[Statistic]) -> tuple[Sums, Cost]:
+        """Statistics of all groups of a window, its own weights being dense."""
+        stage = f"statistics, {span(layers)}"
+        keys = {wish.name: self.keys.statistic(wish, layers) for wish in wanted}
+        outcomes = {name: self.stages.find("statistics", key) for name, key in keys.items()}
+        missing = [wish for wish in wanted if outcomes[wish.name] is None]
+        if missing:
+            with Meter().running() as meter:
+                gathered = self._gathered(layers, missing, stage)
+            for wish in missing:
+                totals = {group: sums[wish.name].cpu() for group, sums in gathered.items()}
+                made = outcomes[wish.name] = Outcome(totals, meter.cost)
+                self.stages.keep("statistics", keys[wish.name], made)
+        sums: Sums = {}
+        cost = Cost()
+        for name, outcome in outcomes.items():
+            assert outcome is not None  # those that were missing are there now
+            # One pass gathers them all.
+            cost = max(cost, outcome.cost, key=lambda cost: cost.seconds)
+            for group, total in outcome.tensors.items():
+                sums.setdefault(group, {})[name] = total.to(self.device)
+        if not missing:
+            self.stages.on_reuse(stage, cost.seconds)
+        self._fill_unseen(sums)
+        return sums, cost
+
+    def of_layer(self, layer: int, stream: Stream, wanted: list[Statistic]) -> Sums:
+        """Statistics of one layer's groups over a stream that enters it."""
+        sums: Sums = {}
+        for hidden, calls in stream:
+            _, share = self.decoder.statistics(layer, hidden, calls, wanted)
+            add_sums(sums, share)
+        self._fill_unseen(sums)
+        return sums
+
+    def stream(self) -> Stream:
+        """The calibration sequences as they enter the current window."""
+        return self.streams.batches(self.streams.pruned, self._rows())
+
+    def _rows(self) -> Tensor:
+        return self.sequences.learning[: self.sequences.calibration]
+
+    def _gathered(self, layers: range, wanted: list[Statistic], stage: str) -> Sums:
+        """Statistics of all groups of some layers, from a pass over the calibration sequences."""
+        sums: Sums = {}
+        parts = self._rows().split(self.sequences.batch_size)
+        total = len(parts) * len(layers)
+        for index, part in enumerate(parts):
+            ((hidden, calls),) = self.streams.batches(self.streams.pruned, part)
+            for layer in layers:
+                done = index * len(layers) + layer - layers.start
+                self.reporter.progress(stage, done, total)
+                hidden, share = self.decoder.statistics(layer, hidden, calls, wanted)
+                add_sums(sums, share)
+        self.reporter.progress(stage, total, total)
+        return sums
+
+    def _fill_unseen(self, sums: Sums) -> None:
+        if unseen := fill_unseen(sums):
+            self.reporter.warn(
+                f"no calibration token reached {', '.join(unseen)}: pruned by the weights "
+                "alone; more calibration sequences may help"
+            )

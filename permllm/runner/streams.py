@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from permllm.models.decoder import Decoder
+from permllm.runner.caching.keys import tensor_digest
+from permllm.runner.caching.memo import Stages
 from permllm.runner.calibration import Sequences
-from permllm.runner.keys import tensor_digest
-from permllm.runner.stages import Stages
 
 
 @attrs.define(eq=False)

@@ -9,7 +9,7 @@ import attrs
 import torch
 
 from permllm.components import Evaluator
-from permllm.evaluators.context import EvaluationContext
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.testing.expect import expect, expect_equal
 from permllm.testing.models import VOCABULARY, tiny_model
 from permllm.testing.tokenizers import byte_tokenizer

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from permllm.components import Exporter
+from permllm.contexts.export import ExportContext
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
+from permllm.deprecation import warn_of_old_name
+from permllm.folding.layout import Layout
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 from permllm.results import LayerReport, RunResult
-from permllm.runner.export import ExportContext
 from permllm.testing.expect import expect, expect_equal
 from permllm.testing.models import tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
@@ -55,7 +57,8 @@ def check_exporter(exporter: Exporter) -> None:
 def toy_export(model: Any, **changes: Any) -> ExportContext:
     """What the runner hands to an exporter, made up but for the model.
 
-    Without ``perms`` and ``patterns`` nothing counts as pruned; :func:`pruned_export` prunes.
+    Without ``permutations`` and ``patterns`` nothing counts as pruned; :func:`pruned_export`
+    prunes.
 
     Args:
         model: the model to export.
@@ -71,11 +74,14 @@ def toy_export(model: Any, **changes: Any) -> ExportContext:
         "dense": RunResult("dense", {"perplexity/toy": 16.8}, 0.0, 2**20),
         "versions": {"permllm": "0.1.0"},
         "model_description": "a toy model",
-        "perms": {},
+        "permutations": {},
         "patterns": {},
     }
-    if "decoder" not in changes:
-        attributes["decoder"] = Decoder.trace(model)
+    if "perms" in changes:
+        warn_of_old_name("toy_export's perms", "permutations")
+        changes["permutations"] = changes.pop("perms")
+    decoder = changes.get("decoder") or Decoder.trace(model)
+    attributes |= {"decoder": decoder, "layout": Layout(decoder)}
     return ExportContext(**{**attributes, **changes})
 
 
@@ -96,16 +102,16 @@ def pruned_export(
     """
     decoder = Decoder.trace(model)
     pattern = pattern or Pattern(2, 4)
-    perms, patterns = {}, {}
+    permutations, patterns = {}, {}
     for name, group in decoder.groups.items():
-        perm = order(name, group)
-        if perm is None:
+        permutation = order(name, group)
+        if permutation is None:
             continue
-        perms[name] = perm
+        permutations[name] = permutation
         for linear in group.linears:
             weight = decoder.weight(linear)
-            mask = nm_mask(weight.float().abs()[:, perm], pattern)[:, invert(perm)]
+            mask = nm_mask(weight.float().abs()[:, permutation], pattern)[:, invert(permutation)]
             weight.mul_(mask)
             patterns[linear] = pattern
-    attributes = {"decoder": decoder, "perms": perms, "patterns": patterns}
+    attributes = {"decoder": decoder, "permutations": permutations, "patterns": patterns}
     return toy_export(model, **{**attributes, **changes})

@@ -13,8 +13,8 @@ from permllm import hookspecs
 from permllm.components import Observer
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
-from permllm.results import LayerReport, Results, RunResult
-from permllm.runner.plan import DENSE, Plan, Run
+from permllm.results import DENSE, LayerReport, Results, RunResult
+from permllm.runs.plan import Plan, Run
 from permllm.testing.expect import expect
 
 

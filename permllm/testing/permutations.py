@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from permllm.components import PermutationLearner
+from permllm.contexts.window import Window
 from permllm.core.patterns import retained_score
 from permllm.core.permutations import is_permutation
-from permllm.runner.windows import Window
 from permllm.testing.expect import expect, expect_equal
 from permllm.testing.windows import toy_windows
 
@@ -36,10 +36,10 @@ def check_permutation_learner(
         f"{name}: sequences(4) must be a whole number from 1, not {asked!r}",
     )
     for window, again in toy_windows(sequences=max(8, asked), needs=learner.needs):
-        before = {linear: window.weight(linear).clone() for linear in window.all_scores}
+        before = {linear: window.weight(linear).clone() for linear in window.linears}
         scores = {group: window.group_scores(group).clone() for group in window.groups}
         state = torch.random.get_rng_state()
-        perms = learner.learn(window)
+        permutations = learner.learn(window)
         expect_equal(
             torch.random.get_rng_state(),
             state,
@@ -47,35 +47,37 @@ def check_permutation_learner(
             "not from torch's global one",
         )
         for group in window.groups:
-            _check_group(name, window, group, perms, never_worse=never_worse)
+            _check_group(name, window, group, permutations, never_worse=never_worse)
             expect_equal(
                 window.group_scores(group), scores[group], f"{name}: learn() changed the scores"
             )
         for linear, weight in before.items():
             expect_equal(window.weight(linear), weight, f"{name}: learn() changed {linear}")
         if deterministic:
-            for group, perm in learner.learn(again).items():
+            for group, permutation in learner.learn(again).items():
                 expect(
-                    torch.equal(perm, perms[group]),
+                    torch.equal(permutation, permutations[group]),
                     f"{name}: two equal windows gave two permutations of {group}",
                 )
 
 
 def _check_group(
-    name: str, window: Window, group: str, perms: dict[str, Tensor], *, never_worse: bool
+    name: str, window: Window, group: str, permutations: dict[str, Tensor], *, never_worse: bool
 ) -> None:
     channels, pattern = window.groups[group].channels, window.pattern(group)
-    expect(group in perms, f"{name}: there is no permutation for group {group}")
-    perm = perms[group]
+    expect(group in permutations, f"{name}: there is no permutation for group {group}")
+    permutation = permutations[group]
     expect(
-        isinstance(perm, Tensor) and perm.dtype == torch.long and is_permutation(perm, channels),
+        isinstance(permutation, Tensor)
+        and permutation.dtype == torch.long
+        and is_permutation(permutation, channels),
         f"{name}: for group {group} expected a LongTensor with each of 0 to {channels - 1} once, "
-        f"not {perm}",
+        f"not {permutation}",
     )
     if never_worse:
         scores = window.group_scores(group).double()
         before = float(retained_score(scores, pattern))
-        after = float(retained_score(scores, pattern, perm))
+        after = float(retained_score(scores, pattern, permutation))
         expect(
             after >= before * (1 - 1e-6),
             f"{name}: retains {after:g} of group {group} under {pattern}, which is less than "

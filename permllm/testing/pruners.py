@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from permllm.components import Pruner
+from permllm.contexts.window import Window
 from permllm.core.patterns import Pattern, is_nm, nm_mask
 from permllm.core.permutations import invert
-from permllm.runner.windows import Window
 from permllm.testing.expect import expect, expect_equal
 from permllm.testing.linears import ToyLinear, toy_linears
 from permllm.testing.windows import toy_windows
@@ -75,12 +75,12 @@ def _check(pruner: Pruner, toy: ToyLinear, pattern: Pattern) -> None:
 def _check_refine(pruner: Pruner) -> None:
     name = f"pruner '{pruner.name}'"
     for window, again in toy_windows(sequences=_sequences(pruner), needs=pruner.needs):
-        perms = _random_perms(window)
-        kept = {group: perm.clone() for group, perm in perms.items()}
+        permutations = _random_permutations(window)
+        kept = {group: permutation.clone() for group, permutation in permutations.items()}
         before = {linear: window.weight(linear).clone() for linear in window.linears}
         given = {linear: window.scores(linear).clone() for linear in window.linears}
         state = torch.random.get_rng_state()
-        refined = pruner.refine(window, perms)
+        refined = pruner.refine(window, permutations)
         expect_equal(
             torch.random.get_rng_state(),
             state,
@@ -98,8 +98,8 @@ def _check_refine(pruner: Pruner) -> None:
                 given[linear],
                 f"{name}: refine() changed the metric's scores",
             )
-        for group, perm in perms.items():
-            expect_equal(perm, kept[group], f"{name}: refine() changed the permutations")
+        for group, permutation in permutations.items():
+            expect_equal(permutation, kept[group], f"{name}: refine() changed the permutations")
         twice = pruner.refine(again, kept)
         expect(
             twice.keys() == refined.keys()
@@ -126,7 +126,7 @@ def _check_refined(name: str, window: Window, linear: str, scores: torch.Tensor)
 def _check_update(pruner: Pruner) -> None:
     name = f"pruner '{pruner.name}'"
     for window, again in toy_windows(sequences=_sequences(pruner), needs=pruner.needs):
-        weights = _pruned_weights(window, _random_perms(window))
+        weights = _pruned_weights(window, _random_permutations(window))
         kept = {linear: weight.clone() for linear, weight in weights.items()}
         before = {linear: window.weight(linear).clone() for linear in window.linears}
         state = torch.random.get_rng_state()
@@ -174,7 +174,7 @@ def _sequences(pruner: Pruner) -> int:
     return max(8, asked)
 
 
-def _random_perms(window: Window) -> dict[str, torch.Tensor]:
+def _random_permutations(window: Window) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randperm(group.channels, generator=generator)
@@ -182,11 +182,13 @@ def _random_perms(window: Window) -> dict[str, torch.Tensor]:
     }
 
 
-def _pruned_weights(window: Window, perms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _pruned_weights(
+    window: Window, permutations: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """The window's weights, cut by the metric's scores."""
     weights = {}
     for name, group in window.groups.items():
         for linear in group.linears:
-            mask = nm_mask(window.scores(linear)[:, perms[name]], window.pattern(name))
-            weights[linear] = window.weight(linear) * mask[:, invert(perms[name])]
+            mask = nm_mask(window.scores(linear)[:, permutations[name]], window.pattern(name))
+            weights[linear] = window.weight(linear) * mask[:, invert(permutations[name])]
     return weights

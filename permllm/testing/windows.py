@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
+from permllm.contexts.sequences import Sequences
+from permllm.contexts.window import WholeTensors, Window
 from permllm.core.patterns import Pattern
 from permllm.core.statistics import SQUARE_SUM, TOKENS, Statistic
 from permllm.metrics.wanda import Wanda
 from permllm.models.decoder import Decoder
-from permllm.runner.statistics import Sums, add_sums
-from permllm.runner.windows import Window
+from permllm.models.statistics import Sums, add_sums
 from permllm.testing.models import VOCABULARY, tiny_model
 
 
@@ -54,28 +55,30 @@ def toy_window(
         for layer in range(layers.start):
             inputs = decoder.run_layer(layer, inputs, everything)
     groups = {name: group for name, group in decoder.groups.items() if group.layer in layers}
-    metric = Wanda()
+    metric, device = Wanda(), torch.device("cpu")
+    scores = {
+        linear: metric.scores(decoder.weight(linear), sums[name])
+        for name, group in groups.items()
+        for linear in group.linears
+    }
     return Window(
         index=0,
         layers=layers,
         decoder=decoder,
-        device=torch.device("cpu"),
-        tokens=tokens,
-        calibration=calibration,
-        learning=torch.arange(sequences),
-        held_out=torch.arange(sequences, sequences + held_out),
+        device=device,
+        sequences=Sequences(
+            tokens=tokens,
+            calibration=calibration,
+            learning=torch.arange(sequences),
+            held_out=torch.arange(sequences, sequences + held_out),
+            batch_size=4,
+        ),
         pruned_inputs=inputs if layers.start else None,
         dense_inputs=inputs if layers.start else None,
         groups=groups,
         patterns=dict.fromkeys(groups, pattern or Pattern(2, 4)),
-        all_scores={
-            linear: metric.scores(decoder.weight(linear), sums[name])
-            for name, group in groups.items()
-            for linear in group.linears
-        },
-        all_statistics=sums,
+        tensors=WholeTensors(decoder, device, scores, sums),
         seed=seed,
-        batch_size=4,
     )
 
 

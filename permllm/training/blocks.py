@@ -22,7 +22,7 @@ from permllm.core.patterns import Pattern
 from permllm.core.permutations import block_sizes
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 
 @attrs.frozen(eq=False)

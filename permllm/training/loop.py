@@ -13,7 +13,7 @@ from torch import Tensor
 from permllm.errors import RunFailed
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -15,7 +15,7 @@ from permllm.core.divergence import mean_kl
 from permllm.core.precision import has_bfloat16
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 
 def cosine(window: Window, hidden: Tensor, rows: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from permllm.components import option
 from permllm.core.durations import Duration
+from permllm.option import option
 from permllm.training.loop import StepCount, T_co, Trainee, cosine_decay, train
 from permllm.training.losses import LOSSES, PRECISIONS, WindowLoss
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 GUESSED_SPEED = 1.0
 """Steps per second that a budget is taken to afford, before any is done."""

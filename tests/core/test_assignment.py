@@ -24,8 +24,8 @@ def test_equals_brute_force(seed: int, size: int, blocks: int, levels: int) -> N
     columns = assign_blocks(weights)
     assert columns.dtype == torch.int64
     assert torch.equal(columns.sort(-1).values, torch.arange(size).expand(blocks, size))
-    perms = torch.tensor(list(itertools.permutations(range(size))))
-    best = torch.stack([total(weights, p.expand(blocks, size)) for p in perms]).amax(0)
+    permutations = torch.tensor(list(itertools.permutations(range(size))))
+    best = torch.stack([total(weights, p.expand(blocks, size)) for p in permutations]).amax(0)
     assert torch.equal(total(weights, columns), best)
     alone = torch.stack([assign(block) for block in weights])
     assert torch.equal(total(weights, alone), best)

@@ -98,9 +98,9 @@ def test_is_nm_in_permuted_order_and_else_the_weight(problem: dict) -> None:
         start,
         problem["pattern"],
     )
-    perm = start[block_order(problem["local"])]
-    assert sorted(perm.tolist()) == list(range(len(perm)))
-    assert is_nm(masked[perm].T, problem["pattern"])
+    permutation = start[block_order(problem["local"])]
+    assert sorted(permutation.tolist()) == list(range(len(permutation)))
+    assert is_nm(masked[permutation].T, problem["pattern"])
     kept = masked != 0
     torch.testing.assert_close(masked[kept], problem["weight"][kept])
 

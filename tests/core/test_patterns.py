@@ -101,18 +101,18 @@ def test_scaling_rows_leaves_the_mask(problem: tuple[Tensor, Pattern], seed: int
 def test_retained_score_lies_between_its_bounds(problem: tuple[Tensor, Pattern], seed: int) -> None:
     scores, pattern = problem
     channels = scores.shape[1]
-    perm = torch.randperm(channels, generator=torch.Generator().manual_seed(seed))
-    retained = retained_score(scores, pattern, perm)
+    permutation = torch.randperm(channels, generator=torch.Generator().manual_seed(seed))
+    retained = retained_score(scores, pattern, permutation)
     assert retained.dtype == torch.float64
     keep = channels * pattern.n // pattern.m
     upper = scores.topk(keep, 1).values.sum()
     lower = scores.sum() * pattern.density
     assert lower - 1e-6 <= retained <= upper + 1e-6
-    torch.testing.assert_close(retained, retained_score(scores[:, perm], pattern))
+    torch.testing.assert_close(retained, retained_score(scores[:, permutation], pattern))
     # The order within a group, and the order of the groups, do not matter.
-    within = torch.cat([part.flip(0) for part in perm.view(-1, pattern.m)])
+    within = torch.cat([part.flip(0) for part in permutation.view(-1, pattern.m)])
     torch.testing.assert_close(retained_score(scores, pattern, within), retained)
-    torch.testing.assert_close(retained_score(scores, pattern, perm.flip(0)), retained)
+    torch.testing.assert_close(retained_score(scores, pattern, permutation.flip(0)), retained)
 
 
 def test_retained_share() -> None:

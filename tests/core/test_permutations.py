@@ -28,23 +28,23 @@ def several(draw: st.DrawFn, count: int) -> list[Tensor]:
 
 
 @given(several(1))
-def test_inverse_undoes(perms: list[Tensor]) -> None:
-    (perm,) = perms
-    nothing = identity(len(perm))
-    assert torch.equal(compose(perm, invert(perm)), nothing)
-    assert torch.equal(compose(invert(perm), perm), nothing)
-    assert torch.equal(invert(invert(perm)), perm)
+def test_inverse_undoes(permutations: list[Tensor]) -> None:
+    (permutation,) = permutations
+    nothing = identity(len(permutation))
+    assert torch.equal(compose(permutation, invert(permutation)), nothing)
+    assert torch.equal(compose(invert(permutation), permutation), nothing)
+    assert torch.equal(invert(invert(permutation)), permutation)
 
 
 def test_inverse_of_several_at_once() -> None:
-    perms = torch.stack([torch.randperm(6) for _ in range(3)])
-    for perm, inverse in zip(perms, invert(perms), strict=True):
-        assert torch.equal(perm[inverse], identity(6))
+    permutations = torch.stack([torch.randperm(6) for _ in range(3)])
+    for permutation, inverse in zip(permutations, invert(permutations), strict=True):
+        assert torch.equal(permutation[inverse], identity(6))
 
 
 @given(several(3))
-def test_composition_is_what_comes_of_one_after_the_other(perms: list[Tensor]) -> None:
-    first, second, third = perms
+def test_composition_is_what_comes_of_one_after_the_other(permutations: list[Tensor]) -> None:
+    first, second, third = permutations
     x = torch.arange(len(first)).double() * 3 + 1
     assert torch.equal(x[compose(first, second)], x[first][second])
     left, right = compose(compose(first, second), third), compose(first, compose(second, third))
@@ -54,15 +54,15 @@ def test_composition_is_what_comes_of_one_after_the_other(perms: list[Tensor]) -
 
 @settings(deadline=None)
 @given(several(1), st.integers(0, 2**31))
-def test_product_is_unchanged(perms: list[Tensor], seed: int) -> None:
-    (perm,) = perms
+def test_product_is_unchanged(permutations: list[Tensor], seed: int) -> None:
+    (permutation,) = permutations
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(5, len(perm), generator=generator, dtype=torch.float64)
-    x = torch.randn(2, 3, len(perm), generator=generator, dtype=torch.float64)
-    permuted = apply_to_input(x, perm) @ apply_to_weight(weight, perm).T
+    weight = torch.randn(5, len(permutation), generator=generator, dtype=torch.float64)
+    x = torch.randn(2, 3, len(permutation), generator=generator, dtype=torch.float64)
+    permuted = apply_to_input(x, permutation) @ apply_to_weight(weight, permutation).T
     torch.testing.assert_close(permuted, x @ weight.T)
-    assert torch.equal(apply_to_weight(weight, perm), weight[:, perm])
-    assert torch.equal(apply_to_input(x, perm), x[..., perm])
+    assert torch.equal(apply_to_weight(weight, permutation), weight[:, permutation])
+    assert torch.equal(apply_to_input(x, permutation), x[..., permutation])
 
 
 @settings(deadline=None)
@@ -70,12 +70,12 @@ def test_product_is_unchanged(perms: list[Tensor], seed: int) -> None:
 def test_block_permutations_stay_in_their_blocks(blocks: int, size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     local = torch.stack([torch.randperm(size, generator=generator) for _ in range(blocks)])
-    perm = block_permutation(local)
-    assert is_permutation(perm, blocks * size)
-    assert torch.equal(perm // size, torch.arange(blocks).repeat_interleave(size))
-    assert torch.equal((perm % size).view(blocks, size), local)
+    permutation = block_permutation(local)
+    assert is_permutation(permutation, blocks * size)
+    assert torch.equal(permutation // size, torch.arange(blocks).repeat_interleave(size))
+    assert torch.equal((permutation % size).view(blocks, size), local)
     whole = torch.randperm(blocks * size, generator=generator)
-    assert is_permutation(compose(whole, perm), blocks * size)
+    assert is_permutation(compose(whole, permutation), blocks * size)
 
 
 @given(st.integers(1, 64), st.integers(1, 100), st.sampled_from([2, 4, 8, 16]))

@@ -43,10 +43,10 @@ def upper_bound(scores: Tensor, pattern: Pattern) -> Tensor:
 @given(problems())
 def test_heuristic_deals_one_channel_of_each_rank(problem: tuple[Tensor, Pattern, int]) -> None:
     scores, pattern, _ = problem
-    perm = heuristic_order(scores, pattern)
+    permutation = heuristic_order(scores, pattern)
     groups = pattern.groups(scores.shape[1])
-    assert is_permutation(perm, scores.shape[1])
-    sums = scores.sum(0)[perm].view(groups, pattern.m)
+    assert is_permutation(permutation, scores.shape[1])
+    sums = scores.sum(0)[permutation].view(groups, pattern.m)
     for higher, lower in itertools.pairwise(sums.unbind(1)):
         assert higher.min() >= lower.max() - 1e-12
     for slot, run in enumerate(sums.unbind(1)):
@@ -61,19 +61,19 @@ def test_every_round_is_monotone_and_counts_its_gain(
 ) -> None:
     scores, pattern, seed = problem
     groups = pattern.groups(scores.shape[1])
-    perm = torch.randperm(scores.shape[1], generator=generator(seed))
+    permutation = torch.randperm(scores.shape[1], generator=generator(seed))
     for _ in range(4):
         slots = torch.tensor(
             data.draw(st.lists(st.integers(0, pattern.m - 1), min_size=groups, max_size=groups))
         )
-        before = retained_score(scores, pattern, perm)
-        refined, gain = refine_slot(scores, perm, pattern, slots)
-        assert is_permutation(refined, len(perm))
+        before = retained_score(scores, pattern, permutation)
+        refined, gain = refine_slot(scores, permutation, pattern, slots)
+        assert is_permutation(refined, len(permutation))
         assert gain >= 0
         torch.testing.assert_close(retained_score(scores, pattern, refined), before + gain)
         kept = torch.arange(pattern.m) != slots.unsqueeze(1)
-        assert torch.equal(refined.view_as(kept)[kept], perm.view_as(kept)[kept])
-        perm = refined
+        assert torch.equal(refined.view_as(kept)[kept], permutation.view_as(kept)[kept])
+        permutation = refined
 
 
 @settings(max_examples=30, deadline=None)
@@ -81,10 +81,10 @@ def test_every_round_is_monotone_and_counts_its_gain(
 def test_a_round_fills_the_free_places_in_the_best_way(seed: int, nm: tuple[int, int]) -> None:
     pattern, groups = Pattern(*nm), 4
     scores = torch.rand(5, groups * pattern.m, generator=generator(seed), dtype=torch.float64)
-    perm = torch.randperm(scores.shape[1], generator=generator(seed))
+    permutation = torch.randperm(scores.shape[1], generator=generator(seed))
     slots = torch.randint(pattern.m, (groups,), generator=generator(seed))
-    refined, _ = refine_slot(scores, perm, pattern, slots)
-    places = perm.view(groups, pattern.m)
+    refined, _ = refine_slot(scores, permutation, pattern, slots)
+    places = permutation.view(groups, pattern.m)
     best = torch.tensor(0.0, dtype=torch.float64)
     for order in itertools.permutations(range(groups)):
         tried = places.clone()
@@ -105,9 +105,9 @@ def test_searches_lie_between_identity_and_the_upper_bound(
         scores, pattern, generator=generator(seed), rounds=rounds, steps=steps, refine=refine
     )
     swapped = swap_search(scores, pattern, generator=generator(seed), escapes=steps % 3)
-    for perm in (found, swapped):
-        assert is_permutation(perm, scores.shape[1])
-        retained = retained_score(scores, pattern, perm)
+    for permutation in (found, swapped):
+        assert is_permutation(permutation, scores.shape[1])
+        retained = retained_score(scores, pattern, permutation)
         assert none - 1e-9 <= retained <= upper_bound(scores, pattern) + 1e-9
 
 
@@ -117,8 +117,8 @@ def test_refined_beats_heuristic_beats_nothing_on_uneven_channels(dtype: torch.d
     scores = (torch.rand(32, 48, generator=generator()) * scale).to(dtype)
     pattern = Pattern(2, 4)
     none, heuristic, fixed, rounds, steps, swaps = (
-        retained_score(scores, pattern, perm).item()
-        for perm in (
+        retained_score(scores, pattern, permutation).item()
+        for permutation in (
             None,
             heuristic_order(scores, pattern),
             search(scores, pattern, generator=generator(), rounds=0, steps=0),
@@ -160,7 +160,9 @@ def test_time_limit_ends_the_search(find) -> None:  # type: ignore[no-untyped-de
     scores, pattern = torch.rand(8, 32, generator=generator()), Pattern(1, 4)
     at_once = find(scores, pattern, generator=generator(), time_limit=0.0)
     longer = find(scores, pattern, generator=generator(), time_limit=0.2)
-    values = [retained_score(scores, pattern, perm) for perm in (None, at_once, longer)]
+    values = [
+        retained_score(scores, pattern, permutation) for permutation in (None, at_once, longer)
+    ]
     assert values[0] <= values[1] < values[2]
 
 
@@ -168,10 +170,10 @@ def test_time_limit_ends_the_search(find) -> None:  # type: ignore[no-untyped-de
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e30, 3e38])
 def test_scores_of_any_size(find, scale: float) -> None:  # type: ignore[no-untyped-def]
     scores = torch.rand(8, 16, generator=generator()) * scale
-    perm = find(scores, Pattern(2, 4), generator=generator())
-    assert is_permutation(perm, 16)
+    permutation = find(scores, Pattern(2, 4), generator=generator())
+    assert is_permutation(permutation, 16)
     wide = scores.double()
-    assert retained_score(wide, Pattern(2, 4), perm) >= retained_score(wide, Pattern(2, 4))
+    assert retained_score(wide, Pattern(2, 4), permutation) >= retained_score(wide, Pattern(2, 4))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -1.0])
@@ -211,22 +213,24 @@ def test_nth_highest_equals_sorting(seed: int, members: int, data: st.DataObject
 @given(problems())
 def test_swap_table_tells_the_gain_of_every_swap(problem: tuple[Tensor, Pattern, int]) -> None:
     scores, pattern, seed = problem
-    perm = torch.randperm(scores.shape[1], generator=generator(seed))
-    table = SwapTable.of(scores.T.contiguous(), pattern, identity(len(perm))).reordered(perm)
-    fresh = SwapTable.of(scores.T.contiguous(), pattern, perm)
+    permutation = torch.randperm(scores.shape[1], generator=generator(seed))
+    table = SwapTable.of(scores.T.contiguous(), pattern, identity(len(permutation))).reordered(
+        permutation
+    )
+    fresh = SwapTable.of(scores.T.contiguous(), pattern, permutation)
     torch.testing.assert_close(table.worth, fresh.worth)
-    before = retained_score(scores, pattern, perm)
+    before = retained_score(scores, pattern, permutation)
     pairs = [
         (p, q)
-        for p, q in itertools.combinations(range(len(perm)), 2)
+        for p, q in itertools.combinations(range(len(permutation)), 2)
         if p // pattern.m != q // pattern.m
     ][:60]
     if not pairs:
         return
     gains = []
     for p, q in pairs:
-        swapped = perm.clone()
-        swapped[[p, q]] = perm[[q, p]]
+        swapped = permutation.clone()
+        swapped[[p, q]] = permutation[[q, p]]
         gains.append(retained_score(scores, pattern, swapped) - before)
     torch.testing.assert_close(table.exact_gains(torch.tensor(pairs)), torch.stack(gains))
 
@@ -313,7 +317,9 @@ def test_tabu_search_never_loses_its_start(
     )
     assert torch.equal(first, second)
     assert is_permutation(first, len(start))
-    reached, before = (retained_score(scores, pattern, perm) for perm in (first, start))
+    reached, before = (
+        retained_score(scores, pattern, permutation) for permutation in (first, start)
+    )
     assert reached >= before - 1e-9
 
 

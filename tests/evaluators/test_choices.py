@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.errors import RunFailed, UserError
 from permllm.evaluators.choices import Choices, Item, read_items, requests_of
-from permllm.evaluators.context import EvaluationContext
 from permllm.evaluators.likelihood import Request, log_likelihoods
 from permllm.testing import check_evaluator
 from permllm.testing.models import ARCHITECTURES, tiny_model

@@ -8,8 +8,8 @@ import attrs
 import pytest
 import torch
 
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.errors import RunFailed, UserError
-from permllm.evaluators.context import EvaluationContext
 from permllm.evaluators.fidelity import Fidelity
 from permllm.testing import check_evaluator
 from permllm.testing.models import tiny_model

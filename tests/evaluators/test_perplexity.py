@@ -10,8 +10,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from permllm.components import Dataset
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.errors import RunFailed, UserError
-from permllm.evaluators.context import EvaluationContext
 from permllm.evaluators.perplexity import Perplexity
 from permllm.testing import check_evaluator
 from permllm.testing.models import tiny_model

@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import RunFailed
-from permllm.evaluators.context import EvaluationContext
 from permllm.evaluators.sparsity import Sparsity, nm_violations
-from permllm.results import LayerReport
-from permllm.runner.checkpoints import PrunedWindow, save_window, window_path
-from permllm.runner.stages import Cost
+from permllm.results import Cost, LayerReport
+from permllm.runs.windows import PrunedWindow, save_window, window_path
 from permllm.testing import check_evaluator
 from permllm.testing.models import tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
@@ -26,13 +25,17 @@ def save(folder: Path, index: int, pattern: Pattern, *, wrong: int = 0) -> None:
     """A window with one linear ``[6, 16]`` that is N:M in a random order but for some groups."""
     generator = torch.Generator().manual_seed(index)
     weight = torch.randn(6, 16, generator=generator)
-    perm = torch.randperm(16, generator=generator)
+    permutation = torch.randperm(16, generator=generator)
     permuted = weight * nm_mask(weight.abs(), pattern)
     for row in range(wrong):
         permuted[row, : pattern.m] = 1
     report = LayerReport(f"l{index}", f"g{index}", (6, 16), str(pattern), 0.7, 0.8, 0.5, 0.1)
     window = PrunedWindow(
-        {f"l{index}": permuted[:, invert(perm)]}, {f"g{index}": perm}, {}, (report,), Cost(1.0)
+        {f"l{index}": permuted[:, invert(permutation)]},
+        {f"g{index}": permutation},
+        {},
+        (report,),
+        Cost(1.0),
     )
     save_window(window_path(folder, index), window)
 

@@ -16,17 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import permllm
 from permllm import RunFailed, UserError
+from permllm.contexts.export import ExportContext
 from permllm.core.patterns import Pattern, is_nm
 from permllm.exporters.permuted import Permuted
+from permllm.folding.fold import Fold
+from permllm.folding.layout import Layout
+from permllm.folding.residual import find_residual
+from permllm.formats import export_files as files
+from permllm.formats.manifest import MANIFEST, Manifest, read_manifest
 from permllm.models.decoder import Decoder
-from permllm.models.folding import Fold
-from permllm.models.folds import find_folds
 from permllm.models.linears import Group
-from permllm.models.residual import find_residual
-from permllm.runner.export import ExportContext
-from permllm.saved import files
-from permllm.saved.manifest import MANIFEST, Manifest, read_manifest
-from permllm.saved.placing import place_orders
 from permllm.testing import check_exporter
 from permllm.testing.exporters import pruned_export
 from permllm.testing.models import ARCHITECTURES, VOCABULARY, tiny_model
@@ -51,13 +50,13 @@ def free(model: Any) -> Order:
 
 def foldable(model: Any) -> Order:
     """Any order that folds; where none does, the original one."""
-    folds = find_folds(Decoder.trace(model))
+    folds = Layout(Decoder.trace(model)).folds()
     generator = torch.Generator().manual_seed(0)
 
     def order(name: str, group: Group) -> Tensor:
         fold = folds[name]
         if isinstance(fold, Fold):
-            return fold.random_perm(generator)
+            return fold.random_permutation(generator)
         return torch.arange(group.channels)
 
     return order
@@ -67,8 +66,8 @@ def shared(model: Any) -> Order:
     """One order for all that reads the residual stream; other groups have one that folds."""
     decoder = Decoder.trace(model)
     residual, within = find_residual(decoder), foldable(model)
-    perm = torch.randperm(32, generator=torch.Generator().manual_seed(5))
-    return lambda name, group: perm if name in residual.groups else within(name, group)
+    permutation = torch.randperm(32, generator=torch.Generator().manual_seed(5))
+    return lambda name, group: permutation if name in residual.groups else within(name, group)
 
 
 def exported(context: ExportContext, folder: Path, **options: Any) -> Manifest:
@@ -274,15 +273,8 @@ def test_a_stream_that_cannot_be_moved_is_gathered(tmp_path: Path) -> None:
     model = tiny_model("llama")
     order = shared(model)
     model.model.norm.register_forward_hook(lambda module, args, out: out * torch.arange(32))
-    manifest_reasons = {
-        group.reason for group in place_orders(*_decoder_and_perms(model, order)).groups
-    }
+    manifest_reasons = {group.reason for group in pruned_export(model, order).storage.groups}
     assert any("what stands after the layers does not follow" in str(r) for r in manifest_reasons)
-
-
-def _decoder_and_perms(model: Any, order: Order) -> tuple[Decoder, dict[str, Tensor]]:
-    context = pruned_export(model, order)
-    return context.decoder, context.perms
 
 
 # --- the card -----------------------------------------------------------------------
@@ -390,7 +382,7 @@ def test_orders_that_are_no_permutations(wrong: Tensor, tmp_path: Path) -> None:
     model = tiny_model("llama-gqa")
     context = pruned_export(model, free(model))
     name = "model.layers.0:self_attn.o_proj"
-    context.perms[name] = wrong
+    context.permutations[name] = wrong
     with pytest.raises(UserError, match="is no permutation"):
         Permuted().export(context, tmp_path)
 
@@ -399,7 +391,7 @@ def test_a_model_that_computes_something_else_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gathers at the wrong order, say, are seen before the export is called done."""
-    from permllm.saved import stored
+    from permllm.formats import stored
 
     ready = stored._ready
 

@@ -12,9 +12,8 @@ import permllm
 from permllm import UserError
 from permllm.core.patterns import Pattern
 from permllm.exporters.sparse import Sparse
-from permllm.saved.manifest import read_manifest
-from permllm.saved.placing import place_orders
-from permllm.saved.stored import stored_tensors
+from permllm.formats.manifest import read_manifest
+from permllm.formats.stored import stored_tensors
 from permllm.testing import check_exporter
 from permllm.testing.exporters import pruned_export
 from permllm.testing.models import ARCHITECTURES, VOCABULARY, tiny_model
@@ -43,8 +42,7 @@ def test_every_architecture_comes_back_bit_for_bit(architecture: str, tmp_path: 
     assert manifest.format == "sparse"
     assert manifest.packed
     opened = permllm.load(tmp_path).model.state_dict()
-    placing = place_orders(context.decoder, context.perms)
-    for stored in stored_tensors(context.decoder, placing, context.patterns):
+    for stored in stored_tensors(context.decoder, context.storage, context.patterns):
         assert torch.equal(opened[stored.name], stored.tensor), stored.name
 
 

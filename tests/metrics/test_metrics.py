@@ -54,11 +54,13 @@ def test_scaling_a_row_does_not_change_the_wanda_mask(seed: int, factor: float) 
 @given(st.integers(0, 1000), st.sampled_from(METRICS))
 def test_permuting_the_channels_permutes_the_scores(seed: int, metric: Metric) -> None:
     weight, inputs = linear(seed)
-    perm = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    permutation = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(seed))
     total = SQUARE_SUM.partial(inputs)
-    moved = metric.scores(weight[:, perm], {"square_sum": SQUARE_SUM.permuted(total, perm)})
+    moved = metric.scores(
+        weight[:, permutation], {"square_sum": SQUARE_SUM.permuted(total, permutation)}
+    )
     scores = metric.scores(weight, {"square_sum": total})
-    torch.testing.assert_close(moved[:, invert(perm)], scores)
+    torch.testing.assert_close(moved[:, invert(permutation)], scores)
 
 
 def test_rows_and_columns_of_zeros_score_zero() -> None:

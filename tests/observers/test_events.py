@@ -10,7 +10,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permllm.observers.events import FILE, Events, finite, read_events
+from permllm.observers.events import Events
+from permllm.runs.events import FILE, finite, read_events
 from permllm.testing import check_observer
 from permllm.testing.observers import lead_through, lead_to_an_interruption, toy_plan
 

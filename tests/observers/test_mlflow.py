@@ -11,9 +11,10 @@ from typing import Any
 import attrs
 import pytest
 
-from permllm.observers.events import Events, read_events
+from permllm.observers.events import Events
 from permllm.observers.mlflow import IDS, Mlflow
 from permllm.observers.mlflow_store import in_parts, key, without_password
+from permllm.runs.events import read_events
 from permllm.testing.observers import lead_through, lead_to_an_interruption, toy_plan
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from permllm.components import PermutationLearner
+from permllm.contexts.window import Window
 from permllm.core.durations import Duration
 from permllm.core.permutations import is_permutation
 from permllm.permutations.cp import Cp
@@ -19,7 +20,6 @@ from permllm.permutations.lcp import Lcp, Training
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
-from permllm.runner.windows import Window
 from permllm.testing import check_permutation_learner
 from permllm.testing.windows import toy_window
 
@@ -36,10 +36,10 @@ def learned(learner: Lcp, window: Window) -> tuple[dict[str, torch.Tensor], list
     return learner.learn(window), figures
 
 
-def held_out_loss(learner: Lcp, window: Window, perms: dict[str, torch.Tensor]) -> float:
+def held_out_loss(learner: Lcp, window: Window, permutations: dict[str, torch.Tensor]) -> float:
     """The loss of fixed orders: training that has not begun, without noise."""
     still = attrs.evolve(learner, identity=1.0, noise=0.0, scaled=False)
-    return Training(still, window, perms).snapshot(1)[1]
+    return Training(still, window, permutations).snapshot(1)[1]
 
 
 @pytest.mark.parametrize("loss", ["kl", "cosine"])
@@ -75,7 +75,7 @@ def test_preset_paper_is_the_published_setting() -> None:
 
 def test_learns_the_sequences_that_it_sees() -> None:
     window = toy_window(sequences=4)
-    window.calibration = 4
+    window.sequences = attrs.evolve(window.sequences, calibration=4)
     options = {"batch": 4, "fresh": False, "select": "last", "steps": 60}
     _, figures = learned(small(**options, learning_rate=0.05), window)
     first = figures[0]["loss"]
@@ -86,8 +86,8 @@ def test_learns_the_sequences_that_it_sees() -> None:
 def test_the_best_on_held_out_is_never_worse_than_its_start(start: Any) -> None:
     window = toy_window()
     learner = small(start=start, steps=12, learning_rate=0.1, noise=0.0)
-    perms, figures = learned(learner, window)
-    found = held_out_loss(learner, window, perms)
+    permutations, figures = learned(learner, window)
+    found = held_out_loss(learner, window, permutations)
     assert found <= held_out_loss(learner, window, start.learn(window)) + 1e-6
     measured = [step["held_out_loss"] for step in figures if "held_out_loss" in step]
     assert measured
@@ -97,17 +97,19 @@ def test_the_best_on_held_out_is_never_worse_than_its_start(start: Any) -> None:
 def test_blocks_that_do_not_divide_the_channels() -> None:
     window = toy_window()
     channels = {name: group.channels for name, group in window.groups.items()}
-    perms, _ = learned(small(block=12, steps=3, learning_rate=0.5), window)
-    assert all(is_permutation(perm, channels[name]) for name, perm in perms.items())
+    permutations, _ = learned(small(block=12, steps=3, learning_rate=0.5), window)
+    assert all(
+        is_permutation(permutation, channels[name]) for name, permutation in permutations.items()
+    )
 
 
 def test_blocks_stay_within_their_start_order() -> None:
     window = toy_window()
-    perms, _ = learned(small(steps=6, learning_rate=0.5, select="last"), window)
+    permutations, _ = learned(small(steps=6, learning_rate=0.5, select="last"), window)
     moved = False
-    for perm in perms.values():
-        blocks = perm.view(-1, 8)
-        expected = torch.arange(len(perm)).view(-1, 8)
+    for permutation in permutations.values():
+        blocks = permutation.view(-1, 8)
+        expected = torch.arange(len(permutation)).view(-1, 8)
         assert torch.equal(blocks.sort(1).values, expected)
         moved = moved or not torch.equal(blocks, expected)
     assert moved
@@ -141,7 +143,7 @@ def test_a_budget_holds_the_search_to_its_share() -> None:
         asked.append(learner)
         return NoPermutation().learn(window)
 
-    window.find_perms = find
+    window.find_permutations = find
     groups = len(window.groups)
     own = Cp(time_limit=3.0)
     for learner, budget in ((Cp(), None), (Cp(), 1.0), (Cp(), 1e4), (own, 1.0), (Lcp(), 1.0)):

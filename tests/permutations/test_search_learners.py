@@ -49,19 +49,19 @@ def learned(learner: PermutationLearner, window: StandInWindow) -> dict[str, tor
     return learner.learn(window)  # type: ignore[arg-type]
 
 
-def retained(window: StandInWindow, perms: dict[str, torch.Tensor]) -> dict[str, float]:
+def retained(window: StandInWindow, permutations: dict[str, torch.Tensor]) -> dict[str, float]:
     return {
-        name: retained_score(scores, PATTERNS[name], perms[name]).item()
+        name: retained_score(scores, PATTERNS[name], permutations[name]).item()
         for name, scores in window.all_scores.items()
     }
 
 
 def test_none_keeps_the_order() -> None:
     window = StandInWindow()
-    perms = learned(NoPermutation(), window)
-    assert list(perms) == list(window.groups)
-    for name, perm in perms.items():
-        assert torch.equal(perm, identity(window.groups[name].channels))
+    permutations = learned(NoPermutation(), window)
+    assert list(permutations) == list(window.groups)
+    for name, permutation in permutations.items():
+        assert torch.equal(permutation, identity(window.groups[name].channels))
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_none_keeps_the_order() -> None:
 )
 def test_gives_bijections_that_never_retain_less(learner: PermutationLearner) -> None:
     window = StandInWindow()
-    perms = learned(learner, window)
+    permutations = learned(learner, window)
     before = retained(window, learned(NoPermutation(), window))
-    after = retained(window, perms)
+    after = retained(window, permutations)
     for name, group in window.groups.items():
-        assert is_permutation(perms[name], group.channels)
+        assert is_permutation(permutations[name], group.channels)
         assert after[name] >= before[name]
     assert [done for _, done, _ in window.reported] == [0, 1, 2]
 

@@ -14,7 +14,7 @@ import permllm
 from permllm.components import Metric, Observer, PermutationLearner, Pruner, option
 from permllm.errors import DeprecatedWarning
 from permllm.pipeline.jsonschema import pipeline_schema
-from permllm.pipeline.matrix import expand
+from permllm.pipeline.matrix.expand import expand
 from permllm.pipeline.options import describe_options
 from permllm.pipeline.reading import dump_yaml, read_text, resolved
 from permllm.registry import Registry

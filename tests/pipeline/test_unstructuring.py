@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import permllm
 from permllm.components import Metric
-from permllm.pipeline.matrix import expand
+from permllm.pipeline.matrix.expand import expand
 from permllm.pipeline.reading import (
     differences,
     dump_yaml,

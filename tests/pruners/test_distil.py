@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from permllm.components import Pruner
+from permllm.contexts.window import Window
 from permllm.core.patterns import nm_mask
 from permllm.core.statistics import GRAM
 from permllm.pruners.distil import Distil
 from permllm.pruners.mask import Mask
 from permllm.pruners.sparsegpt import SparseGpt
-from permllm.runner.windows import Window
 from permllm.testing import check_pruner
 from permllm.testing.windows import toy_window
 from permllm.training.losses import WindowLoss

@@ -120,16 +120,18 @@ def test_the_output_error_is_lower_than_that_of_a_mask(seed: int, pattern: Patte
 @given(st.integers(0, 1000), st.sampled_from([Mask(), SparseGpt(), SparseGpt(select="scores")]))
 def test_pruning_composes_with_a_permutation(seed: int, pruner: Pruner) -> None:
     weight, inputs = correlated(seed)
-    perm = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    permutation = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(seed))
     scores = Wanda().scores(weight, statistics(inputs))
-    moved = {"gram": GRAM.permuted(statistics(inputs)["gram"], perm)}
-    one, _ = pruner.prune(weight[:, perm], scores[:, perm], Pattern(2, 4), moved)
-    inputs_moved = statistics(inputs[:, perm])
-    two, _ = pruner.prune(weight[:, perm], scores[:, perm], Pattern(2, 4), inputs_moved)
+    moved = {"gram": GRAM.permuted(statistics(inputs)["gram"], permutation)}
+    one, _ = pruner.prune(weight[:, permutation], scores[:, permutation], Pattern(2, 4), moved)
+    inputs_moved = statistics(inputs[:, permutation])
+    two, _ = pruner.prune(
+        weight[:, permutation], scores[:, permutation], Pattern(2, 4), inputs_moved
+    )
     torch.testing.assert_close(one, two)
     assert is_nm(one, Pattern(2, 4))
-    back = one[:, invert(perm)]
-    torch.testing.assert_close(back @ inputs.T, one @ inputs[:, perm].T)
+    back = one[:, invert(permutation)]
+    torch.testing.assert_close(back @ inputs.T, one @ inputs[:, permutation].T)
 
 
 def test_channels_that_never_fire_lose_their_weights() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from permllm.observers.events import Events, read_events
+from permllm.observers.events import Events
 from permllm.report.history import training_history
+from permllm.runs.events import read_events
 from permllm.testing.observers import lead_through, toy_plan, watched
 
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from permllm.api import run_plan
 from permllm.core.patterns import Pattern, is_nm
 from permllm.errors import UserError
+from permllm.formats.loading import load
+from permllm.formats.manifest import read_manifest
 from permllm.models.decoder import Decoder
 from permllm.registry import Registry
-from permllm.runner.checkpoints import load_window
-from permllm.runner.run import make_plan, run_plan
-from permllm.saved.loading import load
-from permllm.saved.manifest import read_manifest
+from permllm.runs.plan import make_plan
+from permllm.runs.windows import load_window
 from permllm.testing.models import ARCHITECTURES
 
 
@@ -37,9 +38,9 @@ def test_whole_pipeline(
     for run in results.runs[1:]:
         window = load_window(plan.out / "runs" / run.label / "windows" / "000.safetensors")
         assert set(window.weights) == set(decoder.linears)
-        for name, perm in window.perms.items():
+        for name, permutation in window.permutations.items():
             for linear in decoder.groups[name].linears:
-                assert is_nm(window.weights[linear][:, perm], Pattern(2, 4))
+                assert is_nm(window.weights[linear][:, permutation], Pattern(2, 4))
         with torch.no_grad():
             calls = decoder.embed(tokens)
             hidden = calls.hidden

@@ -12,11 +12,12 @@ import attrs
 import pytest
 
 import permllm
+from permllm.api import run_plan
 from permllm.components import Observer
 from permllm.errors import UserError
-from permllm.observers.events import read_events
 from permllm.registry import Registry
-from permllm.runner.run import make_plan, run_plan
+from permllm.runs.events import read_events
+from permllm.runs.plan import make_plan
 
 METRIC = """\
 import attrs

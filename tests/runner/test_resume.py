@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from permllm.api import run_plan
 from permllm.errors import UserError
 from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
-from permllm.runner.run import make_plan, run_plan
+from permllm.runs.plan import make_plan
 
 
 class StopAfter:

@@ -15,13 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from permllm.api import run_plan
 from permllm.components import Evaluator, Metric
 from permllm.errors import UserError
 from permllm.hookspecs import hookimpl
-from permllm.observers.events import read_events
 from permllm.registry import Registry
 from permllm.results import Results
-from permllm.runner.run import make_plan, run_plan
+from permllm.runs.events import read_events
+from permllm.runs.plan import make_plan
 
 Write = Callable[..., Path]
 
@@ -175,8 +176,8 @@ def test_a_finished_study_starts_again_without_loading_the_model(
 ) -> None:
     path, out = write_pipeline(), tmp_path / "out"
     before = run(path, out)
-    monkeypatch.setattr("permllm.runner.session.load", None)
-    monkeypatch.setattr("permllm.runner.session.load_tokenizer", None)
+    monkeypatch.setattr("permllm.runner.shared.load", None)
+    monkeypatch.setattr("permllm.runner.shared.load_tokenizer", None)
     assert run(path, out, resume=True) == before
 
 
@@ -280,15 +281,17 @@ CHANGES = [
 
 def test_every_change_of_a_pipeline_is_another_run(write_pipeline: Write, tmp_path: Path) -> None:
     """Whatever may change the windows or the figures changes the keys of the runs."""
-    from permllm.runner.cache import Cache
-    from permllm.runner.session import Session
+    from permllm.runner.caching.store import Cache
+    from permllm.runner.identity import RunIdentity
+    from permllm.runner.one_run import OneRun
+    from permllm.runner.shared import Shared
 
     path, cache = write_pipeline(layers={"permutation": "cp"}), Cache(tmp_path / "cache")
 
     def key(*settings: str) -> str | None:
         registry = Registry.load()
         plan = make_plan(path, registry, settings, tmp_path / f"out-{next(number)}")
-        return Session(plan, registry, cache).key_of(plan.runs[0])
+        return RunIdentity.of(OneRun(Shared(plan, registry, cache), plan.runs[0])).key
 
     number = itertools.count()
     before = key()

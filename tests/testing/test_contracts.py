@@ -106,7 +106,7 @@ class AnyRefiner(AnyPruner):
 
     function: Any
 
-    def refine(self, window: Any, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def refine(self, window: Any, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {linear: self.function(window, linear) for linear in window.linears}
 
     def prune(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from permllm.contexts.window import Window
 from permllm.core.patterns import is_nm
 from permllm.core.permutations import identity
-from permllm.runner.windows import Window
 from permllm.testing.windows import toy_window
 from permllm.training.blocks import (
     BlockedGroup,
@@ -67,11 +67,11 @@ def test_weights_are_pruned_in_the_hard_order() -> None:
         for size, count in block_counts(groups).items()
     }
     local = harden(soft)
-    weights, perms = masked_weights(groups, soft, local), orders(groups, local)
+    weights, permutations = masked_weights(groups, soft, local), orders(groups, local)
     assert list(weights) == window.linears
     for group in groups:
         for linear in group.weights:
-            permuted = weights[linear][:, perms[group.name]]
+            permuted = weights[linear][:, permutations[group.name]]
             assert is_nm(permuted, group.pattern)
             kept = weights[linear] != 0
             assert torch.equal(weights[linear][kept], window.weight(linear)[kept])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from itertools import islice
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
 
+from permllm.contexts.window import Window
 from permllm.core.durations import Duration
 from permllm.errors import RunFailed
 from permllm.pruners.distil import Distil
-from permllm.runner.windows import Window
 from permllm.testing.windows import toy_window
 from permllm.training.loop import StepCount, batches, cosine_decay, train
 from permllm.training.losses import LOSSES, WindowLoss
@@ -85,7 +86,7 @@ def test_fresh_sequences_are_not_repeated() -> None:
     again = torch.cat(list(islice(drawn, 4)))
     assert sorted(again.tolist()) == sorted(rows.tolist())
     assert again.tolist() != rows.tolist()
-    window.calibration = 3
+    window.sequences = attrs.evolve(window.sequences, calibration=3)
     assert set(torch.cat(list(islice(batches(window, 2, fresh=False), 4))).tolist()) == {0, 1, 2}
 
 

@@ -16,7 +16,7 @@ from permllm.core.swaps import swap_search
 from permllm.errors import UserError
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 
 @attrs.frozen
@@ -54,13 +54,13 @@ class ESparseShuffle(PermutationLearner):
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """The shuffled order of each group, from its linears' stacked scores."""
-        perms: dict[str, Tensor] = {}
+        permutations: dict[str, Tensor] = {}
         for done, group in enumerate(window.groups):
             window.progress(self.name, done, len(window.groups))
             scores, pattern = window.group_scores(group), window.pattern(group)
-            perms[group] = self.shuffle(scores, pattern).cpu()
-        window.progress(self.name, len(perms), len(perms))
-        return perms
+            permutations[group] = self.shuffle(scores, pattern).cpu()
+        window.progress(self.name, len(permutations), len(permutations))
+        return permutations
 
     def shuffle(self, scores: Tensor, pattern: Pattern) -> Tensor:
         """The order of the channels of one permutation group.

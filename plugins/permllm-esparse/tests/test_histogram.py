@@ -117,6 +117,6 @@ def test_other_types_count_as_their_float32(dtype: torch.dtype) -> None:
 
 
 def test_counts_follow_a_permutation_of_the_channels() -> None:
-    inputs, perm = activations(20, 6, 1), torch.tensor([3, 0, 5, 1, 4, 2])
-    moved = HISTOGRAM.permuted(channel_counts(inputs), perm)
-    assert torch.equal(moved, channel_counts(inputs[:, perm]))
+    inputs, permutation = activations(20, 6, 1), torch.tensor([3, 0, 5, 1, 4, 2])
+    moved = HISTOGRAM.permuted(channel_counts(inputs), permutation)
+    assert torch.equal(moved, channel_counts(inputs[:, permutation]))

@@ -59,11 +59,11 @@ def test_permuting_weight_and_statistics_together_permutes_the_scores(
     seed: int, metric: ESparse
 ) -> None:
     weight, inputs = linear(seed)
-    perm = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(seed))
+    permutation = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(seed))
     total = sums(inputs)
-    moved = {need.name: need.permuted(total[need.name], perm) for need in metric.needs}
+    moved = {need.name: need.permuted(total[need.name], permutation) for need in metric.needs}
     scores = metric.scores(weight, total)
-    torch.testing.assert_close(metric.scores(weight[:, perm], moved), scores[:, perm])
+    torch.testing.assert_close(metric.scores(weight[:, permutation], moved), scores[:, permutation])
 
 
 @settings(max_examples=50, deadline=None)

@@ -120,7 +120,7 @@ def test_never_retains_less_than_the_original_order_nor_more_than_there_is(
     scores, pattern, _ = problem
     order = learner.shuffle(scores, pattern)
     assert is_permutation(order, scores.shape[1])
-    none, reached = (retained_score(scores, pattern, perm) for perm in (None, order))
+    none, reached = (retained_score(scores, pattern, permutation) for permutation in (None, order))
     kept = scores.shape[1] * pattern.n // pattern.m
     assert none - 1e-9 <= reached <= scores.topk(kept, 1).values.sum() + 1e-9
 
@@ -139,8 +139,8 @@ def test_both_steps_retain_more_on_uneven_channels() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(32, 48, generator=generator) * torch.linspace(0, 3, 48).exp()
     none, dealt, swapped, both = (
-        retained_score(scores, Pattern(2, 4), perm).item()
-        for perm in (
+        retained_score(scores, Pattern(2, 4), permutation).item()
+        for permutation in (
             None,
             ESparseShuffle(swaps=0).shuffle(scores, Pattern(2, 4)),
             ESparseShuffle(deal=False, block=16).shuffle(scores, Pattern(2, 4)),

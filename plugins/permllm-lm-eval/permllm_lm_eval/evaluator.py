@@ -11,8 +11,8 @@ import attrs
 from packaging.version import Version
 
 from permllm.components import Evaluator, option
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.errors import UserError
-from permllm.evaluators.context import EvaluationContext
 from permllm_lm_eval.figures import check_metrics, figures_of
 from permllm_lm_eval.task_data import check_data
 from permllm_lm_eval.task_files import Found, find_tasks

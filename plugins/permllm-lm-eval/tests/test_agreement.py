@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from permllm_lm_eval.evaluator import LmEval
 
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.evaluators.choices import Choices
-from permllm.evaluators.context import EvaluationContext
 from permllm.testing.models import VOCABULARY, tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
 

@@ -16,8 +16,8 @@ import torch
 from permllm_lm_eval import evaluator
 from permllm_lm_eval.evaluator import LmEval
 
+from permllm.contexts.evaluation import EvaluationContext
 from permllm.errors import RunFailed, UserError
-from permllm.evaluators.context import EvaluationContext
 from permllm.testing import check_evaluator
 from permllm.testing.models import tiny_model
 from permllm.testing.tokenizers import byte_tokenizer

@@ -59,12 +59,12 @@ def similarity(table: Tensor, pattern: Pattern) -> Tensor:
     return table[:, : pattern.n].sum(1) - pattern.n**2 / pattern.m
 
 
-def ranked_places(scores: Tensor, perm: Tensor, pattern: Pattern) -> Tensor:
+def ranked_places(scores: Tensor, permutation: Tensor, pattern: Pattern) -> Tensor:
     """Where each entry stands once channels are permuted and groups are sorted by score.
 
     Args:
         scores: ``[C_out, C_in]``, in original channel order.
-        perm: ``LongTensor[C_in]``, the order in which groups are cut.
+        permutation: ``LongTensor[C_in]``, the order in which groups are cut.
         pattern: N:M.
 
     Returns:
@@ -73,8 +73,8 @@ def ranked_places(scores: Tensor, perm: Tensor, pattern: Pattern) -> Tensor:
         Of equal scores the earlier in permuted order has the higher rank.
     """
     groups = pattern.groups(scores.shape[1])
-    grouped = scores.index_select(1, perm).unflatten(1, (groups, pattern.m))
+    grouped = scores.index_select(1, permutation).unflatten(1, (groups, pattern.m))
     order = grouped.sort(dim=2, descending=True, stable=True).indices
     ranks = invert(order) + pattern.m * torch.arange(groups, device=scores.device)[:, None]
     small = torch.int16 if scores.shape[1] <= torch.iinfo(torch.int16).max else torch.int32
-    return ranks.flatten(1).to(small).index_select(1, invert(perm))
+    return ranks.flatten(1).to(small).index_select(1, invert(permutation))

@@ -14,7 +14,7 @@ from permllm.training.options import TrainingOptions
 from permllm_maskllm.optimiser import DTYPES
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 
 @attrs.frozen
@@ -118,7 +118,7 @@ class MaskLlm(TrainingOptions, Pruner):
         choices=tuple(DTYPES),
     )
 
-    def refine(self, window: Window, perms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def refine(self, window: Window, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores of 1 for what the learned masks keep and of 0 for the rest.
 
         Linears that other pruners prune take part with the mask of their scores.
@@ -129,7 +129,7 @@ class MaskLlm(TrainingOptions, Pruner):
         from permllm_maskllm.training import Training
 
         count = self.count(window)
-        training = Training(self, window, perms, window.linears_of(self))
+        training = Training(self, window, permutations, window.linears_of(self))
         return training.scores(self.train(training, window, count))
 
     def prune(

@@ -23,7 +23,7 @@ from permllm_maskllm.soft_mask import (
 )
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
     from permllm_maskllm.pruner import MaskLlm
 
 MEAN_DECAY = 0.9
@@ -55,7 +55,7 @@ class LearnedLinear:
         options: MaskLlm,
         weight: Tensor,
         scores: Tensor,
-        perm: Tensor,
+        permutation: Tensor,
         pattern: Pattern,
         generator: torch.Generator,
     ) -> LearnedLinear:
@@ -64,11 +64,11 @@ class LearnedLinear:
         Args:
             options: the pruner.
             weight, scores: ``[C_out, C_in]``, in original channel order.
-            perm: ``LongTensor[C_in]``, its order.
+            permutation: ``LongTensor[C_in]``, its order.
             pattern: its N:M.
             generator: of the random part of the logits.
         """
-        places = ranked_places(scores, perm, pattern)
+        places = ranked_places(scores, permutation, pattern)
         table = candidate_masks(pattern, options.candidates).to(weight.device)
         if options.prior == "scores":
             ranked = torch.empty_like(scores).scatter_(1, places.long(), scores)
@@ -98,7 +98,7 @@ class Training:
     Args:
         options: the pruner.
         window: what is trained through.
-        perms: the order of each group, which stays as it is.
+        permutations: the order of each group, which stays as it is.
         linears: those whose masks are learned. The window's others keep the mask of their
             scores.
 
@@ -108,7 +108,7 @@ class Training:
         self,
         options: MaskLlm,
         window: Window,
-        perms: Mapping[str, Tensor],
+        permutations: Mapping[str, Tensor],
         linears: Sequence[str],
     ) -> None:
         self.options, self.window = options, window
@@ -117,13 +117,13 @@ class Training:
         self.linears: dict[str, LearnedLinear] = {}
         self.others: dict[str, Tensor] = {}
         for name, group in window.groups.items():
-            perm, pattern = perms[name].to(window.device), window.pattern(name)
+            permutation, pattern = permutations[name].to(window.device), window.pattern(name)
             for linear in group.linears:
                 if linear not in linears:
-                    self.others[linear] = one_shot(window, linear, perm, pattern)
+                    self.others[linear] = one_shot(window, linear, permutation, pattern)
                     continue
                 scores, weight = window.scores(linear), window.weight(linear).detach()
-                first = LearnedLinear.of(options, weight, scores, perm, pattern, generator)
+                first = LearnedLinear.of(options, weight, scores, permutation, pattern, generator)
                 self.linears[linear] = first
         self.pool = GumbelPool(generator, window.device) if options.noise else None
         self.optimiser = AdamW(
@@ -211,8 +211,8 @@ def kept_scores(ranked: Tensor, table: Tensor) -> Tensor:
     return ((table - table[0]) @ relative.T).view(len(table), len(ranked), -1)
 
 
-def one_shot(window: Window, linear: str, perm: Tensor, pattern: Pattern) -> Tensor:
+def one_shot(window: Window, linear: str, permutation: Tensor, pattern: Pattern) -> Tensor:
     """A linear's weight under the mask of its scores, ``[C_out, C_in]``."""
     weight = window.weight(linear).detach()
-    mask = nm_mask(window.scores(linear).index_select(1, perm), pattern)
-    return weight.masked_fill(~mask.index_select(1, invert(perm)), 0)
+    mask = nm_mask(window.scores(linear).index_select(1, permutation), pattern)
+    return weight.masked_fill(~mask.index_select(1, invert(permutation)), 0)

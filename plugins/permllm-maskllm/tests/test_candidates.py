@@ -62,17 +62,17 @@ def test_ranked_places_sort_each_group(pattern: Pattern, rows: int, groups: int,
     channels = groups * pattern.m
     # Few different scores, so that many are equal.
     scores = torch.randint(4, (rows, channels), generator=generator).double()
-    perm = torch.randperm(channels, generator=generator)
-    places = ranked_places(scores, perm, pattern)
+    permutation = torch.randperm(channels, generator=generator)
+    places = ranked_places(scores, permutation, pattern)
     ranked = torch.empty_like(scores).scatter_(1, places.long(), scores)
     for row in range(rows):
         for group in range(groups):
             span = slice(group * pattern.m, (group + 1) * pattern.m)
-            best = sorted(scores[row, perm[span]].tolist(), reverse=True)
+            best = sorted(scores[row, permutation[span]].tolist(), reverse=True)
             assert ranked[row, span].tolist() == best
     # The first N ranks are the one-shot mask, ties included.
     kept = places % pattern.m < pattern.n
-    assert torch.equal(kept, nm_mask(scores[:, perm], pattern)[:, invert(perm)])
+    assert torch.equal(kept, nm_mask(scores[:, permutation], pattern)[:, invert(permutation)])
 
 
 def test_places_are_kept_in_as_few_bytes_as_hold_them() -> None:

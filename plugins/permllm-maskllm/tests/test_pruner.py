@@ -13,13 +13,13 @@ from permllm_maskllm.training import Training, kept_scores
 from torch import Tensor
 
 import permllm
+from permllm.contexts.window import Window
 from permllm.core.patterns import Pattern, is_nm, nm_mask
 from permllm.core.permutations import identity, invert
 from permllm.errors import UserError
 from permllm.pipeline.reading import read_mapping
 from permllm.pruners.mask import Mask
 from permllm.registry import Registry
-from permllm.runner.windows import Window
 from permllm.testing import check_pruner
 from permllm.testing.models import tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
@@ -33,7 +33,7 @@ def small(**options: Any) -> MaskLlm:
     return MaskLlm(**{"batch": 2, "precision": "model", "steps": 4} | options)
 
 
-def random_perms(window: Window, seed: int = 0) -> dict[str, Tensor]:
+def random_permutations(window: Window, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randperm(group.channels, generator=generator)
@@ -41,24 +41,24 @@ def random_perms(window: Window, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def masked(window: Window, scores: Mapping[str, Tensor], perms: Mapping[str, Tensor]) -> Any:
+def masked(window: Window, scores: Mapping[str, Tensor], permutations: Mapping[str, Tensor]) -> Any:
     """Every linear's weight under the mask of ``scores``, or of the metric's."""
     weights = {}
     for name, group in window.groups.items():
-        perm = perms[name]
+        permutation = permutations[name]
         for linear in group.linears:
             deciding = scores.get(linear, window.scores(linear))
-            mask = nm_mask(deciding[:, perm], window.pattern(name))[:, invert(perm)]
+            mask = nm_mask(deciding[:, permutation], window.pattern(name))[:, invert(permutation)]
             weights[linear] = window.weight(linear).detach() * mask
     return weights
 
 
 def learned(
-    pruner: MaskLlm, window: Window, perms: Mapping[str, Tensor]
+    pruner: MaskLlm, window: Window, permutations: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     figures: list[dict[str, float]] = []
     window.on_step = lambda step, total, found: figures.append(found)
-    return pruner.refine(window, perms), figures
+    return pruner.refine(window, permutations), figures
 
 
 @pytest.mark.parametrize(
@@ -73,21 +73,21 @@ def test_contract(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_learned_scores_are_an_nm_mask_in_permuted_order(pattern: Pattern) -> None:
     window = toy_window(pattern=pattern)
-    perms = random_perms(window)
-    scores, _ = learned(small(learning_rate=0.3, select="last"), window, perms)
+    permutations = random_permutations(window)
+    scores, _ = learned(small(learning_rate=0.3, select="last"), window, permutations)
     assert list(scores) == window.linears
     changed = 0
     for name, group in window.groups.items():
         for linear in group.linears:
-            permuted = scores[linear][:, perms[name]]
+            permuted = scores[linear][:, permutations[name]]
             kept = permuted.unflatten(1, (-1, pattern.m)).sum(2)
             assert (kept == pattern.n).all()
             assert set(permuted.unique().tolist()) == {0.0, 1.0}
-            weight = window.weight(linear)[:, perms[name]]
+            weight = window.weight(linear)[:, permutations[name]]
             pruned, mask = small().prune(weight, permuted, pattern, {})
             assert torch.equal(mask, permuted.bool())
             assert torch.equal(pruned, weight * mask)
-            first = nm_mask(window.scores(linear)[:, perms[name]], pattern)
+            first = nm_mask(window.scores(linear)[:, permutations[name]], pattern)
             changed += int((mask != first).sum())
     assert changed > 0
 
@@ -96,14 +96,14 @@ def test_learned_scores_are_an_nm_mask_in_permuted_order(pattern: Pattern) -> No
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_it_learns_the_sequences_that_it_sees(pattern: Pattern, hard: bool) -> None:
     window = toy_window(pattern=pattern, sequences=4)
-    window.calibration = 4
+    window.sequences = attrs.evolve(window.sequences, calibration=4)
     options = {"batch": 4, "fresh": False, "select": "last", "steps": 30, "hard": hard}
-    perms = random_perms(window)
-    scores, _ = learned(small(**options, learning_rate=0.03), window, perms)
+    permutations = random_permutations(window)
+    scores, _ = learned(small(**options, learning_rate=0.03), window, permutations)
     loss = WindowLoss.of(window, "kl", "model")
     with torch.no_grad():
-        before = loss(masked(window, {}, perms), window.learning)
-        after = loss(masked(window, scores, perms), window.learning)
+        before = loss(masked(window, {}, permutations), window.learning)
+        after = loss(masked(window, scores, permutations), window.learning)
     assert after < 0.9 * before
 
 
@@ -115,11 +115,11 @@ def test_the_best_on_held_out_is_never_worse_than_the_one_shot_mask(
     pattern: Pattern, options: dict[str, Any]
 ) -> None:
     window = toy_window(pattern=pattern)
-    perms = random_perms(window)
-    scores, figures = learned(small(**options, steps=8, learning_rate=0.3), window, perms)
+    permutations = random_permutations(window)
+    scores, figures = learned(small(**options, steps=8, learning_rate=0.3), window, permutations)
     loss = WindowLoss.of(window, "kl", "model")
-    found = loss.held_out(masked(window, scores, perms), 2)
-    assert found <= loss.held_out(masked(window, {}, perms), 2)
+    found = loss.held_out(masked(window, scores, permutations), 2)
+    assert found <= loss.held_out(masked(window, {}, permutations), 2)
     measured = [step["held_out_loss"] for step in figures if "held_out_loss" in step]
     assert len(measured) == 4
     assert found <= min(measured) + 1e-6
@@ -127,13 +127,13 @@ def test_the_best_on_held_out_is_never_worse_than_the_one_shot_mask(
 
 def test_without_a_better_one_the_one_shot_mask_stays() -> None:
     window = toy_window()
-    perms = random_perms(window)
+    permutations = random_permutations(window)
     # A leap so far that no group is left in peace.
-    scores, _ = learned(small(learning_rate=1e4, spread=3.0), window, perms)
+    scores, _ = learned(small(learning_rate=1e4, spread=3.0), window, permutations)
     for name, group in window.groups.items():
         for linear in group.linears:
-            first = nm_mask(window.scores(linear)[:, perms[name]], Pattern(2, 4))
-            assert torch.equal(scores[linear][:, perms[name]].bool(), first)
+            first = nm_mask(window.scores(linear)[:, permutations[name]], Pattern(2, 4))
+            assert torch.equal(scores[linear][:, permutations[name]].bool(), first)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_every_option_changes_what_is_learned(option: dict[str, Any]) -> None:
     for options in ({}, option):
         window = toy_window()
         pruner = small(**options)
-        training = Training(pruner, window, random_perms(window), window.linears)
+        training = Training(pruner, window, random_permutations(window), window.linears)
         rows = window.learning[:2] if pruner.fresh else window.learning[2:4]
         for step in range(1, 4):
             training.step(rows, step)
@@ -178,12 +178,12 @@ def test_every_option_changes_what_is_learned(option: dict[str, Any]) -> None:
 def test_schedules_go_from_start_to_end() -> None:
     window = toy_window()
     pruner = small(steps=5, scale_end=5.0, temperature_start=4.0, temperature_end=0.5)
-    figures = learned(pruner, window, random_perms(window))[1]
+    figures = learned(pruner, window, random_permutations(window))[1]
     assert [step["scale"] for step in figures] == pytest.approx([1, 2, 3, 4, 5])
     assert [step["temperature"] for step in figures] == pytest.approx([4, 3.125, 2.25, 1.375, 0.5])
     name = window.linears[0]
     regularised = attrs.evolve(pruner, regularisation=0.2)
-    training = Training(regularised, window, random_perms(window), [name])
+    training = Training(regularised, window, random_permutations(window), [name])
     penalties = [training.sampling(training.linears[name], step).penalty for step in (1, 3, 5)]
     assert penalties == pytest.approx([0.2, 0.1, 0.0])
     falling = attrs.evolve(pruner, learning_rate=5e-4, learning_rate_end=5e-5, steps=4)
@@ -197,11 +197,11 @@ def test_linears_of_other_pruners_are_left_to_them() -> None:
     pruner = small(learning_rate=0.3, select="last")
     others = [name for name in window.linears if name.endswith("down_proj")]
     window.pruners = {name: Mask() if name in others else pruner for name in window.linears}
-    perms = random_perms(window)
-    scores, _ = learned(pruner, window, perms)
+    permutations = random_permutations(window)
+    scores, _ = learned(pruner, window, permutations)
     assert set(scores) == set(window.linears) - set(others)
-    training = Training(pruner, window, perms, window.linears_of(pruner))
-    expected = masked(window, {}, perms)
+    training = Training(pruner, window, permutations, window.linears_of(pruner))
+    expected = masked(window, {}, permutations)
     assert all(torch.equal(training.others[name], expected[name]) for name in others)
     assert not set(training.others) & set(training.linears)
 
@@ -218,7 +218,7 @@ def test_the_prior_of_scores_is_what_candidates_lose() -> None:
 def test_the_prior_of_the_mask_is_equation_10() -> None:
     window = toy_window()
     pruner = small(prior="mask", prior_strength=3.0, spread=0.01)
-    training = Training(pruner, window, random_perms(window), window.linears)
+    training = Training(pruner, window, random_permutations(window), window.linears)
     for linear in training.linears.values():
         agreement = 0.03 * torch.tensor([1.0, 0, 0, 0, 0, -1])
         noise = linear.logits.detach() - agreement[:, None, None]
@@ -258,7 +258,7 @@ def test_the_preset_is_the_published_setting() -> None:
     assert pruner.steps == 3
     assert MaskLlm.presets["paper"]["steps"] == 2000
     window = toy_window()
-    found = attrs.evolve(pruner, batch=2).refine(window, random_perms(window))
+    found = attrs.evolve(pruner, batch=2).refine(window, random_permutations(window))
     assert list(found) == window.linears
 
 
@@ -284,9 +284,9 @@ def test_a_model_is_pruned_in_a_learned_order() -> None:
     same = set()
     for report in pruned.layers:
         weight = model.get_submodule(report.linear).weight.detach()
-        perm = pruned.permutations[report.group]
-        assert not torch.equal(perm, identity(len(perm)))
-        assert is_nm(weight[:, perm], Pattern.parse(report.pattern))
+        permutation = pruned.permutations[report.group]
+        assert not torch.equal(permutation, identity(len(permutation)))
+        assert is_nm(weight[:, permutation], Pattern.parse(report.pattern))
         if torch.equal(weight, other.model.get_submodule(report.linear).weight):
             same.add(report.linear.rpartition(".")[2])
     assert same == {"down_proj"}

@@ -33,7 +33,7 @@ class Case:
     pattern: Pattern
     weight: Tensor
     scores: Tensor
-    perm: Tensor
+    permutation: Tensor
     table: Tensor
     logits: Tensor
     pool: GumbelPool
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def places(self) -> Tensor:
-        return ranked_places(self.scores, self.perm, self.pattern)
+        return ranked_places(self.scores, self.permutation, self.pattern)
 
     def noise(self, sampling: Sampling) -> Tensor:
         """``[C, C_out, G]``: the noise of each candidate from its place in the pool on."""
@@ -78,10 +78,10 @@ class Case:
             one_hot = torch.zeros_like(index).scatter_(0, z.argmax(0, keepdim=True), 1)
             index = one_hot + index - index.detach()
         ranked = torch.einsum("crg,cm->rgm", index, self.table)
-        grouped = self.scores[:, self.perm].unflatten(1, (-1, self.pattern.m))
+        grouped = self.scores[:, self.permutation].unflatten(1, (-1, self.pattern.m))
         order = grouped.argsort(dim=2, descending=True, stable=True)
         entries = ranked.gather(2, invert(order)).flatten(1)
-        return self.weight * entries[:, invert(self.perm)]
+        return self.weight * entries[:, invert(self.permutation)]
 
 
 def samplings(case: Case) -> list[Sampling]:
@@ -133,7 +133,7 @@ def test_a_cold_softmax_and_a_choice_are_the_hard_mask(pattern: Pattern) -> None
     choice = first_largest(case.logits)
     assert torch.equal(choice.long(), case.logits.argmax(0))
     mask = chosen_mask(choice, case.places, case.table)
-    assert (mask[:, case.perm].unflatten(1, (-1, pattern.m)).sum(2) == pattern.n).all()
+    assert (mask[:, case.permutation].unflatten(1, (-1, pattern.m)).sum(2) == pattern.n).all()
     for sampling in (Sampling(1.0, 1e-6), Sampling(1.0, 1.0, hard=True)):
         found = masked_weight(case.logits, case.weight, case.places, case.table, sampling)
         torch.testing.assert_close(found, case.weight * mask)
@@ -142,8 +142,8 @@ def test_a_cold_softmax_and_a_choice_are_the_hard_mask(pattern: Pattern) -> None
 def test_the_first_candidate_is_the_one_shot_mask() -> None:
     case = Case.of(Pattern(2, 4), 2)
     mask = chosen_mask(torch.zeros(5, 3, dtype=torch.int16), case.places, case.table)
-    permuted = nm_mask(case.scores[:, case.perm], case.pattern)
-    assert torch.equal(mask[:, case.perm].bool(), permuted)
+    permuted = nm_mask(case.scores[:, case.permutation], case.pattern)
+    assert torch.equal(mask[:, case.permutation].bool(), permuted)
 
 
 def test_of_equal_planes_the_first_is_the_largest() -> None:

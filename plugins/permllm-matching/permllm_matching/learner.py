@@ -30,7 +30,7 @@ from permllm_matching.relaxed import relaxed_masked_weight
 from permllm_matching.solver import match, soft_match
 
 if TYPE_CHECKING:
-    from permllm.runner.windows import Window
+    from permllm.contexts.window import Window
 
 
 @attrs.frozen

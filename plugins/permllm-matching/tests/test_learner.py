@@ -12,12 +12,12 @@ from permllm_matching import plugin
 from permllm_matching.learner import Matching, Training, block_size, normalised
 from torch import Tensor
 
+from permllm.contexts.window import Window
 from permllm.core.permutations import is_permutation
 from permllm.permutations.cp import Cp
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
-from permllm.runner.windows import Window
 from permllm.testing import check_permutation_learner
 from permllm.testing.windows import toy_window
 
@@ -34,10 +34,10 @@ def learned(learner: Matching, window: Window) -> tuple[dict[str, Tensor], list[
     return learner.learn(window), figures
 
 
-def held_out_loss(learner: Matching, window: Window, perms: dict[str, Tensor]) -> float:
+def held_out_loss(learner: Matching, window: Window, permutations: dict[str, Tensor]) -> float:
     """The loss of fixed orders: training that has not begun, without noise."""
     still = attrs.evolve(learner, identity=1.0, noise=0.0)
-    return Training(still, window, perms).snapshot(1)[1]
+    return Training(still, window, permutations).snapshot(1)[1]
 
 
 @pytest.mark.parametrize(
@@ -84,15 +84,15 @@ def test_preset_paper_is_the_published_setting() -> None:
 @pytest.mark.parametrize("forward", ["hard", "soft"])
 def test_learns_the_sequences_that_it_sees(forward: str) -> None:
     window = toy_window(sequences=4)
-    window.calibration = 4
+    window.sequences = attrs.evolve(window.sequences, calibration=4)
     options = {"batch": 4, "fresh": False, "select": "last", "steps": 60, "learning_rate": 0.05}
     learner = small(forward=forward, **options)
-    perms, figures = learned(learner, window)
+    permutations, figures = learned(learner, window)
     assert figures[-1]["loss"] < 0.9 * figures[0]["loss"]
     # What was learned under the soft matching holds under the hard one.
-    window.held_out = window.learning
+    window.sequences = attrs.evolve(window.sequences, held_out=window.learning)
     before = held_out_loss(learner, window, learner.start.learn(window))
-    assert held_out_loss(learner, window, perms) < before
+    assert held_out_loss(learner, window, permutations) < before
 
 
 @pytest.mark.parametrize("start", [NoPermutation(), Cp(rounds=2, steps=0)])
@@ -102,8 +102,8 @@ def test_the_best_on_held_out_is_never_worse_than_its_start(
 ) -> None:
     window = toy_window()
     learner = small(start=start, steps=8, learning_rate=0.1, noise=0.0, distillation=distillation)
-    perms, figures = learned(learner, window)
-    found = held_out_loss(learner, window, perms)
+    permutations, figures = learned(learner, window)
+    found = held_out_loss(learner, window, permutations)
     assert found <= held_out_loss(learner, window, start.learn(window)) + 1e-6
     measured = [step["held_out_loss"] for step in figures if "held_out_loss" in step]
     assert measured
@@ -113,8 +113,8 @@ def test_the_best_on_held_out_is_never_worse_than_its_start(
 def test_without_steps_to_learn_the_start_is_what_comes_out() -> None:
     window, start = toy_window(), Cp(rounds=2, steps=0)
     learner = small(start=start, learning_rate=0.0, select="last")
-    for name, perm in learner.learn(window).items():
-        assert torch.equal(perm, start.learn(window)[name])
+    for name, permutation in learner.learn(window).items():
+        assert torch.equal(permutation, start.learn(window)[name])
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_options_make_a_difference(options: dict[str, Any]) -> None:
 
 def test_blocks_that_do_not_divide_the_channels() -> None:
     window = toy_window()
-    perms, _ = learned(small(block=12, steps=3, learning_rate=0.5), window)
+    permutations, _ = learned(small(block=12, steps=3, learning_rate=0.5), window)
     for name, group in window.groups.items():
-        assert is_permutation(perms[name], group.channels)
+        assert is_permutation(permutations[name], group.channels)
 
 
 def test_blocks_can_be_counted_instead_of_measured() -> None:
@@ -166,11 +166,11 @@ def test_blocks_can_be_counted_instead_of_measured() -> None:
 
 def test_blocks_stay_within_their_start_order() -> None:
     window = toy_window()
-    perms, _ = learned(small(steps=6, learning_rate=0.5, select="last"), window)
+    permutations, _ = learned(small(steps=6, learning_rate=0.5, select="last"), window)
     moved = False
-    for perm in perms.values():
-        blocks = perm.view(-1, 8)
-        expected = torch.arange(len(perm)).view(-1, 8)
+    for permutation in permutations.values():
+        blocks = permutation.view(-1, 8)
+        expected = torch.arange(len(permutation)).view(-1, 8)
         assert torch.equal(blocks.sort(1).values, expected)
         moved = moved or not torch.equal(blocks, expected)
     assert moved

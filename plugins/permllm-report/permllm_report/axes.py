@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import attrs
 from markupsafe import Markup
 
-from permllm.report.units import duration
+from permllm.runs.units import duration
 from permllm_report.svg import grid, group, line, text
 
 LOGARITHMIC = 8.0

@@ -9,7 +9,7 @@ import attrs
 from markupsafe import Markup
 
 from permllm.report.history import Series
-from permllm.report.units import number
+from permllm.runs.units import number
 from permllm_report.axes import Axis, frame
 from permllm_report.record import RunRecord
 from permllm_report.svg import Point, dots, line, picture

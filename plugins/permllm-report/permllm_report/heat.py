@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
-from permllm.report.layers import Value, by_layer, mean, place_in_layer
 from permllm.results import LayerReport
+from permllm.runs.layers import Value, by_layer, mean, place_in_layer
 from permllm_report.palette import BLUE, GREEN, LEVELS, ORANGE
 
 

@@ -13,7 +13,7 @@ from permllm.components import Observer, option
 
 if TYPE_CHECKING:
     from permllm.results import Results
-    from permllm.runner.plan import Plan
+    from permllm.runs.plan import Plan
 
 FILE = "report.html"
 """The page's name in the folder of the run."""

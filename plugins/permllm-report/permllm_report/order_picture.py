@@ -60,7 +60,7 @@ def _moves(order: Order, stride: int) -> Markup:
     across = Axis(0.0, last, 52.0, WIDTH - 16.0)
     up = Axis(0.0, last, height - 42.0, 26.0)
     places = torch.arange(0, order.channels, stride)
-    channels = order.perm[places]
+    channels = order.permutation[places]
     top = order.top[channels] if order.importance is not None else torch.zeros(len(places)).bool()
 
     def at(chosen: Tensor) -> list[Point]:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern
 from permllm.errors import UserError
-from permllm.report.layers import joined, layer_of, place_in_layer
 from permllm.results import LayerReport
-from permllm.runner.checkpoints import load_window
+from permllm.runs.layers import joined, layer_of, place_in_layer
+from permllm.runs.windows import load_window
 from permllm_report.record import RunRecord
 
 
@@ -25,7 +25,7 @@ class Order:
         linears: the linears that share it, by their place in the layer.
         alike: how many groups of this place the layer has; experts have one each.
         pattern: the N:M that it was found for.
-        perm: ``LongTensor[C_in]``; place ``i`` holds channel ``perm[i]``.
+        permutation: ``LongTensor[C_in]``; place ``i`` holds channel ``permutation[i]``.
         importance: ``[C_in]``, scores of each channel in the original order; None if unknown.
     """
 
@@ -33,31 +33,31 @@ class Order:
     linears: str
     alike: int
     pattern: Pattern
-    perm: Tensor
+    permutation: Tensor
     importance: Tensor | None
 
     @property
     def channels(self) -> int:
         """``C_in``."""
-        return len(self.perm)
+        return len(self.permutation)
 
     @property
     def moved(self) -> int:
         """Channels that have another place."""
-        return int((self.perm != torch.arange(self.channels)).sum())
+        return int((self.permutation != torch.arange(self.channels)).sum())
 
     @property
     def regrouped(self) -> int:
         """Channels that are in another group of M."""
         m = self.pattern.m
-        return int((self.perm // m != torch.arange(self.channels) // m).sum())
+        return int((self.permutation // m != torch.arange(self.channels) // m).sum())
 
     @property
     def sums(self) -> tuple[Tensor, Tensor]:
         """Importance of each group of M before and after, ``[C_in / M]``."""
         assert self.importance is not None
         return group_sums(self.importance, self.pattern.m), group_sums(
-            self.importance[self.perm], self.pattern.m
+            self.importance[self.permutation], self.pattern.m
         )
 
     @property
@@ -73,7 +73,7 @@ class Order:
     def without_top(self) -> tuple[int, int]:
         """Groups of M that hold none of the most important channels, before and after."""
         top, m = self.top, self.pattern.m
-        before, after = (group_sums(chosen.float(), m) for chosen in (top, top[self.perm]))
+        before, after = (group_sums(chosen.float(), m) for chosen in (top, top[self.permutation]))
         return int((before == 0).sum()), int((after == 0).sum())
 
 
@@ -109,7 +109,7 @@ def read_orders(run: RunRecord, layers: Sequence[int]) -> list[Order]:
     for path in run.windows:
         # Weights are most of a window, and there is no picture of them.
         window = load_window(path, weights=False)
-        for order in _orders(window.reports, window.perms, window.importance, layers):
+        for order in _orders(window.reports, window.permutations, window.importance, layers):
             first = found.get((order.layer, order.linears), order)
             alike = first.alike + (first is not order)
             found[order.layer, order.linears] = attrs.evolve(first, alike=alike)
@@ -118,7 +118,7 @@ def read_orders(run: RunRecord, layers: Sequence[int]) -> list[Order]:
 
 def _orders(
     reports: Sequence[LayerReport],
-    perms: Mapping[str, Tensor],
+    permutations: Mapping[str, Tensor],
     importance: Mapping[str, Tensor],
     layers: Sequence[int],
 ) -> Iterator[Order]:
@@ -127,12 +127,12 @@ def _orders(
         groups.setdefault(report.group, []).append(report)
     for group, members in groups.items():
         layer = layer_of(members[0].linear)
-        if layer in layers and group in perms:
+        if layer in layers and group in permutations:
             yield Order(
                 layer,
                 joined([place_in_layer(report.linear) for report in members]),
                 1,
                 Pattern.parse(members[0].pattern),
-                perms[group],
+                permutations[group],
                 importance.get(group),
             )

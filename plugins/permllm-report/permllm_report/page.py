@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from permllm.report.comparison import perplexities
 from permllm.report.sentence import sentence
-from permllm.report.units import duration, number, percent
+from permllm.runs.units import duration, number, percent
 from permllm_report import __version__, palette
 from permllm_report.comparison_table import ComparisonTable, comparison_table
 from permllm_report.curves import loss_chart

@@ -12,12 +12,12 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError, did_you_mean
-from permllm.observers.events import read_events
 from permllm.report.history import Series, training_history, training_starts
 from permllm.results import LayerReport, Results, RunResult
-from permllm.runner.checkpoints import load_window, window_path
-from permllm.runner.folder import ENVIRONMENT, PIPELINE, RESULTS, unique_slugs
-from permllm.runner.plan import DENSE
+from permllm.runs.events import read_events
+from permllm.runs.folder import ENVIRONMENT, PIPELINE, RESULTS, finished_runs, unique_slugs
+from permllm.runs.plan import DENSE
+from permllm.runs.windows import load_window, window_path
 
 Event = Mapping[str, Any]
 
@@ -185,7 +185,7 @@ def _planned(out: Path, events: Sequence[Event]) -> list[str]:
     plans = [event["runs"] for event in events if event.get("event") == "plan_started"]
     if plans:
         return [str(label) for label in plans[-1]]
-    found = [_own_result(path.parent) for path in sorted(out.glob("runs/*/result.json"))]
+    found = [_own_result(path) for path in finished_runs(out)]
     labels = [result.label for result in found if result]
     return sorted(labels, key=lambda label: label != DENSE)
 

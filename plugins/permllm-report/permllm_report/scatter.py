@@ -10,8 +10,8 @@ import attrs
 from markupsafe import Markup
 
 from permllm.report.comparison import PERPLEXITY, dense_run, perplexities
-from permllm.report.units import duration, number
 from permllm.results import Results, RunResult
+from permllm.runs.units import duration, number
 from permllm_report.axes import Axis, frame, short_duration
 from permllm_report.labels import Box, Label, place_labels
 from permllm_report.svg import Point, dots, element, line, picture, text

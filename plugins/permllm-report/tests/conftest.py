@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from permllm.report.table import markdown
-from permllm.results import LayerReport, Results, RunResult
-from permllm.runner.checkpoints import PrunedWindow, save_window, window_path
-from permllm.runner.folder import unique_slugs, write_json
-from permllm.runner.stages import Cost
+from permllm.results import Cost, LayerReport, Results, RunResult
+from permllm.runs.folder import unique_slugs, write_json
+from permllm.runs.windows import PrunedWindow, save_window, window_path
 
 PERPLEXITY = "perplexity/toy"
 LINEARS = {
@@ -174,7 +173,7 @@ def _write_windows(
                 )
             )
         groups = dict.fromkeys(report.group for report in reports)
-        perms = {
+        permutations = {
             group: torch.arange(channels)
             if made.order == "same"
             else torch.randperm(channels, generator=generator)
@@ -182,7 +181,7 @@ def _write_windows(
         }
         importance = {group: torch.rand(channels, generator=generator) ** -1 for group in groups}
         weights = {report.linear: torch.zeros(report.shape) for report in reports}
-        window = PrunedWindow(weights, perms, importance, tuple(reports), Cost(1.0))
+        window = PrunedWindow(weights, permutations, importance, tuple(reports), Cost(1.0))
         save_window(window_path(directory / "windows", layer), window)
         found += reports
     return tuple(found)

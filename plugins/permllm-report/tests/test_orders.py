@@ -25,28 +25,28 @@ orders = st.integers(1, 6).flatmap(
 )
 
 
-def order(perm: list[int], importance: list[float] | None) -> Order:
+def order(permutation: list[int], importance: list[float] | None) -> Order:
     known = None if importance is None else torch.tensor(importance)
-    return Order(3, "mlp.down_proj", 1, Pattern(2, 4), torch.tensor(perm), known)
+    return Order(3, "mlp.down_proj", 1, Pattern(2, 4), torch.tensor(permutation), known)
 
 
 @given(orders)
 def test_figures_of_an_order(drawn: tuple[list[int], list[float]]) -> None:
-    perm, importance = drawn
-    found = order(perm, importance)
-    places = range(len(perm))
-    assert found.moved == sum(perm[place] != place for place in places)
-    assert found.regrouped == sum(perm[place] // 4 != place // 4 for place in places)
-    best = set(sorted(places, key=lambda channel: -importance[channel])[: len(perm) // 4])
+    permutation, importance = drawn
+    found = order(permutation, importance)
+    places = range(len(permutation))
+    assert found.moved == sum(permutation[place] != place for place in places)
+    assert found.regrouped == sum(permutation[place] // 4 != place // 4 for place in places)
+    best = set(sorted(places, key=lambda channel: -importance[channel])[: len(permutation) // 4])
     assert set(found.top.nonzero().flatten().tolist()) == best
 
     def without(at: list[int]) -> int:
         return sum(not best & set(at[start : start + 4]) for start in range(0, len(at), 4))
 
-    assert found.without_top == (without(list(places)), without(perm))
+    assert found.without_top == (without(list(places)), without(permutation))
     before, after = found.sums
     assert before[0].item() == pytest.approx(sum(importance[:4]))
-    assert after[0].item() == pytest.approx(sum(importance[channel] for channel in perm[:4]))
+    assert after[0].item() == pytest.approx(sum(importance[channel] for channel in permutation[:4]))
 
 
 def dots(picture: str, class_: str) -> list[tuple[float, float]]:
@@ -55,12 +55,12 @@ def dots(picture: str, class_: str) -> list[tuple[float, float]]:
 
 
 def test_every_channel_is_a_dot_at_its_place() -> None:
-    perm = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
-    drawn = draw_order(order(perm, [float(16 - channel) for channel in range(16)]), 600)
+    permutation = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
+    drawn = draw_order(order(permutation, [float(16 - channel) for channel in range(16)]), 600)
     found = [*dots(drawn.moves, "channel"), *dots(drawn.moves, "top")]
     across = (330 - 16 - 52) / 15
     up = (280 - 42 - 26) / 15
-    wanted = [(52 + place * across, 238 - perm[place] * up) for place in range(16)]
+    wanted = [(52 + place * across, 238 - permutation[place] * up) for place in range(16)]
     assert sorted(found) == [pytest.approx(point, abs=0.06) for point in sorted(wanted)]
     assert len(dots(drawn.moves, "top")) == 4
     assert drawn.stride == 1

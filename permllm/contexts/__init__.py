@@ -1,0 +1,1 @@
+"""What components are given: a window, an export, an evaluation."""

@@ -1,0 +1,245 @@
+"""A window whose orders can only be such as a saved model needs no gather, or fewer, for.
+
+Learners know nothing of constraints. What they are shown are groups that may be ordered
+freely, made from those of the window:
+
+- *parts* of a group that folds: the channels of one segment (a head), with its lanes (the
+  query heads of one key/value head) as further outputs, since they get one order;
+- one group for all that read the residual stream, where they shall share an order;
+- nothing of groups that keep their order: their pruned weights are always in place.
+
+What a learner finds for these is put together to orders of the window's groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from permllm.contexts.window import Window
+from permllm.core.patterns import Pattern, nm_mask
+from permllm.core.permutations import invert
+from permllm.errors import UserError
+from permllm.folding.constraints import Constraints
+from permllm.folding.fold import Fold
+from permllm.models.linears import Group
+
+RESIDUAL = "residual stream"
+"""What the group is called that stands for all that read the residual stream."""
+
+
+@attrs.frozen(eq=False)
+class Part:
+    """Channels of a group that may be ordered freely among themselves.
+
+    Attributes:
+        group: the group.
+        layout: ``LongTensor[lanes, size]``: its channels, those of a lane in a row.
+    """
+
+    group: Group
+    layout: Tensor
+
+    def reduced(self, matrix: Tensor) -> Tensor:
+        """A matrix ``[C_out, C_in]`` as ``[lanes · C_out, size]``."""
+        return torch.cat([matrix.index_select(1, lane.to(matrix.device)) for lane in self.layout])
+
+
+@attrs.frozen(eq=False)
+class ReducedTensors:
+    """Weights, scores and statistics of what a learner is shown: a ``Tensors`` of windows.
+
+    Attributes:
+        whole: the window.
+        parts: the part that stands behind each group that the learner sees.
+        origins: for each linear of a part the linear that it is a part of, and the part.
+        shared: the groups that get one permutation.
+        kept: the pruned weights ``[C_out, C_in]`` of linears that keep their order.
+    """
+
+    whole: Window
+    parts: Mapping[str, Part]
+    origins: Mapping[str, tuple[str, Part]]
+    shared: tuple[str, ...]
+    kept: Mapping[str, Tensor]
+
+    def weight(self, linear: str) -> Tensor:
+        """The dense weight, of a part's linear ``[lanes · C_out, size]``."""
+        return self._reduced(linear, self.whole.weight)
+
+    def scores(self, linear: str) -> Tensor:
+        """The scores, in the shape of the weight."""
+        return self._reduced(linear, self.whole.scores)
+
+    def statistics(self, group: str) -> Mapping[str, Tensor]:
+        """The statistics of a group's inputs; those of what shares a permutation are summed."""
+        if group == RESIDUAL:
+            return _sum_of([self.whole.statistics(name) for name in self.shared])
+        if group not in self.parts:
+            return self.whole.statistics(group)
+        part = self.parts[group]
+        sums = self.whole.statistics(part.group.name)
+        return {name: _lane_sum(total, part) for name, total in sums.items()}
+
+    def assembled(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights ``[C_out, C_in]`` by linear, of those of the parts, and what is kept."""
+        whole = dict(self.kept) if weights else {}
+        pieces: dict[str, list[tuple[Tensor, Part]]] = {}
+        for linear, weight in weights.items():
+            if linear in self.origins:
+                name, part = self.origins[linear]
+                pieces.setdefault(name, []).append((weight, part))
+            else:
+                whole[linear] = weight
+        for name, parts in pieces.items():
+            side_by_side = torch.cat(
+                [lane for weight, part in parts for lane in weight.chunk(len(part.layout))],
+                dim=1,
+            )
+            channels = torch.cat([part.layout.flatten() for _, part in parts])
+            whole[name] = side_by_side.index_select(1, invert(channels).to(side_by_side.device))
+        return whole
+
+    def _reduced(self, linear: str, get: Callable[[str], Tensor]) -> Tensor:
+        if linear not in self.origins:
+            return get(linear)
+        name, part = self.origins[linear]
+        return part.reduced(get(name))
+
+
+@attrs.frozen(eq=False)
+class ConstrainedWindow:
+    """A window whose permutations are constrained, as a learner sees it, and the way back.
+
+    Attributes:
+        whole: the window.
+        view: what the learner is given.
+        folds: how the permutations of its groups fold, of those that have to.
+        parts: the part that stands behind each group of the view.
+        shared: the groups that get one permutation.
+    """
+
+    whole: Window
+    view: Window
+    folds: Mapping[str, Fold]
+    parts: Mapping[str, Part]
+    shared: tuple[str, ...]
+
+    @classmethod
+    def of(cls, window: Window, constraints: Constraints) -> ConstrainedWindow:
+        """The constrained view of a window.
+
+        Groups without a constraint stay as they are, and so do those that shall fold but
+        whose segments the pattern does not divide: they are ordered freely, and gathered.
+
+        Raises:
+            UserError: groups that shall share a permutation have several patterns.
+        """
+        used = {
+            name: fold
+            for name, fold in constraints.folds.items()
+            if name in window.groups
+            and len(fold.segments) * len(fold.layout) > 1
+            and _fits(fold, window.pattern(name))
+        }
+        shared = tuple(name for name in window.groups if name in constraints.shared)
+        parts: dict[str, Part] = {}
+        origins: dict[str, tuple[str, Part]] = {}
+        kept: dict[str, Tensor] = {}
+        groups: dict[str, Group] = {}
+        patterns: dict[str, Pattern] = {}
+        if shared:
+            groups[RESIDUAL] = _shared_group([window.groups[name] for name in shared])
+            patterns[RESIDUAL] = _shared_pattern(window, shared)
+        for name, group in window.groups.items():
+            pattern = window.pattern(name)
+            if name in shared:
+                continue
+            if name in constraints.kept:
+                kept |= {linear: _pruned(window, linear, pattern) for linear in group.linears}
+            elif name not in used:
+                groups[name], patterns[name] = group, pattern
+            else:
+                fold = used[name]
+                for index, layout in enumerate(fold.layout.split(fold.segments, dim=1)):
+                    own = f"{name}#{index}"
+                    part = parts[own] = Part(group, layout)
+                    linears = tuple(f"{linear}#{index}" for linear in group.linears)
+                    origins |= {f"{linear}#{index}": (linear, part) for linear in group.linears}
+                    groups[own] = Group(own, group.layer, linears, layout.shape[1])
+                    patterns[own] = pattern
+        tensors = ReducedTensors(window, parts, origins, shared, kept)
+        view = attrs.evolve(window, groups=groups, patterns=patterns, tensors=tensors)
+        return cls(window, view, used, parts, shared)
+
+    def expanded(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The permutations of the window's groups, from those of the view's.
+
+        Args:
+            learned: by group as the learner sees them.
+
+        Returns:
+            ``LongTensor[C_in]`` by group of the window, within their constraints.
+        """
+        whole: dict[str, Tensor] = {}
+        for name, group in self.whole.groups.items():
+            permutation = torch.arange(group.channels)
+            if name in self.shared:
+                permutation = learned[RESIDUAL].clone()  # tensors that are saved must not be one
+            elif name in learned:
+                permutation = learned[name]
+            for key, part in self.parts.items():
+                if part.group is group:
+                    permutation[part.layout] = part.layout[:, learned[key].cpu()]
+            whole[name] = permutation
+        return whole
+
+
+def _shared_group(groups: list[Group]) -> Group:
+    linears = tuple(linear for group in groups for linear in group.linears)
+    return Group(RESIDUAL, groups[0].layer, linears, groups[0].channels)
+
+
+def _shared_pattern(window: Window, shared: tuple[str, ...]) -> Pattern:
+    first = window.pattern(shared[0])
+    for name in shared:
+        if window.pattern(name) != first:
+            raise UserError(
+                f"groups that read the residual stream share one order and so need one pattern, "
+                f"but {shared[0]} has {first} and {name} {window.pattern(name)}",
+                hint="give them one pattern, or leave out 'residual: shared'",
+            )
+    return first
+
+
+def _pruned(window: Window, linear: str, pattern: Pattern) -> Tensor:
+    return window.weight(linear) * nm_mask(window.scores(linear), pattern)
+
+
+def _sum_of(statistics: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: sum(one[name] for one in statistics) for name in statistics[0]}  # type: ignore[misc]
+
+
+def _fits(fold: Fold, pattern: Pattern) -> bool:
+    """Whether every M channels of a part, from its first on, are a group of the pattern."""
+    if any(size % pattern.m for size in fold.segments):
+        return False
+    grouped = fold.layout.unflatten(1, (-1, pattern.m))
+    steps = torch.arange(pattern.m)
+    return bool(
+        (grouped == grouped[..., :1] + steps).all() & (grouped[..., 0] % pattern.m == 0).all()
+    )
+
+
+def _lane_sum(total: Tensor, part: Part) -> Tensor:
+    lanes = []
+    for lane in part.layout:
+        share = total
+        for axis in range(total.dim()):
+            if total.shape[axis] == part.group.channels:
+                share = share.index_select(axis, lane.to(total.device))
+        lanes.append(share)
+    return torch.stack(lanes).sum(0)

@@ -1,0 +1,65 @@
+"""What an exporter gets."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from permllm.core.patterns import Pattern
+from permllm.deprecation import warn_of_old_name
+from permllm.folding.layout import Layout
+from permllm.folding.plan import StoragePlan
+from permllm.models.decoder import Decoder
+from permllm.results import RunResult
+
+
+@attrs.frozen(eq=False)
+class ExportContext:
+    """A pruned model, ready to be written.
+
+    Attributes:
+        model: the causal language model, holding the pruned weights.
+        tokenizer: its tokenizer.
+        pipeline_yaml: the resolved pipeline of this run.
+        label: the run's label.
+        result: the run's figures.
+        dense: the dense model's figures.
+        versions: of permllm, torch and so on, by distribution.
+        model_description: where the dense model came from.
+        decoder: the model's layers, linears and permutation groups.
+        permutations: by group, ``LongTensor[C_in]``; for every pruned linear of the group
+            ``weight[:, permutation]`` holds its pattern.
+        patterns: of every pruned linear.
+        layout: how permutations of the model can be stored.
+    """
+
+    model: Any
+    tokenizer: Any
+    pipeline_yaml: str
+    label: str
+    result: RunResult
+    dense: RunResult
+    versions: dict[str, str]
+    model_description: str
+    decoder: Decoder
+    permutations: dict[str, Tensor]
+    patterns: dict[str, Pattern]
+    layout: Layout
+
+    @cached_property
+    def storage(self) -> StoragePlan:
+        """How the model is stored in its permutations; worked out once for all exporters.
+
+        Raises:
+            UserError: a permutation can be neither folded nor gathered.
+        """
+        return self.layout.plan(self.permutations)
+
+    @property
+    def perms(self) -> dict[str, Tensor]:
+        """Deprecated: :attr:`permutations`."""
+        warn_of_old_name("ExportContext.perms", "permutations")
+        return self.permutations

@@ -1,0 +1,331 @@
+"""A window of decoder layers, as a permutation learner sees it."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Protocol
+
+import attrs
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from permllm.contexts.sequences import Sequences
+from permllm.core.patterns import Pattern
+from permllm.models.decoder import Decoder
+from permllm.models.linears import Group
+
+KeepStates = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
+"""From the layer where they end, the rows, and how to compute them, to dense hidden states."""
+
+StepCallback = Callable[[int, int, dict[str, float]], None]
+ProgressCallback = Callable[[str, int, int], None]
+WarningCallback = Callable[[str], None]
+
+
+class Learner(Protocol):
+    """What learns permutations: :class:`permllm.components.PermutationLearner`."""
+
+    def learn(self, window: Window) -> dict[str, Tensor]:
+        """One permutation ``LongTensor[C_in]`` for each group of a window."""
+        ...
+
+
+FindPermutations = Callable[[Learner, "Window"], dict[str, Tensor]]
+"""From a learner and the window to what it learns there."""
+
+
+class Tensors(Protocol):
+    """The weights, scores and statistics of a window, as it shows them."""
+
+    def weight(self, linear: str) -> Tensor:
+        """The dense weight ``[C_out, C_in]``."""
+        ...
+
+    def scores(self, linear: str) -> Tensor:
+        """The scores ``[C_out, C_in]``."""
+        ...
+
+    def statistics(self, group: str) -> Mapping[str, Tensor]:
+        """The statistics of a group's inputs, by name."""
+        ...
+
+    def assembled(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights ``[C_out, C_in]`` of the decoder's linears, from those of the window's."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class WholeTensors:
+    """Those of the decoder's own linears and groups.
+
+    Attributes:
+        decoder: has the dense weights.
+        device: where they are wanted.
+        all_scores: of each linear.
+        all_statistics: of each group, by name.
+    """
+
+    decoder: Decoder
+    device: torch.device
+    all_scores: Mapping[str, Tensor]
+    all_statistics: Mapping[str, Mapping[str, Tensor]]
+
+    def weight(self, linear: str) -> Tensor:
+        """The dense weight ``[C_out, C_in]`` on the device."""
+        return self.decoder.weight(linear).to(self.device)
+
+    def scores(self, linear: str) -> Tensor:
+        """The scores ``[C_out, C_in]`` on the device."""
+        return self.all_scores[linear].to(self.device)
+
+    def statistics(self, group: str) -> Mapping[str, Tensor]:
+        """The statistics of a group's inputs, by name."""
+        return self.all_statistics[group]
+
+    def assembled(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights as they are."""
+        return weights
+
+
+@attrs.define(eq=False)
+class Window:
+    """Consecutive decoder layers whose permutations are learned together.
+
+    Sequences are named by their rows in ``tokens``. Weights and scores have the
+    orientation ``[C_out, C_in]``, with input channels in their original order.
+
+    Attributes:
+        index: 0 for the first window.
+        layers: the decoder layers that it covers.
+        decoder: the dense model.
+        device: where the window computes.
+        sequences: the calibration sequences.
+        pruned_inputs: ``[n, L, H]``, what enters the window from the pruned layers
+            before it; None for the first window, whose inputs are embedded anew.
+        dense_inputs: the same from the dense layers.
+        groups: the permutation groups of these layers, by name.
+        patterns: the N:M of each group.
+        tensors: weights, scores and statistics of the groups.
+        seed: for everything random.
+        pruners: who prunes each linear; for pruners, since runs that differ in them share
+            what learners learn.
+        on_step, on_progress: are told how far learning is.
+        on_warning: is told what the user should know.
+        keep_states: keeps the dense model's states for other runs.
+        find_permutations: lets a learner learn, unless a run has kept what it learned.
+    """
+
+    index: int
+    layers: range
+    decoder: Decoder
+    device: torch.device
+    sequences: Sequences
+    pruned_inputs: Tensor | None
+    dense_inputs: Tensor | None
+    groups: Mapping[str, Group]
+    patterns: Mapping[str, Pattern]
+    tensors: Tensors
+    seed: int
+    pruners: Mapping[str, object] = attrs.field(factory=dict)
+    on_step: StepCallback = lambda step, total, figures: None
+    on_progress: ProgressCallback = lambda stage, done, total: None
+    on_warning: WarningCallback = lambda message: None
+    keep_states: KeepStates = lambda layer, rows, make: make()
+    find_permutations: FindPermutations = lambda learner, window: learner.learn(window)
+    kept_targets: dict[bool, dict[int, Tensor]] = attrs.field(factory=dict, repr=False)
+
+    @property
+    def tokens(self) -> Tensor:
+        """``LongTensor[n, L]``, all calibration sequences."""
+        return self.sequences.tokens
+
+    @property
+    def calibration(self) -> int:
+        """How many sequences the calibration asked for: one pass."""
+        return self.sequences.calibration
+
+    @property
+    def learning(self) -> Tensor:
+        """Rows that may be learned from, the calibration's first."""
+        return self.sequences.learning
+
+    @property
+    def held_out(self) -> Tensor:
+        """Rows that must not be learned from, for selection."""
+        return self.sequences.held_out
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per forward pass where no gradient is needed."""
+        return self.sequences.batch_size
+
+    @property
+    def name(self) -> str:
+        """Such as ``layers 0 to 29``."""
+        return span(self.layers)
+
+    @property
+    def reaches_head(self) -> bool:
+        """Whether the window ends at the last decoder layer, so that logits can be had."""
+        return self.layers.stop == len(self.decoder.layers)
+
+    @property
+    def linears(self) -> list[str]:
+        """The linears of all groups, group by group."""
+        return [linear for group in self.groups.values() for linear in group.linears]
+
+    def linears_of(self, pruner: object) -> list[str]:
+        """The linears that ``pruner`` prunes, and those of which nothing is said."""
+        return [name for name in self.linears if self.pruners.get(name, pruner) == pruner]
+
+    def pattern(self, group: str) -> Pattern:
+        """The N:M of a group."""
+        return self.patterns[group]
+
+    def weight(self, linear: str) -> Tensor:
+        """The dense weight ``[C_out, C_in]`` on the window's device."""
+        return self.tensors.weight(linear)
+
+    def scores(self, linear: str) -> Tensor:
+        """The scores ``[C_out, C_in]`` of a linear on the window's device."""
+        return self.tensors.scores(linear)
+
+    def group_scores(self, group: str, most: int | None = None) -> Tensor:
+        """The scores of all linears of a group, stacked: ``[ΣC_out, C_in]``.
+
+        Args:
+            group: its name.
+            most: about how many rows are enough; of more, evenly spaced ones are taken.
+        """
+        linears = self.groups[group].linears
+        step = 1
+        if most is not None:
+            step = math.ceil(sum(len(self.scores(linear)) for linear in linears) / most)
+        return torch.cat([self.scores(linear)[::step] for linear in linears])
+
+    def statistics(self, group: str) -> Mapping[str, Tensor]:
+        """The statistics of a group's inputs, by name."""
+        return self.tensors.statistics(group)
+
+    def outputs(
+        self, weights: Mapping[str, Tensor], rows: Tensor, *, recompute: bool = False
+    ) -> Tensor:
+        """Hidden states at the window's end under replaced weights.
+
+        Args:
+            weights: by linear, ``[C_out, C_in]``; gradients flow back to them.
+            rows: ``LongTensor[b]``.
+            recompute: keep only what enters each layer for the backward pass, and run the
+                layer again there.
+
+        Returns:
+            ``[b, L, H]``.
+        """
+        return _last(self._states(self.pruned_inputs, rows, weights, recompute))
+
+    def layer_outputs(
+        self, weights: Mapping[str, Tensor], rows: Tensor, *, recompute: bool = False
+    ) -> list[Tensor]:
+        """Hidden states after each layer of the window under replaced weights.
+
+        Args:
+            weights, rows, recompute: as in :meth:`outputs`.
+
+        Returns:
+            ``[b, L, H]`` for each layer; the last are :meth:`outputs`.
+        """
+        return list(self._states(self.pruned_inputs, rows, weights, recompute))
+
+    def targets(self, rows: Tensor) -> Tensor:
+        """The dense model's hidden states ``[b, L, H]`` at the window's end.
+
+        Computed once per sequence and kept, with the products of the caller's autocast.
+        Batches are those of the sequences, whatever rows are asked for, so that runs which share
+        them round alike.
+        """
+        kept = self.kept_targets.setdefault(torch.is_autocast_enabled(self.device.type), {})
+        wanted = set(rows.tolist())
+        if missing := wanted - kept.keys():
+            for part in self.sequences.batches():
+                if missing & set(part.tolist()):
+                    hidden = self.keep_states(self.layers.stop, part, partial(self._dense, part))
+                    kept.update(zip(part.tolist(), hidden, strict=True))
+        return torch.stack([kept[row] for row in rows.tolist()])
+
+    def permutations(self, learner: Learner) -> dict[str, Tensor]:
+        """What another learner learns for this window, such as one to start from.
+
+        A run that used it before may have kept that.
+        """
+        return self.find_permutations(learner, self)
+
+    @torch.no_grad()
+    def layer_targets(self, rows: Tensor) -> list[Tensor]:
+        """The dense model's hidden states ``[b, L, H]`` after each layer of the window.
+
+        Computed anew every time: to keep all of them would take much room.
+        """
+        return list(self._states(self.dense_inputs, rows, {}))
+
+    def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """The model's logits ``[b, L, V]`` for hidden states at the last layer's end."""
+        return self.decoder.head(hidden, self.tokens[rows].to(self.device))
+
+    def target_logits(self, rows: Tensor) -> Tensor:
+        """The dense model's logits ``[b, L, V]``."""
+        with torch.no_grad():
+            return self.logits(self.targets(rows), rows)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Say that ``done`` of ``total`` units of ``stage`` are done."""
+        self.on_progress(f"{stage}, {self.name}", done, total)
+
+    def training_step(self, step: int, total: int, figures: dict[str, float]) -> None:
+        """Say that training step ``step`` of ``total`` is done, with its figures."""
+        self.on_step(step, total, figures)
+
+    def warn(self, message: str) -> None:
+        """Say something of this window that the user should know."""
+        self.on_warning(f"{self.name}: {message}")
+
+    @torch.no_grad()
+    def _dense(self, rows: Tensor) -> Tensor:
+        return _last(self._states(self.dense_inputs, rows, {}))
+
+    def _states(
+        self,
+        inputs: Tensor | None,
+        rows: Tensor,
+        weights: Mapping[str, Tensor],
+        recompute: bool = False,
+    ) -> Iterator[Tensor]:
+        """The hidden states after each layer, one layer at a time."""
+        calls = self.decoder.embed(self.tokens[rows].to(self.device))
+        hidden = calls.hidden if inputs is None else inputs[rows].to(self.device)
+        weights = self.tensors.assembled(weights)
+        for layer in self.layers:
+            run = partial(self.decoder.run_layer, layer, calls=calls, weights=weights)
+            hidden = checkpoint(run, hidden, use_reentrant=False) if recompute else run(hidden)
+            yield hidden
+
+
+def _last(states: Iterator[Tensor]) -> Tensor:
+    return deque(states, maxlen=1).pop()
+
+
+def span(layers: range) -> str:
+    """``layer 3`` or ``layers 0 to 29``."""
+    first, last = layers.start, layers.stop - 1
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
+
+
+def cut_windows(layers: int, size: int | str) -> list[range]:
+    """The layers cut into windows of ``size`` (``"all"`` for one window)."""
+    if size == "all":
+        return [range(layers)]
+    step = int(size)
+    return [range(start, min(start + step, layers)) for start in range(0, layers, step)]

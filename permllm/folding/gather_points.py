@@ -1,0 +1,124 @@
+"""Where the input of a group can be put in another order at run time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from permllm.folding.fold import reordered
+from permllm.folding.trial import FAILURES, LayerProbe
+from permllm.models.decoder import Decoder
+from permllm.models.linears import Group
+from permllm.models.tracing import ProductWatch, input_key
+
+LENGTH = 4
+"""Tokens of the sequence on which a gather is tried."""
+
+
+def gather_points(
+    decoder: Decoder, index: int, permutations: Mapping[str, Tensor]
+) -> dict[str, tuple[str, ...] | None]:
+    """The modules at which the inputs of some groups of a layer can be gathered.
+
+    One module is enough where its output is the tensor that all linears of the group read,
+    and nothing else reads it: a norm, mostly. That is tried. Else it is each linear.
+
+    Args:
+        decoder: the model.
+        index: the layer.
+        permutations: ``LongTensor[C_in]`` by group.
+
+    Returns:
+        by group the full names of modules: one whose output is gathered, or the group's
+        linears, whose inputs are. None where a linear is no module, but a slice of experts.
+    """
+    points: dict[str, tuple[str, ...] | None] = {}
+    if not permutations:
+        return points
+    for name in permutations:
+        group = decoder.groups[name]
+        modules = all(decoder.linears[linear].index is None for linear in group.linears)
+        points[name] = group.linears if modules else None
+    for dtype in (torch.float64, torch.float32):
+        try:
+            return points | _single_points(LayerProbe(decoder, index, dtype, LENGTH), permutations)
+        except FAILURES:
+            continue
+    # At each linear it is right in any case, only more often.
+    return points
+
+
+def _single_points(
+    probe: LayerProbe, permutations: Mapping[str, Tensor]
+) -> dict[str, tuple[str, ...]]:
+    """The one module, for groups that have one."""
+    decoder = probe.decoder
+    layer, title = decoder.layers[probe.index], decoder.layer_names[probe.index]
+    hidden = probe.hidden(2, LENGTH, 0)
+    makers, output = _makers(probe, hidden)
+    found: dict[str, tuple[str, ...]] = {}
+    for name, module in makers.items():
+        if name not in permutations:
+            continue
+        moved = reordered(
+            layer,
+            probe.linears,
+            probe.parameters,
+            rows={},
+            columns=dict.fromkeys(decoder.groups[name].linears, permutations[name]),
+        )
+        with _gathered(layer.get_submodule(module), permutations[name].to(probe.device)):
+            tried = probe.run(hidden, parameters=moved).output
+        if float((tried - output).abs().max()) <= 1e-4 * float(output.abs().max()):
+            found[name] = (f"{title}.{module}",)
+    return found
+
+
+def _makers(probe: LayerProbe, hidden: Tensor) -> tuple[dict[str, str], Tensor]:
+    """By group the module within the layer whose output its linears read; and the output."""
+    layer = probe.decoder.layers[probe.index]
+    made: dict[tuple[Any, ...], str] = {}
+    groups: dict[int, Group] = probe.leaders()
+    read: dict[str, list[tuple[Any, ...]]] = {}
+    # Memory must not be used again while tensors are told apart by their addresses.
+    alive: list[Tensor] = []
+
+    def hook(name: str) -> Any:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                alive.append(output)
+                # The innermost module comes first.
+                made.setdefault(input_key(output), name)
+
+        return record
+
+    def watch(inputs: Tensor, weight: Tensor) -> None:
+        group = groups.get(weight.data_ptr())
+        if group is not None:
+            alive.append(inputs)
+            read.setdefault(group.name, []).append(input_key(inputs))
+
+    handles = [
+        module.register_forward_hook(hook(name)) for name, module in layer.named_modules() if name
+    ]
+    try:
+        with ProductWatch(watch):
+            output = probe.run(hidden).output
+    finally:
+        for handle in handles:
+            handle.remove()
+    single = {name: keys[0] for name, keys in read.items() if len(keys) == 1}
+    return {name: made[key] for name, key in single.items() if key in made}, output
+
+
+@contextmanager
+def _gathered(module: nn.Module, permutation: Tensor) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda module, args, output: output[..., permutation])
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,179 @@
+"""Writes and reads the weights of an exported folder, tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from permllm.core.patterns import Pattern, is_nm
+from permllm.errors import UserError
+from permllm.formats.manifest import Manifest, TensorEntry
+from permllm.models.checkpoint_files import check_safetensors
+
+SHARD_BYTES = 4 * 2**30
+"""The largest file of weights, but for single tensors that are larger."""
+
+STEM = "permllm"
+"""What the files are called that plain transformers is not to open."""
+
+SPARE_BYTES = 64 * 2**20
+"""To be left on the disk after an export."""
+
+
+def check_claim(directory: Path, needed: int) -> None:
+    """Refuse a folder that is in use, or a disk without room.
+
+    Args:
+        directory: where the export is to go.
+        needed: bytes.
+
+    Raises:
+        UserError: the folder is not empty, or the disk is too full.
+    """
+    if any(directory.iterdir()):
+        raise UserError(
+            f"the folder {directory} holds files already", hint="export to an empty or a new folder"
+        )
+    free = shutil.disk_usage(directory).free
+    if free < needed + SPARE_BYTES:
+        raise UserError(
+            f"the export needs about {needed / 2**20:.0f} MiB, but {directory} has "
+            f"{free / 2**20:.0f} MiB left",
+            hint="make room, or export to another disk",
+        )
+
+
+def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write tensors to ``permllm.safetensors``, or to several files where they are large.
+
+    No more than one file's tensors are in memory.
+
+    Raises:
+        OSError: that fails.
+    """
+    shard: dict[str, Tensor] = {}
+    size = 0
+    paths: list[Path] = []
+
+    def flush() -> None:
+        nonlocal shard, size
+        path = directory / f"{STEM}-{len(paths) + 1:05d}.safetensors"
+        write_file(path, shard)
+        paths.append(path)
+        shard, size = {}, 0
+
+    for name, tensor in tensors:
+        wide = tensor.numel() * tensor.element_size()
+        if shard and size + wide > SHARD_BYTES:
+            flush()
+        shard[name] = tensor
+        size += wide
+    flush()
+    if len(paths) == 1:
+        paths[0].rename(directory / f"{STEM}.safetensors")
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file.
+
+    Raises:
+        OSError: that fails, such as for a full disk.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor, str]]:
+    """The tensors of a file, one at a time: name, tensor, and dtype in safetensors' words.
+
+    Raises:
+        UserError: the file is missing, cut short or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file '{path}'", hint="export again, or copy the whole folder")
+    check_safetensors(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name), file.get_slice(name).get_dtype()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from error
+
+
+def tensor_entries(
+    directory: Path, patterns: Mapping[str, tuple[Pattern, int]]
+) -> dict[str, TensorEntry]:
+    """The entries of all tensors in the safetensors files of a folder, read back from them.
+
+    Args:
+        directory: the folder.
+        patterns: N:M and axis by tensor name.
+    """
+    found = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        for name, tensor, dtype in read_tensors(path):
+            pattern, axis = patterns.get(name, (None, -1))
+            found[name] = TensorEntry(
+                file=path.name,
+                sha256=tensor_hash(tensor),
+                shape=tuple(tensor.shape),
+                dtype=dtype,
+                pattern=None if pattern is None else str(pattern),
+                axis=axis,
+            )
+    return found
+
+
+def tensor_hash(tensor: Tensor) -> str:
+    """The SHA-256 of a tensor's bytes."""
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def check_files(directory: Path, manifest: Manifest) -> Iterator[tuple[str, str | None]]:
+    """Check every tensor of a folder against its manifest.
+
+    Returns:
+        for each tensor its name and what is wrong with it, or None; then the same for
+        those that are not in the manifest.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    seen = set()
+    for file in manifest.files:
+        for name, tensor, dtype in read_tensors(directory / file):
+            seen.add(name)
+            entry = manifest.tensors.get(name)
+            if entry is None or entry.file != file:
+                yield name, f"{file} should not hold it"
+            else:
+                yield name, _wrong(entry, tensor, dtype)
+    for name in sorted(set(manifest.tensors) - seen):
+        yield name, f"{manifest.tensors[name].file} does not hold it"
+
+
+def _wrong(entry: TensorEntry, tensor: Tensor, dtype: str) -> str | None:
+    """What is wrong with a tensor, the simplest first."""
+    if tuple(tensor.shape) != entry.shape:
+        return f"its shape is {tuple(tensor.shape)} and should be {entry.shape} ({entry.file})"
+    if dtype != entry.dtype:
+        return f"its dtype is {dtype} and should be {entry.dtype} ({entry.file})"
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        return f"it holds NaN or infinite numbers ({entry.file})"
+    if entry.pattern is not None:
+        along = tensor if entry.axis == -1 else tensor.transpose(-1, -2)
+        if not is_nm(along, Pattern.parse(entry.pattern)):
+            return f"it is not {entry.pattern} in stored order ({entry.file})"
+    if tensor_hash(tensor) != entry.sha256:
+        return f"its bytes are others than were exported ({entry.file})"
+    return None

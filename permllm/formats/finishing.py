@@ -1,0 +1,109 @@
+"""The end of every export: the manifest, and the checks that let it stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from permllm.core.patterns import Pattern
+from permllm.errors import RunFailed
+from permllm.folding.plan import StoragePlan
+from permllm.formats.export_files import check_files, tensor_entries
+from permllm.formats.loading import load
+from permllm.formats.logits import (
+    compare_logits,
+    fixed_tokens,
+    float32_logits,
+    record_logits,
+)
+from permllm.formats.manifest import (
+    MANIFEST,
+    SCHEMA,
+    Format,
+    GroupEntry,
+    Manifest,
+    PackedEntry,
+    TensorEntry,
+    write_manifest,
+)
+from permllm.models.decoder import Decoder
+from permllm.version import __version__
+
+
+def finish(
+    directory: Path,
+    kind: Format,
+    decoder: Decoder,
+    storage: StoragePlan,
+    patterns: Mapping[str, Pattern],
+    held: Mapping[str, tuple[Pattern, int]],
+    dtype: torch.dtype | None,
+    entries: dict[str, TensorEntry] | None = None,
+    packed: dict[str, PackedEntry] | None = None,
+) -> Manifest:
+    """Write the manifest of a folder, open the folder, and compare it with the pruned model.
+
+    Args:
+        directory: the folder, with everything else in it.
+        kind: the format of its weights.
+        decoder: the model with its pruned weights, in original order.
+        storage: how it is stored.
+        patterns: of the pruned linears.
+        held: pattern and axis by tensor of the files.
+        dtype: in which floating-point tensors were saved; their own where it is None.
+        entries: of all tensors, where they are known already; else they are read.
+        packed: the weights that stand in the files as values and indices.
+
+    Raises:
+        RunFailed: a tensor is not N:M, not finite or not what was written, or the opened
+            model does not compute the same. No manifest is left then.
+    """
+    tokens = fixed_tokens(decoder.model)
+    expected = float32_logits(decoder.model, tokens, through=dtype)
+    manifest = Manifest(
+        permllm=SCHEMA,
+        version=__version__,
+        format=kind,
+        groups=tuple(
+            GroupEntry(
+                name=group.name,
+                linears=group.linears,
+                pattern=_pattern(group.linears, patterns),
+                channels=group.channels,
+                order=group.order,
+                into=group.into,
+                at=group.at,
+                reason=group.reason,
+            )
+            for group in storage.groups
+        ),
+        tensors=tensor_entries(directory, held) if entries is None else entries,
+        logits=record_logits(tokens, expected),
+        residual=tuple(storage.axes) if storage.stream is not None else (),
+        packed=packed or {},
+    )
+    for name, wrong in check_files(directory, manifest):
+        if wrong:
+            raise RunFailed(f"the export is not right: {name}: {wrong}")
+    write_manifest(directory, manifest)
+    try:
+        # As it is in memory, since buffers that are in no file are rounded to that.
+        opened = load(directory, dtype=None if dtype is None else decoder.model.dtype)
+        agreement = compare_logits(expected, float32_logits(opened.model, tokens))
+        if not agreement.holds:
+            raise RunFailed(
+                f"the exported model in {directory} does not compute what the pruned model does: "
+                f"its logits differ by {agreement.difference:.2g} of the largest, and "
+                f"{1 - agreement.argmax:.1%} of the most likely tokens are others"
+            )
+    except BaseException:
+        (directory / MANIFEST).unlink()
+        raise
+    return manifest
+
+
+def _pattern(linears: tuple[str, ...], patterns: Mapping[str, Pattern]) -> str | None:
+    """The pattern of a group; linears of it that stay dense have none."""
+    return next((str(patterns[linear]) for linear in linears if linear in patterns), None)

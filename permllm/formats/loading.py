@@ -1,0 +1,151 @@
+"""``permllm.load``: opens an exported folder, with gathers where some are left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from permllm.core.patterns import Pattern
+from permllm.core.permutations import is_permutation
+from permllm.errors import UserError
+from permllm.formats.export_files import read_tensors
+from permllm.formats.gathers import BUFFER, attach_gathers
+from permllm.formats.manifest import Manifest, read_manifest
+from permllm.formats.packed import unpacked_tensors
+from permllm.models.loading import LoadedModel, load_tokenizer, quiet, read_config
+from permllm.models.loading import load as load_plain
+from permllm.models.sources import DirectorySource
+from permllm.sparse.models import LinearReport, sparsify
+
+
+@attrs.frozen(eq=False)
+class LoadedExport(LoadedModel):
+    """A model that permllm exported.
+
+    Attributes:
+        linears: how each pruned linear runs, if it was opened with ``sparse=True``.
+    """
+
+    linears: tuple[LinearReport, ...] = ()
+
+
+def load(
+    path: str | Path,
+    *,
+    sparse: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedExport:
+    """Open a model that permllm exported as ``permuted`` or ``sparse``.
+
+    Args:
+        path: the folder of the export.
+        sparse: have pruned linears multiply with packed weights where that is faster; the
+            result says of each how it runs, and why.
+        dtype: of the parameters; None for the one they are saved in.
+        device: where to; the CPU where it is None.
+        trust_remote_code: whether code in the folder may run, for models whose code is not
+            in transformers.
+
+    Returns:
+        model, in eval mode, and tokenizer.
+
+    Raises:
+        UserError: it is no finished export, a newer version wrote it, or files are missing
+            or damaged.
+    """
+    directory = Path(path)
+    manifest = read_manifest(directory)
+    source = DirectorySource(directory, trust_remote_code=trust_remote_code)
+    if manifest.format == "permuted" and not manifest.gathers:
+        loaded = load_plain(source, dtype)
+    else:
+        model = _skeleton(source, dtype)
+        _attach(model, manifest)
+        _fill(model, directory, manifest, dtype)
+        loaded = LoadedModel(model.eval(), load_tokenizer(source), str(directory))
+    if device is not None:
+        loaded.model.to(device)
+    linears = tuple(sparsify(loaded.model, _patterns(manifest))) if sparse else ()
+    return LoadedExport(loaded.model, loaded.tokenizer, loaded.description, linears)
+
+
+def _patterns(manifest: Manifest) -> dict[str, Pattern]:
+    return {
+        linear: Pattern.parse(group.pattern)
+        for group in manifest.groups
+        if group.pattern is not None
+        for linear in group.linears
+    }
+
+
+def _skeleton(source: DirectorySource, dtype: torch.dtype | None) -> Any:
+    """The model as its configuration describes it, without memory for its parameters.
+
+    Buffers that are in no file, such as a factor of the embeddings, are computed in ``dtype``.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config = read_config(source)
+    with quiet():
+        try:
+            with init_empty_weights(include_buffers=False):
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=dtype or config.dtype, trust_remote_code=source.trust_remote_code
+                )
+            if (source.path / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(source.path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"transformers cannot build the model of '{source.path}': {first}"
+            ) from error
+    return model
+
+
+def _attach(model: nn.Module, manifest: Manifest) -> None:
+    places = {name: group.gathers_inputs for group in manifest.gathers for name in group.at}
+    sizes = {name: group.channels for group in manifest.gathers for name in group.at}
+    attach_gathers(model, places, sizes)
+
+
+def _fill(model: Any, directory: Path, manifest: Manifest, dtype: torch.dtype | None) -> None:
+    """Put the tensors of the files in their places, one file at a time."""
+    wanted = set(model.state_dict())
+    read = (
+        (name, tensor)
+        for file in manifest.files
+        for name, tensor, _ in read_tensors(directory / file)
+    )
+    for name, tensor in unpacked_tensors(read, manifest.packed):
+        if name not in wanted:
+            raise UserError(f"'{directory}' holds '{name}', which the model has not")
+        if name.endswith(f".{BUFFER}") and not is_permutation(tensor):
+            raise UserError(f"'{name}' in '{directory}' is no permutation")
+        _place(model, name, tensor, dtype)
+    model.tie_weights()
+    empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if empty:
+        raise UserError(f"'{directory}' has no weights for {empty[0]}")
+
+
+def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | None) -> None:
+    where, _, own = name.rpartition(".")
+    module = model.get_submodule(where)
+    if dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    old = module.get_parameter(own) if own in module._parameters else module.get_buffer(own)
+    if old.shape != tensor.shape:
+        raise UserError(
+            f"'{name}' has the shape {tuple(tensor.shape)}, and the model wants {tuple(old.shape)}"
+        )
+    if own in module._parameters:
+        module._parameters[own] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+    else:
+        module._buffers[own] = tensor

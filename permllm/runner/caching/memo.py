@@ -1,0 +1,182 @@
+"""Stages whose results are kept: computed once, and taken from the cache from then on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from permllm.results import Cost
+from permllm.runner.caching.keys import Unhashable, digest
+from permllm.runner.caching.store import Cache
+from permllm.runner.memory import PeakMemory
+
+
+@attrs.define(eq=False)
+class Meter:
+    """Measures a block: ``with Meter().running() as meter: …``; then ``meter.cost``."""
+
+    cost: Cost = attrs.field(factory=Cost)
+
+    @contextmanager
+    def running(self) -> Iterator[Meter]:
+        """Measure the block."""
+        began = time.perf_counter()
+        with PeakMemory() as peak:
+            yield self
+        self.cost = Cost(time.perf_counter() - began, peak.bytes)
+
+
+@attrs.frozen(eq=False)
+class Outcome:
+    """What a stage gave.
+
+    Attributes:
+        tensors: on the CPU, by name.
+        cost: what it took, now or when it was computed.
+        log: plain data that was noted meanwhile.
+        reused: whether it comes from the cache.
+    """
+
+    tensors: dict[str, Tensor]
+    cost: Cost = attrs.field(factory=Cost)
+    log: tuple[Any, ...] = ()
+    reused: bool = False
+
+
+@attrs.frozen(eq=False)
+class Stages:
+    """Computes the results of stages, or finds them.
+
+    Attributes:
+        cache: where they are kept; None keeps nothing.
+        base: a hash of what all of them depend on: model, machine and code.
+        rounding: what changes their last digits alone; results are kept apart by it.
+        on_reuse: is told which result was found, and the seconds that this saved.
+    """
+
+    cache: Cache | None = None
+    base: str = ""
+    rounding: str = ""
+    on_reuse: Callable[[str, float], None] = lambda stage, seconds: None
+
+    def key(self, kind: str, parts: Callable[[], Any]) -> str | None:
+        """The key of a result; None if what it depends on cannot be told.
+
+        Args:
+            kind: what it is.
+            parts: gives plain data that says what it depends on.
+        """
+        try:
+            return digest(self.base, kind, parts())
+        except Unhashable:
+            return None
+
+    def tensors(
+        self,
+        kind: str,
+        key: str | None,
+        make: Callable[[list[Any]], dict[str, Tensor]],
+        *,
+        stage: str,
+    ) -> Outcome:
+        """The result of a stage, found or computed.
+
+        Args:
+            kind: what it is; the name of its folder in the cache.
+            key: from :meth:`key`; None keeps nothing.
+            make: computes it; may add plain data to the list that it gets, which is kept
+                as the log.
+            stage: its name for ``on_reuse``.
+        """
+        found = self.find(kind, key)
+        if found is not None:
+            self.on_reuse(stage, found.cost.seconds)
+            return found
+        log: list[Any] = []
+        with Meter().running() as meter:
+            made = {name: tensor.detach().cpu() for name, tensor in make(log).items()}
+        outcome = Outcome(made, meter.cost, tuple(log))
+        self.keep(kind, key, outcome)
+        return outcome
+
+    def part(self, kind: str, key: str | None, make: Callable[[], Tensor]) -> Tensor:
+        """One tensor that is a small part of a stage: found in silence, its cost not measured."""
+        found = self.find(kind, key)
+        if found is not None:
+            return found.tensors["part"]
+        made = make().detach().cpu()
+        self.keep(kind, key, Outcome({"part": made}))
+        return made
+
+    def entry(self, kind: str, key: str | None) -> Path | None:
+        """The file of a result that was kept, or None."""
+        return self.cache.find(kind, self._kept_as(key)) if self.cache and key else None
+
+    def put(self, kind: str, key: str | None, write: Callable[[Path], None]) -> Path | None:
+        """Keep what ``write`` writes as a file of tensors; None where that is not kept."""
+        if not self.cache or not key:
+            return None
+        return self.cache.put(kind, self._kept_as(key), ".safetensors", write)
+
+    def find(self, kind: str, key: str | None) -> Outcome | None:
+        """A result that was kept, or None."""
+        path = self.entry(kind, key)
+        if path is None:
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            # Another process has just made room.
+            return None
+        cost = Cost(**json.loads(metadata.get("cost", "{}")))
+        return Outcome(tensors, cost, tuple(json.loads(metadata.get("log", "[]"))), reused=True)
+
+    def keep(self, kind: str, key: str | None, outcome: Outcome) -> None:
+        """Keep a result for the runs to come."""
+        tensors = {name: tensor.contiguous() for name, tensor in outcome.tensors.items()}
+        metadata = {
+            "cost": json.dumps(attrs.asdict(outcome.cost)),
+            "log": json.dumps(outcome.log),
+        }
+        self.put(kind, key, partial(save_file, tensors, metadata=metadata))
+
+    def figures(
+        self, kind: str, key: str | None, make: Callable[[], dict[str, float]], *, stage: str
+    ) -> dict[str, float]:
+        """Numbers by name; the arguments are those of :meth:`tensors`."""
+        path = self.entry(kind, key)
+        if path is not None:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            self.on_reuse(stage, kept["seconds"])
+            figures: dict[str, float] = kept["figures"]
+            return figures
+        began = time.perf_counter()
+        made = make()
+        kept = {"figures": made, "seconds": time.perf_counter() - began}
+        if self.cache and key:
+            self.cache.put(
+                kind,
+                self._kept_as(key),
+                ".json",
+                lambda path: _write(path, json.dumps(kept, indent=1)),
+            )
+        return made
+
+    def _kept_as(self, key: str) -> str:
+        return digest(key, self.rounding)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

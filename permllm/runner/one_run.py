@@ -1,0 +1,214 @@
+"""One run of a plan, from its stages to its exports."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from permllm.components import Evaluator
+from permllm.contexts.evaluation import EvaluationContext
+from permllm.contexts.export import ExportContext
+from permllm.errors import RunFailed
+from permllm.pipeline.reading import dump_yaml, resolved
+from permllm.results import DENSE, RunResult
+from permllm.runner.caching.keys import component_key, tensor_digest
+from permllm.runner.memory import PeakMemory
+from permllm.runner.selection import settings_of
+from permllm.runner.shared import Shared
+from permllm.runner.window_loop import WindowLoop
+from permllm.runs import folder
+from permllm.runs.plan import Run
+from permllm.runs.windows import PrunedWindow
+
+
+@attrs.frozen(eq=False)
+class OneRun:
+    """A run of a plan.
+
+    Attributes:
+        shared: what all runs share.
+        run: what is done.
+    """
+
+    shared: Shared
+    run: Run
+
+    def depends_on(self) -> list[Any]:
+        """Plain data that says what the run's results depend on, beside model and machine.
+
+        Raises:
+            Unhashable: a component holds something that cannot be told apart from another's.
+        """
+        pipeline = self.run.pipeline
+        evaluators = component_key(pipeline.evaluate)
+        if self.run.label == DENSE:
+            compare = any(evaluator.compares for evaluator in pipeline.evaluate)
+            return [DENSE, evaluators, self._held_out() if compare else None]
+        tokens = self.shared.sequences(self.run)
+        parts = (pipeline.pattern, pipeline.layers, pipeline.calibration.batch_size, pipeline.seed)
+        return [
+            self.run.label,
+            component_key(parts),
+            [tensor_digest(tokens.tokens), tokens.calibration, len(tokens.held_out)],
+            evaluators,
+            component_key(pipeline.export),
+        ]
+
+    def dense(self) -> RunResult:
+        """Evaluate the dense model."""
+        with PeakMemory() as peak:
+            figures = self._evaluate(None, None)
+        return RunResult(DENSE, {"sparsity": 0.0} | figures, 0.0, peak.bytes)
+
+    def pruned(self, dense: RunResult, versions: dict[str, str]) -> RunResult:
+        """Prune, evaluate and export.
+
+        Args:
+            dense: the dense model's figures, for the model cards.
+            versions: of permllm, torch and so on, likewise.
+        """
+        shared, run = self.shared, self.run
+        windows = run.directory / "windows"
+        sequences = shared.sequences(run)
+        constraints = shared.constraints(run.pipeline.layers)
+        if self._stores_permutations():
+            # Before anything is learned.
+            shared.layout.check_storable(filter(constraints.leaves_free, self._pruned_groups()))
+        loop = WindowLoop.of(
+            shared.decoder,
+            run,
+            sequences,
+            shared.device,
+            shared.reporter.hook,
+            directory=windows,
+            stages=shared.stages,
+            constraints=constraints,
+        )
+        pruned = loop.prune()
+        figures = overall(pruned) | self._evaluate(pruned, windows)
+        result = RunResult(
+            label=run.label,
+            figures=figures,
+            seconds=pruned.cost.seconds,
+            peak_memory_bytes=pruned.cost.peak_memory_bytes,
+            layers=pruned.reports,
+            options=run.options,
+            setting=run.setting,
+            repeat=run.repeat,
+        )
+        context = ExportContext(
+            model=shared.model.model,
+            tokenizer=shared.model.tokenizer,
+            pipeline_yaml=dump_yaml(resolved(run.pipeline, shared.registry)),
+            label=run.label,
+            result=result,
+            dense=dense,
+            versions=versions,
+            model_description=shared.model.description,
+            decoder=shared.decoder,
+            permutations=pruned.permutations,
+            patterns={name: one.pattern for name, one in loop.settings.items()},
+            layout=shared.layout,
+        )
+        return attrs.evolve(result, exports=self._export(pruned, context))
+
+    def _stores_permutations(self) -> bool:
+        stored = any(exporter.stores_orders for exporter in self.run.pipeline.export)
+        return stored and self.run.pipeline.layers.permutation.reorders
+
+    def _pruned_groups(self) -> list[str]:
+        return [
+            name
+            for name, group in self.shared.decoder.groups.items()
+            if any(settings_of(linear, self.run.pipeline) for linear in group.linears)
+        ]
+
+    def _evaluate(self, pruned: PrunedWindow | None, saved: Path | None) -> dict[str, float]:
+        """The figures of all evaluators, with pruned weights in place where there are some."""
+        state = DENSE if pruned is None else pruned.key
+        stages = self.shared.stages
+        figures: dict[str, float] = {}
+        for evaluator in self.run.pipeline.evaluate:
+            stage = f"{evaluator.name}, {self.run.label}"
+            known = bool(state) and evaluator.repeatable
+            key = stages.key("figures", partial(self._figures_key, evaluator, state))
+            measure = partial(self._measure, evaluator, pruned, saved, stage)
+            measured = stages.figures("figures", key if known else None, measure, stage=stage)
+            for name, value in measured.items():
+                if name in figures and figures[name] != value and name != "sparsity":
+                    raise RunFailed(f"two evaluators give a figure with the name '{name}'")
+                figures[name] = float(value)
+        self.shared.reporter.hook.permllm_evaluated(run=self.run, figures=figures)
+        return figures
+
+    def _figures_key(self, evaluator: Evaluator, state: str) -> list[Any]:
+        held_out = self._held_out() if evaluator.compares else None
+        batch_size = self.run.pipeline.calibration.batch_size
+        return [component_key(evaluator), state, batch_size, held_out]
+
+    def _held_out(self) -> str:
+        sequences = self.shared.sequences(self.run)
+        return tensor_digest(sequences.tokens[sequences.held_out])
+
+    def _measure(
+        self,
+        evaluator: Evaluator,
+        pruned: PrunedWindow | None,
+        saved: Path | None,
+        stage: str,
+    ) -> dict[str, float]:
+        decoder, loaded = self.shared.decoder, self.shared.model
+        weights = pruned.weights if pruned else {}
+        decoder.place(self.shared.device)
+        context = EvaluationContext(
+            device=str(self.shared.device),
+            batch_size=self.run.pipeline.calibration.batch_size,
+            saved=saved,
+            progress=partial(self.shared.reporter.progress, stage),
+        )
+        if evaluator.compares:
+            sequences = self.shared.sequences(self.run)
+            unpruned = {name: decoder.weight(name) for name in weights}
+            context = attrs.evolve(
+                context,
+                held_out=sequences.tokens[sequences.held_out],
+                dense=partial(decoder.substituted, unpruned) if weights else nullcontext,
+            )
+        with decoder.substituted(weights):
+            return evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+
+    def _export(self, pruned: PrunedWindow, context: ExportContext) -> dict[str, str]:
+        """Write every export of the run; the folders appear once they are complete."""
+        run, reporter = self.run, self.shared.reporter
+        exports = {}
+        with self.shared.decoder.substituted(pruned.weights):
+            for exporter in run.pipeline.export:
+                stage = f"export ({exporter.name}), {run.label}"
+                reporter.progress(stage, 0, 1)
+                final = run.directory / "exports" / exporter.name
+                if not final.exists():
+                    unfinished = folder.fresh(final.with_name(final.name + ".partial"))
+                    exporter.export(context, unfinished)
+                    unfinished.rename(final)
+                exports[exporter.name] = str(final.relative_to(self.shared.plan.out))
+                reporter.progress(stage, 1, 1)
+                reporter.hook.permllm_exported(run=run, exporter=exporter.name, directory=final)
+        return exports
+
+
+def overall(pruned: PrunedWindow) -> dict[str, float]:
+    """Retained score and sparsity over all pruned linears, weighted by their sizes."""
+    sizes = torch.tensor([r.shape[0] * r.shape[1] for r in pruned.reports], dtype=torch.float64)
+
+    def mean(values: list[float]) -> float:
+        return float((torch.tensor(values, dtype=torch.float64) * sizes).sum() / sizes.sum())
+
+    return {
+        "retained": mean([report.retained for report in pruned.reports]),
+        "sparsity": mean([report.sparsity for report in pruned.reports]),
+    }

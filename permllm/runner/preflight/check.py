@@ -1,0 +1,274 @@
+"""Finds what is wrong with a plan before any weight is loaded, and what it will cost."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import psutil
+
+from permllm.components import components_in
+from permllm.errors import UserError
+from permllm.formats.manifest import MANIFEST, read_manifest
+from permllm.models.devices import pick_device, pick_dtype
+from permllm.models.loading import read_config
+from permllm.models.shape import ModelShape, model_shape
+from permllm.models.sources import DirectorySource, HubSource, Source
+from permllm.pipeline.reading import blaming
+from permllm.pipeline.schema import Pipeline
+from permllm.runner.preflight.estimate import Estimate, estimate, gigabytes, measured_speed
+from permllm.runner.selection import check_channels, settings_of
+from permllm.runs.plan import Plan
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says how much memory a container may use."""
+
+
+@attrs.frozen
+class Checked:
+    """A plan without mistakes that can be seen yet.
+
+    Attributes:
+        estimate: what it will cost.
+        warnings: what may go wrong.
+    """
+
+    estimate: Estimate
+    warnings: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The estimate and the warnings for people."""
+        found = self.estimate
+        runs = f"{found.runs} pruned run{'s' * (found.runs != 1)}"
+        return [
+            f"model: {found.parameters / 1e6:,.1f} million parameters",
+            f"estimate: {found.summary()} for {runs} and the dense model",
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
+
+
+def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False) -> Checked:
+    """Look at everything that can be known without loading weights.
+
+    Args:
+        plan: what is to be done.
+        path: the pipeline file, for the places of mistakes.
+        elsewhere: it is to be done on another machine: too little memory or disk on this
+            one is no mistake.
+
+    Raises:
+        UserError: the model or a file is not there, the pattern does not fit, the
+            output folder cannot be written, or memory or disk cannot suffice.
+    """
+    pipeline = plan.pipeline
+    device = pick_device(pipeline.device)
+    check_folder(plan.out)
+    with blaming(path, "model"):
+        check_not_exported(pipeline.model)
+        pipeline.model.check()
+    for run in (plan.dense, *plan.runs):
+        check_components(run.pipeline, path)
+    config = read_config(pipeline.model)
+    with blaming(path, "model"):
+        check_not_quantised(pipeline.model, config)
+    trust = getattr(pipeline.model, "trust_remote_code", False)
+    shape = model_shape(config, trust_remote_code=trust)
+    for run in plan.runs:
+        check_patterns(run.pipeline, shape)
+        check_lengths(run.pipeline, shape)
+    # Without a dtype, the weights stay as they are saved.
+    dtype = pick_dtype(pipeline.dtype, device) or getattr(config, "dtype", None)
+    number_bytes = dtype.itemsize if dtype is not None else 4
+    found = estimate(plan, shape, number_bytes, measured_speed(device))
+    # On another device, only the weights have to fit into the machine's own memory.
+    needed = found if device.type == "cpu" else attrs.evolve(found, memory_bytes=0)
+    warnings: list[str] = []
+    for look in (
+        partial(check_memory, needed, available_memory()),
+        partial(check_disk, found, plan.out),
+    ):
+        try:
+            warnings += look()
+        except UserError as error:
+            if not elsewhere:
+                raise
+            warnings.append(f"on this machine, {error.message}")
+    return Checked(found, tuple(warnings))
+
+
+def check_not_exported(source: Source) -> None:
+    """Refuse a folder that permllm exported as ``permuted`` or ``sparse``.
+
+    Raises:
+        UserError: it is one.
+    """
+    if isinstance(source, DirectorySource) and (source.path / MANIFEST).is_file():
+        form = read_manifest(source.path).format
+        raise UserError(
+            f"'{source.path}' is pruned already: it is a {form} export of permllm",
+            hint="name the dense model that it was made from; `permllm eval` measures an export",
+        )
+
+
+def check_not_quantised(source: Source, config: Any) -> None:
+    """Refuse a model whose weights are saved in another form than numbers of their own.
+
+    GGUF files are unpacked, whatever they hold.
+
+    Raises:
+        UserError: its configuration says that it is quantised.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and isinstance(source, DirectorySource | HubSource):
+        given = quantised if isinstance(quantised, dict) else vars(quantised)
+        method = str(given.get("quant_method", "in some way"))
+        raise UserError(
+            f"{source.describe()} is quantised ({method}); permllm prunes floating-point weights",
+            hint="name the model before quantisation, and quantise what is exported",
+        )
+
+
+def check_components(pipeline: Pipeline, path: Path | None) -> None:
+    """Let every component look at what its options name.
+
+    Raises:
+        UserError: a file or a package is not there.
+    """
+    sections: list[tuple[tuple[str | int, ...], Any]] = [
+        (("calibration", "dataset"), pipeline.calibration.dataset),
+        (("layers",), pipeline.layers),
+        *((("evaluate", index), part) for index, part in enumerate(pipeline.evaluate)),
+        *((("export", index), part) for index, part in enumerate(pipeline.export)),
+    ]
+    for keys, section in sections:
+        with blaming(path, *keys):
+            for component in components_in(section):
+                check = getattr(component, "check", None)
+                if check is not None:
+                    check()
+
+
+def check_folder(out: Path) -> None:
+    """Try to write where the run's folder is or will be; leaves nothing there.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    parent = existing_parent(out)
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"the output folder {out} cannot be written to: {error.strerror} ({parent})",
+            hint="choose another --out",
+        ) from error
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself or the nearest folder (or file) above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def check_patterns(pipeline: Pipeline, shape: ModelShape) -> None:
+    """Whether M divides the input channels of every linear that is to be pruned.
+
+    Raises:
+        UserError: it names the first linear where it does not.
+    """
+    for name, channels in shape.channels.items():
+        settings = settings_of(name, pipeline)
+        if settings is not None:
+            check_channels(name, channels, settings.pattern)
+
+
+def check_lengths(pipeline: Pipeline, shape: ModelShape) -> None:
+    """Whether no sequence is longer than the model's positions.
+
+    Raises:
+        UserError: one is.
+    """
+    lengths = {"calibration": pipeline.calibration.length}
+    lengths |= {e.name: getattr(e, "length", None) or 0 for e in pipeline.evaluate}
+    for where, length in lengths.items():
+        if shape.positions is not None and length > shape.positions:
+            raise UserError(
+                f"{where}: length is {length}, but the model takes sequences of at most "
+                f"{shape.positions} tokens"
+            )
+
+
+def check_memory(found: Estimate, available: int) -> list[str]:
+    """A warning where memory may not suffice.
+
+    Raises:
+        UserError: it cannot suffice.
+    """
+    if found.least_memory_bytes > available:
+        raise UserError(
+            f"not enough memory: at least {gigabytes(found.least_memory_bytes)} are needed for "
+            f"the weights and the calibration text, {gigabytes(available)} are available",
+            hint="a smaller model, dtype: bfloat16, or fewer and shorter calibration sequences",
+        )
+    if found.memory_bytes > available:
+        return [
+            f"memory may not suffice: about {gigabytes(found.memory_bytes)} are needed, "
+            f"{gigabytes(available)} are available; a smaller layers.window needs less"
+        ]
+    return []
+
+
+def check_disk(found: Estimate, out: Path) -> list[str]:
+    """A warning where the run's folder would nearly fill the disk.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    free = shutil.disk_usage(existing_parent(out)).free
+    if found.disk_bytes > free:
+        raise UserError(
+            f"not enough disk space: about {gigabytes(found.disk_bytes)} are needed in {out}, "
+            f"{gigabytes(free)} are free",
+            hint="choose an --out on another disk, or fewer runs and exports",
+        )
+    if 1.1 * found.disk_bytes > free:
+        return [f"the disk will be nearly full: {gigabytes(free)} are free at {out}"]
+    return []
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: of the machine, its container and its limit."""
+    limits = [psutil.virtual_memory().available]
+    if (container := container_memory(CGROUP)) is not None:
+        limits.append(container)
+    if resource is not None:
+        address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if address_space != resource.RLIM_INFINITY:
+            limits.append(address_space - psutil.Process().memory_info().vms)
+    return max(0, min(limits))
+
+
+def container_memory(cgroup: Path) -> int | None:
+    """Bytes left of a Linux container's memory; None without a limit."""
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+        statistics = dict(
+            line.split() for line in (cgroup / "memory.stat").read_text().splitlines()
+        )
+    except (OSError, ValueError):
+        return None
+    if limit == "max":
+        return None
+    # Cached files count as used, but make room when memory is asked for.
+    return int(limit) - used + int(statistics.get("inactive_file", 0))

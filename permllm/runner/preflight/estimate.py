@@ -1,0 +1,232 @@
+"""What a plan will cost, estimated before anything is loaded.
+
+Time is floating-point operations over the speed of a short matrix product on this
+machine; memory is the sum of the large tensors that are alive at once. Both are rough
+and are meant to tell minutes from hours and fits from does not fit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import attrs
+import torch
+
+from permllm.components import Component, components_in
+from permllm.models.shape import ModelShape
+from permllm.pipeline.schema import Pipeline
+from permllm.runner.calibration import wished_sequences
+from permllm.runs.plan import Plan
+
+FORWARD, BACKWARD = 2, 4
+"""Floating-point operations per parameter and token."""
+
+PROGRAM_BYTES = 700 * 2**20
+"""The process itself once torch, transformers and mlflow are imported."""
+
+EFFICIENCY = 0.6
+"""Share of a plain matrix product's speed that a whole model reaches, about."""
+
+EVALUATED_TOKENS = 16_384
+"""Tokens of an evaluator that does not say how many it takes."""
+
+ACTIVATIONS = 20
+"""Hidden states that a decoder layer keeps per token for its backward pass, about."""
+
+HELD = 1.4
+"""How much more memory a training holds than it uses, about: freed pieces are kept for the
+next tensors (:func:`permllm.runner.memory.keep_freed_memory`), with holes between them."""
+
+GROUPS_PER_LINEAR = 0.6
+"""Permutation groups for each linear: 4 for the 7 linears of a LLaMA layer, about."""
+
+
+@attrs.frozen
+class Estimate:
+    """What a plan will cost.
+
+    Attributes:
+        parameters: of the model.
+        runs: pruned runs.
+        seconds: all runs, evaluation included.
+        memory_bytes: at the peak.
+        least_memory_bytes: what it needs in any case: the weights, dense and pruned.
+        disk_bytes: of the run's folder.
+    """
+
+    parameters: int
+    runs: int
+    seconds: float
+    memory_bytes: int
+    least_memory_bytes: int
+    disk_bytes: int
+
+    def summary(self) -> str:
+        """One line: ``about 8 minutes, 2.1 GB of memory and 1.6 GB of disk``."""
+        return (
+            f"about {duration(self.seconds)}, {gigabytes(self.memory_bytes)} of memory "
+            f"and {gigabytes(self.disk_bytes)} of disk"
+        )
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain data for JSON."""
+        return attrs.asdict(self)
+
+
+def estimate(plan: Plan, shape: ModelShape, number_bytes: int, speed: float) -> Estimate:
+    """The cost of a plan.
+
+    Args:
+        plan: what is to be done.
+        shape: the model's sizes.
+        number_bytes: bytes of one number of the model's dtype.
+        speed: floating-point operations per second, from :func:`measured_speed`.
+    """
+    operations = float(shape.parameters * FORWARD) * evaluated_tokens(plan.pipeline)
+    for run in plan.runs:
+        operations += run_operations(run.pipeline, shape)
+    pipelines = [run.pipeline for run in plan.runs]
+    least = PROGRAM_BYTES + number_bytes * (shape.parameters + shape.pruned)
+    least += max((stream_bytes(p, shape, number_bytes) for p in pipelines), default=0)
+    working = max((working_bytes(p, shape, number_bytes) for p in pipelines), default=0)
+    # The windows' files, and every export with all weights.
+    kept = number_bytes * (shape.pruned + len(plan.pipeline.export) * shape.parameters)
+    return Estimate(
+        parameters=shape.parameters,
+        runs=len(plan.runs),
+        seconds=operations / speed + search_seconds(plan, shape) + budget_seconds(plan),
+        memory_bytes=least + working,
+        least_memory_bytes=least,
+        disk_bytes=kept * len(plan.runs),
+    )
+
+
+def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
+    """Floating-point operations of pruning and evaluating one model."""
+    calibration = pipeline.calibration
+    asked = calibration.sequences * calibration.length
+    # Statistics, the error of each linear and the inputs of later windows.
+    tokens = FORWARD * 3 * asked
+    trained = training_sequences(pipeline, timed=False) * calibration.length
+    # Learning needs the dense model's outputs, once a sequence, and its own gradient.
+    tokens += (2 * FORWARD + BACKWARD) * trained
+    tokens += FORWARD * evaluated_tokens(pipeline)
+    return float(tokens * shape.parameters)
+
+
+def trainers(pipeline: Pipeline) -> Iterator[Component]:
+    """The learner and the pruner, and what they are made of."""
+    for section in (pipeline.layers.permutation, pipeline.layers.pruner):
+        yield from components_in(section)
+
+
+def training_sequences(pipeline: Pipeline, *, timed: bool = True) -> int:
+    """Sequences that learner and pruner train on, repeated ones counted again.
+
+    Args:
+        pipeline: of a run.
+        timed: count also those of components that train for a given time.
+    """
+    trained = 0
+    for component in trainers(pipeline):
+        if getattr(component, "budget", None) and not timed:
+            continue
+        steps = getattr(component, "training_steps", None)
+        if steps is not None:
+            batch = int(getattr(component, "batch", 1))
+            trained += int(steps(pipeline.calibration.sequences)) * batch
+    return trained
+
+
+def budget_seconds(plan: Plan) -> float:
+    """The times that are given to training, of all runs."""
+    budgets = (
+        getattr(component, "budget", None)
+        for run in plan.runs
+        for component in trainers(run.pipeline)
+    )
+    return sum(budget.seconds for budget in budgets if budget)
+
+
+def search_seconds(plan: Plan, shape: ModelShape) -> float:
+    """Time of learners that search group by group, on their own or to start from.
+
+    Runs with the same learner count once, since they share what it finds.
+    """
+    each = 0.0
+    for learner in dict.fromkeys(run.pipeline.layers.permutation for run in plan.runs):
+        for search in components_in(learner):
+            limit = getattr(search, "time_limit", None)
+            each += getattr(search, "seconds_per_group", 0.0) if limit is None else limit
+    return each * GROUPS_PER_LINEAR * len(shape.channels)
+
+
+def evaluated_tokens(pipeline: Pipeline) -> int:
+    """Tokens that the evaluators put through the model."""
+    return sum(
+        getattr(evaluator, "max_tokens", None) or EVALUATED_TOKENS
+        for evaluator in pipeline.evaluate
+        if evaluator.name != "sparsity"
+    )
+
+
+def stream_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> int:
+    """The calibration tokens and, with several windows, the hidden states between them."""
+    calibration = pipeline.calibration
+    tokens = (wished_sequences(pipeline) + calibration.held_out) * calibration.length
+    several = pipeline.layers.window != "all" and int(pipeline.layers.window) < shape.layers
+    # One stream of the dense layers and one of the pruned ones.
+    streams = 2 * shape.hidden * number_bytes if several else 0
+    return tokens * (8 + streams)
+
+
+def working_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> int:
+    """What a window needs besides the weights: scores, gradients and activations."""
+    calibration, window = pipeline.calibration, pipeline.layers.window
+    layers = shape.layers if window == "all" else min(int(window), shape.layers)
+    share = shape.pruned * layers // max(1, shape.layers)
+    scores = 4 * share
+    logits = 4 * calibration.length * shape.vocabulary
+    if not training_sequences(pipeline):
+        return scores + calibration.batch_size * logits
+    # Transposed copies of weights and scores, masked weights, their gradients.
+    copies = 4 * number_bytes * share
+    batch = int(getattr(pipeline.layers.permutation, "batch", calibration.batch_size))
+    kept = ACTIVATIONS * layers * batch * calibration.length * shape.hidden * number_bytes
+    # The loss holds the logits of both models and a gradient.
+    return int(HELD * (scores + copies + kept + 3 * batch * logits))
+
+
+def measured_speed(device: torch.device, seconds: float = 0.3) -> float:
+    """Floating-point operations per second that a model may reach on ``device``.
+
+    Args:
+        device: where the model will run.
+        seconds: how long to measure.
+    """
+    size = 512 if device.type == "cpu" else 2048
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end or not best:
+        start = time.perf_counter()
+        # Reading one number waits for the device.
+        (matrix @ matrix)[0, 0].item()
+        # The fastest counts: the first is a warm-up, and others may be disturbed.
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return EFFICIENCY * best
+
+
+def duration(seconds: float) -> str:
+    """A rough duration in words: ``8 minutes``."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds" if seconds >= 1.5 else "1 second"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
+def gigabytes(count: float) -> str:
+    """A number of bytes in words: ``2.1 GB``."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,153 @@
+"""Runs all of a plan: the dense model, then each pruned run, and what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+from permllm.components import Observer
+from permllm.errors import PermllmError
+from permllm.pipeline.reading import resolved
+from permllm.registry import Registry
+from permllm.results import Results, RunResult
+from permllm.runner.caching.store import DEFAULT_LIMIT, Cache
+from permllm.runner.identity import RunIdentity, believed
+from permllm.runner.one_run import OneRun
+from permllm.runner.reporting import Reporter
+from permllm.runner.shared import Shared
+from permllm.runs import folder
+from permllm.runs.plan import Plan, Run
+
+
+def run_study(
+    plan: Plan,
+    registry: Registry,
+    observers: Sequence[Observer],
+    finish: Callable[[Results], None],
+    *,
+    resume: bool = False,
+    cache: Path | None = None,
+    cache_limit: int = DEFAULT_LIMIT,
+) -> Results:
+    """Do all runs of a plan.
+
+    One of several runs that fails is marked in the results, and the others are done.
+
+    Args:
+        plan: the runs.
+        registry: whose plugins and observers are told how it goes.
+        observers: besides those of the pipeline's ``track``.
+        finish: writes what is left behind, before observers hear of the end.
+        resume: go on after the last finished window of an earlier attempt; the folder's
+            pipeline may have another matrix.
+        cache: folder of what stages compute, which other studies may share; in the plan's
+            folder where it is None.
+        cache_limit: bytes that the cache may take.
+
+    Raises:
+        UserError: something of the user's is wrong; nothing was lost.
+        RunFailed: a component or the model broke in the only run, or in all runs.
+    """
+    folder.claim(plan.out, resolved(plan.pipeline, registry), resume=resume)
+    hook = registry.manager.hook
+    reporter = Reporter(hook, None)
+    kept = Cache(cache or plan.out / folder.CACHE, cache_limit, reporter.warn)
+    with _observed(plan, registry, observers, reporter):
+        hook.permllm_plan_started(plan=plan)
+        shared: Shared | None = None
+        try:
+            kept.sweep()
+            shared = Shared(plan, registry, kept)
+            results = _results(shared)
+            finish(results)
+        except BaseException as error:
+            hook.permllm_plan_failed(run=shared and shared.reporter.run, error=error)
+            raise
+        hook.permllm_plan_finished(plan=plan, results=results)
+    return results
+
+
+def _results(shared: Shared) -> Results:
+    """Do all runs; each is kept once it is finished, and marked if it failed."""
+    plan, hook = shared.plan, shared.reporter.hook
+    if plan.runs:
+        # Before anything long: the text may be too short.
+        shared.sequences(plan.dense)
+    environment = folder.environment(
+        model_fingerprint=shared.fingerprint,
+        model=plan.pipeline.model.describe(),
+        calibration_fingerprint=plan.pipeline.calibration.dataset.fingerprint("train"),
+        plugins=shared.registry.versions(),
+        plugin_files=shared.registry.digests(plan.pipeline.plugins),
+    )
+    folder.check_same_inputs(plan.out, environment)
+    folder.write_json(plan.out / folder.ENVIRONMENT, environment)
+    only = OneRun(shared, plan.dense)
+    dense = _once(only, only.dense)
+    runs, errors = [], []
+    for run in plan.runs:
+        one = OneRun(shared, run)
+        try:
+            runs.append(_once(one, partial(one.pruned, dense, environment["versions"])))
+        except OSError:
+            # A full disk, say: it would be the same for every other run.
+            raise
+        except Exception as error:
+            # Components are anybody's code, and the other runs are worth having.
+            errors.append(error)
+            if len(errors) == len(plan.runs):
+                raise
+            hook.permllm_run_failed(run=run, error=error)
+            runs.append(_failed(run, error))
+    shared.turn_to(None)
+    return Results(plan.pipeline.name, str(plan.out), (dense, *runs))
+
+
+def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
+    """The run's result from an earlier attempt if it has one, else of doing it now."""
+    shared, run = one.shared, one.run
+    shared.turn_to(run)
+    shared.reporter.hook.permllm_run_started(run=run)
+    identity = RunIdentity.of(one)
+    result = believed(run.directory, identity, shared.reporter.warn)
+    if result is None:
+        identity.write(run.directory)
+        result = work()
+        whole = Results(shared.plan.pipeline.name, str(shared.plan.out), (result,))
+        folder.write_json(run.directory / folder.RESULT, whole.to_dict())
+    shared.reporter.hook.permllm_run_finished(run=run, result=result)
+    return result
+
+
+def _failed(run: Run, error: Exception) -> RunResult:
+    """The entry of a run that broke."""
+    first = str(error).strip().partition("\n")[0]
+    said = first if isinstance(error, PermllmError) else f"{type(error).__name__}: {first}"
+    return RunResult(
+        label=run.label,
+        figures={},
+        seconds=0.0,
+        peak_memory_bytes=0,
+        options=run.options,
+        setting=run.setting,
+        repeat=run.repeat,
+        error=said,
+    )
+
+
+@contextmanager
+def _observed(
+    plan: Plan, registry: Registry, observers: Sequence[Observer], reporter: Reporter
+) -> Iterator[None]:
+    """Register the observers for the block, each once."""
+    with ExitStack() as stack:
+        for observer in dict.fromkeys((*observers, *plan.pipeline.track)):
+            # To open a tracking store may take seconds; those before it can say so.
+            stage = f"opening {observer.name}"
+            reporter.progress(stage, 0, 1)
+            watcher = observer.watch(plan.out, reporter.warn)
+            reporter.progress(stage, 1, 1)
+            stack.enter_context(registry.observing(observer, watcher))
+        yield

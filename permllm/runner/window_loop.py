@@ -1,0 +1,226 @@
+"""The chain of stages: window by window, inputs → statistics → importance → permutation
+→ pruned weights → inputs of the next window."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from permllm.contexts.sequences import Sequences
+from permllm.contexts.window import Window, cut_windows, span
+from permllm.errors import UserError
+from permllm.folding.constraints import Constraints
+from permllm.models.decoder import Decoder
+from permllm.pipeline.schema import Pipeline
+from permllm.results import Cost
+from permllm.runner.caching.chain_keys import ChainKeys
+from permllm.runner.caching.memo import Meter, Stages
+from permllm.runner.learning import Learning
+from permllm.runner.pruning import LayerPruning, LinearPruning
+from permllm.runner.reporting import Reporter
+from permllm.runner.selection import LinearSettings, needed, pruned_groups, settle
+from permllm.runner.statistics import Gathering
+from permllm.runner.streams import Streams
+from permllm.runs.plan import Run
+from permllm.runs.windows import (
+    PrunedWindow,
+    joined,
+    load_window,
+    place_window,
+    save_window,
+    window_path,
+)
+
+
+@attrs.frozen(eq=False)
+class WindowLoop:
+    """Prunes a model window by window; make one with :meth:`of`.
+
+    The decoder keeps its dense weights throughout; pruned ones are substituted at
+    call time. Every stage's result is taken from the cache where a run before had the same.
+
+    Attributes:
+        decoder: the dense model.
+        pipeline: what to do.
+        device: where the layers of the current window compute.
+        directory: where finished windows are kept, or None.
+        settings: pattern, metric and pruner of every linear that is pruned.
+        sequences: the calibration tokens.
+        stages, keys, streams, gathering, learning, pruning, reporter: what the loop goes
+            through, in this order.
+    """
+
+    decoder: Decoder
+    pipeline: Pipeline
+    device: torch.device
+    directory: Path | None
+    settings: dict[str, LinearSettings]
+    sequences: Sequences
+    stages: Stages
+    keys: ChainKeys
+    streams: Streams
+    gathering: Gathering
+    learning: Learning
+    pruning: LayerPruning
+    reporter: Reporter
+
+    @classmethod
+    def of(
+        cls,
+        decoder: Decoder,
+        run: Run,
+        sequences: Sequences,
+        device: torch.device,
+        hook: Any,
+        *,
+        directory: Path | None = None,
+        stages: Stages | None = None,
+        constraints: Constraints | None = None,
+    ) -> WindowLoop:
+        """The loop of a run.
+
+        Args:
+            decoder: the dense model.
+            run: what to do, and its name for the observers.
+            sequences: the calibration tokens.
+            device: where the layers of the current window compute.
+            hook: the life-cycle hooks (pluggy's relay).
+            directory: where finished windows are kept; nowhere if it is None.
+            stages: computes results, or finds them; they are all computed if it is None.
+            constraints: what permutations the groups may get; any if it is None.
+
+        Raises:
+            UserError: the pipeline does not fit the model.
+        """
+        pipeline, stages = run.pipeline, stages or Stages()
+        settings = settle(decoder, pipeline)
+        layer_of = {name: linear.layer for name, linear in decoder.linears.items()}
+        reporter = Reporter(hook, run)
+        keys = ChainKeys(stages, pipeline, sequences, settings, layer_of)
+        dense = pipeline.layers.inputs == "dense"
+        streams = Streams(decoder, sequences, device, stages, dense)
+        gathering = Gathering(decoder, sequences, device, streams, stages, keys, reporter)
+        linears = LinearPruning(decoder, settings, device)
+        return cls(
+            decoder,
+            pipeline,
+            device,
+            directory,
+            settings,
+            sequences,
+            stages,
+            keys,
+            streams,
+            gathering,
+            Learning(stages, keys, reporter, constraints or Constraints()),
+            LayerPruning(decoder, settings, gathering, linears, reporter),
+            reporter,
+        )
+
+    def prune(self) -> PrunedWindow:
+        """Prune all windows; the result covers the whole model."""
+        windows = []
+        spans = cut_windows(len(self.decoder.layers), self.pipeline.layers.window)
+        for index, layers in enumerate(spans):
+            names = tuple(self.decoder.layer_names[layer] for layer in layers)
+            hook, run = self.reporter.hook, self.reporter.run
+            hook.permllm_window_started(run=run, window=index, windows=len(spans), layers=names)
+            key = self.keys.window(layers)
+            window = self._kept(index, layers, key) or self._prune_window(index, layers, key)
+            windows.append(window)
+            hook.permllm_window_finished(
+                run=run, window=index, reports=window.reports, seconds=window.cost.seconds
+            )
+            self.streams.later(layers, window.weights)
+            # What follows a window of another number of threads is no result to share.
+            self.keys.passed(key if window.threads == torch.get_num_threads() else None)
+        return joined(windows, key=self.keys.model())
+
+    def window(self, index: int, layers: range) -> Window:
+        """The window over some layers as the learner sees it: inputs, statistics, scores."""
+        return self._window(index, layers)[0]
+
+    def _kept(self, index: int, layers: range, key: str | None) -> PrunedWindow | None:
+        """The window from an earlier attempt or from another run, if there is one."""
+        path = self.directory and window_path(self.directory, index)
+        if path and path.exists() and (window := self._readable(path, key)):
+            return window
+        entry = self.stages.entry("windows", key)
+        window = self._readable(entry, key) if entry else None
+        if window is None:
+            return None
+        if path:
+            place_window(path, window, entry)
+        self.stages.on_reuse(f"pruning, {span(layers)}", window.cost.seconds)
+        return window
+
+    def _readable(self, path: Path, key: str | None) -> PrunedWindow | None:
+        try:
+            window = load_window(path)
+        except UserError as error:
+            self.reporter.warn(f"{error.message}: the window is pruned again")
+            return None
+        return window if window.key == (key or "") else None
+
+    def _prune_window(self, index: int, layers: range, key: str | None) -> PrunedWindow:
+        self.streams.catch_up()
+        self.decoder.place(self.device, layers)
+        window, before = self._window(index, layers)
+        learner = self.pipeline.layers.permutation
+        outcome = self.learning.within_constraints(learner, window)
+        with Meter().running() as meter:
+            importance = {
+                group: window.group_scores(group).sum(0, dtype=torch.float32).cpu()
+                for group in window.groups
+            }
+            weights, reports = self.pruning.prune(window, outcome.tensors)
+        cost = before + outcome.cost + meter.cost
+        threads = torch.get_num_threads()
+        result = PrunedWindow(
+            weights, outcome.tensors, importance, tuple(reports), cost, key or "", threads
+        )
+        if self.directory:
+            entry = self.stages.put("windows", key, partial(save_window, window=result))
+            place_window(window_path(self.directory, index), result, entry)
+        return result
+
+    def _window(self, index: int, layers: range) -> tuple[Window, Cost]:
+        groups = pruned_groups(self.decoder, self.settings, layers)
+        used = [self.settings[linear] for group in groups.values() for linear in group.linears]
+        metrics = [settings.metric for settings in used]
+        pruners = [settings.pruner for settings in used if not settings.pruner.sequential]
+        extra = self.pipeline.layers.permutation.needs
+        sums, cost = self.gathering.of_window(layers, needed([*metrics, *pruners], extra))
+        window = Window(
+            index=index,
+            layers=layers,
+            decoder=self.decoder,
+            device=self.device,
+            sequences=self.sequences,
+            pruned_inputs=self.streams.pruned,
+            dense_inputs=self.streams.dense,
+            groups=groups,
+            patterns={
+                name: self.settings[group.linears[0]].pattern for name, group in groups.items()
+            },
+            tensors=self.pruning.linears.tensors(groups, sums),
+            seed=(self.pipeline.seed * 1_000_003 + index) % 2**63,
+            pruners={
+                linear: self.settings[linear].pruner
+                for group in groups.values()
+                for linear in group.linears
+            },
+            # A pruner may train, too.
+            on_step=partial(self.learning.step, index, "pruner", span(layers), []),
+            on_progress=self.reporter.progress,
+            on_warning=self.reporter.warn,
+            keep_states=self.streams.keep,
+            find_permutations=lambda learner, window: (
+                self.learning.permutations(learner, window).tensors  # type: ignore[arg-type]
+            ),
+        )
+        return window, cost

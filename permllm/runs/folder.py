@@ -1,0 +1,229 @@
+"""The folder of a pipeline's run: what it is called, what is in it, whom it belongs to."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from permllm.errors import UserError
+from permllm.pipeline.reading import differences, dump_yaml, load_plain_yaml
+
+PIPELINE, RESULTS, ENVIRONMENT = "pipeline.yaml", "results.json", "environment.json"
+RESULT = "result.json"
+"""What the record of one finished run is called in its folder."""
+
+CACHE = "cache"
+"""The folder of kept results within a run's folder."""
+
+VERSIONS_OF = ("permllm", "torch", "transformers", "safetensors", "datasets", "mlflow", "numpy",
+               "scipy")  # fmt: skip
+
+
+def new_folder(name: str, runs: Path = Path("runs")) -> Path:
+    """A fresh folder's path, ``runs/NAME-YYYYmmdd-HHMMSS``."""
+    return runs / f"{slug(name)}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def latest_unfinished(name: str, runs: Path = Path("runs")) -> Path:
+    """The newest folder of this pipeline that has no results yet.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = sorted(
+        path
+        for path in runs.glob(f"{slug(name)}-*")
+        if (path / PIPELINE).exists() and not (path / RESULTS).exists()
+    )
+    if not folders:
+        raise UserError(
+            f"there is no unfinished run of '{name}' in {runs}/",
+            hint="leave --resume out to start one, or name its folder with --out",
+        )
+    return folders[-1]
+
+
+def slug(label: str) -> str:
+    """``label`` as a folder's name: letters, digits, dots and hyphens."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-") or "run"
+
+
+def unique_slugs(labels: Sequence[str]) -> list[str]:
+    """Folder names for labels, numbered where two would be the same."""
+    names: list[str] = []
+    for label in labels:
+        name = slug(label)
+        numbered = (f"{name}-{number}" for number in itertools.count(2))
+        names.append(name if name not in names else next(n for n in numbered if n not in names))
+    return names
+
+
+def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
+    """Make the folder the own of the resolved pipeline ``mine``, and keep that in it.
+
+    A study that goes on may have grown: its matrix alone may differ.
+
+    Raises:
+        UserError: it cannot be written, holds something else, or belongs to another
+            pipeline (which says what differs).
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        inside = [path for path in folder.iterdir() if path.name != ".gitignore"]
+    except OSError as error:
+        raise UserError(f"the output folder {folder} cannot be used: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"the output folder {folder} cannot be written to")
+    kept = folder / PIPELINE
+    if not kept.exists():
+        if inside:
+            raise UserError(
+                f"the output folder {folder} holds files that are no run of permllm",
+                hint="choose an empty or a new folder with --out",
+            )
+        write_text(kept, dump_yaml(mine))
+        return
+    changed = differences(load_plain_yaml(kept), mine)
+    if resume and all(change.startswith("matrix") for change in changed):
+        write_text(kept, dump_yaml(mine))
+        return
+    if changed:
+        listing = "\n    ".join(changed)
+        raise UserError(
+            f"the output folder {folder} belongs to another pipeline, which differs in\n"
+            f"    {listing}",
+            hint="choose another --out; with --resume the matrix alone may differ"
+            if all(change.startswith("matrix") for change in changed)
+            else "choose another --out",
+        )
+    if not resume:
+        raise UserError(
+            f"the output folder {folder} already holds a run of this pipeline",
+            hint="go on with it by --resume, or choose another --out",
+        )
+
+
+def check_same_inputs(folder: Path, environment: dict[str, Any]) -> None:
+    """Refuse to resume with another model, text or plugin file than the run began with.
+
+    Raises:
+        UserError: names what changed.
+    """
+    path = folder / ENVIRONMENT
+    if not path.exists():
+        return
+    began = json.loads(path.read_text(encoding="utf-8"))
+    said = {"model_fingerprint": "model's weights", "calibration_fingerprint": "calibration text"}
+    changed = [
+        what for key, what in said.items() if began.get(key, environment[key]) != environment[key]
+    ]
+    digests = environment["plugin_files"]
+    changed += [
+        f"plugin '{path}'"
+        for path, digest in began.get("plugin_files", {}).items()
+        if digests.get(path) != digest
+    ]
+    for what in changed:
+        raise UserError(
+            f"the {what} changed since the run in {folder} began",
+            hint="start again in another --out",
+        )
+
+
+def environment(**inputs: Any) -> dict[str, Any]:
+    """What the results depend on besides the pipeline: versions, machine, commit, ``inputs``."""
+    import torch
+
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": {name: version(name) for name in VERSIONS_OF},
+        "python": sys.version.partition(" ")[0],
+        "platform": sys.platform,
+        "threads": torch.get_num_threads(),
+        "cuda_device": cuda,
+        "git_commit": git_commit(),
+        "command": sys.argv,
+        **inputs,
+    }
+
+
+def version(distribution: str) -> str:
+    """An installed distribution's version, or ``"not installed"``."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def git_commit() -> str | None:
+    """The commit of the current directory's repository, if it is in one."""
+    try:
+        said = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
+
+
+_SET_ASIDE = re.compile(r"\.before-\d{4}-\d\d-\d\d(-\d+)?$")
+
+
+def set_aside(path: Path) -> Path:
+    """Give a folder a name that says until when it counted: ``lcp.before-2026-11-28``."""
+    name = f"{path.name}.before-{date.today().isoformat()}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return path.rename(next(free for free in map(path.with_name, names) if not free.exists()))
+
+
+def is_set_aside(path: Path) -> bool:
+    """Whether a folder's name is one that :func:`set_aside` gives."""
+    return _SET_ASIDE.search(path.name) is not None
+
+
+def finished_runs(out: Path) -> list[Path]:
+    """The folders of the runs in a plan's folder that are finished, in order of their names."""
+    folders = (path.parent for path in out.glob(f"runs/*/{RESULT}"))
+    return sorted(path for path in folders if not is_set_aside(path))
+
+
+def fresh(path: Path) -> Path:
+    """An empty folder at ``path``; what an interrupted attempt left there goes."""
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    return path
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` as JSON under a temporary name and rename it."""
+    write_text(path, _json(data))
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+
+
+def holds(path: Path, data: Any) -> bool:
+    """Whether a file holds just what :func:`write_json` would write there."""
+    if not path.is_file():
+        return False
+    return path.read_text(encoding="utf-8") == _json(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".partial")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -1,0 +1,93 @@
+"""What a pipeline file asks for: a plan of runs, one for each cell of its matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from permllm.pipeline.matrix.expand import Cell, expand
+from permllm.pipeline.reading import read_pipeline
+from permllm.pipeline.schema import Pipeline
+from permllm.pipeline.lookup import Lookup
+from permllm.results import DENSE
+from permllm.runs import folder
+
+
+@attrs.frozen
+class Run:
+    """One run: the dense model's evaluation, or one pruned model.
+
+    Attributes:
+        label: ``"dense"``, or the matrix values that tell this run apart.
+        pipeline: what it does, with the matrix values in place.
+        options: the dotted keys and values that the matrix set.
+        directory: where its windows, plots and exports go.
+        setting: the label that all repeats of one setting share.
+        repeat: which repeat of its setting it is, from 0.
+    """
+
+    label: str
+    pipeline: Pipeline
+    options: dict[str, Any]
+    directory: Path
+    setting: str = attrs.field(default=attrs.Factory(lambda self: self.label, takes_self=True))
+    repeat: int = 0
+
+
+@attrs.frozen
+class Plan:
+    """All runs of a pipeline file.
+
+    Attributes:
+        pipeline: the file's pipeline, without the matrix applied.
+        runs: the pruned runs in the order of the matrix; the dense run comes before.
+        dense: the dense model's run.
+        out: the folder of the whole pipeline's run.
+    """
+
+    pipeline: Pipeline
+    runs: tuple[Run, ...]
+    dense: Run
+    out: Path
+
+
+def make_plan(
+    path: Path,
+    registry: Lookup,
+    settings: Sequence[str] = (),
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+) -> Plan:
+    """Read a pipeline file and lay out its runs; writes nothing.
+
+    Args:
+        path: the pipeline file.
+        registry: knows the components.
+        settings: ``key=value`` that override the file.
+        out: the run's folder; a new one under ``runs/``, or with ``resume`` the latest
+            unfinished one, where it is None.
+
+    Raises:
+        UserError: the file or a setting is wrong.
+    """
+    pipeline = read_pipeline(path, registry, settings)
+    cells = expand(pipeline, registry)
+    if out is None:
+        find = folder.latest_unfinished if resume else folder.new_folder
+        out = find(pipeline.name)
+    return plan_of(pipeline, cells, out)
+
+
+def plan_of(pipeline: Pipeline, cells: Sequence[Cell], out: Path) -> Plan:
+    """The plan of a pipeline and the cells of its matrix."""
+    names = folder.unique_slugs([DENSE, *(cell.label for cell in cells)])[1:]
+    runs = tuple(
+        Run(cell.label, cell.pipeline, cell.options, out / "runs" / name, cell.setting, cell.repeat)
+        for cell, name in zip(cells, names, strict=True)
+    )
+    dense = Run(DENSE, pipeline, {}, out / "runs" / DENSE)
+    return Plan(pipeline, runs, dense, out)

@@ -1,0 +1,170 @@
+"""Run folders read back: their results, finished or not, and what they depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from permllm.errors import UserError, did_you_mean, nearest
+from permllm.runs.events import read_events
+from permllm.pipeline.reading import load_plain_yaml
+from permllm.results import DENSE, Results, RunResult
+from permllm.runs.folder import ENVIRONMENT, PIPELINE, RESULT, RESULTS, finished_runs
+
+
+@attrs.frozen(eq=False)
+class RunFolder:
+    """A run's folder.
+
+    Attributes:
+        name: as the user wrote it.
+        results: of all runs that finished or failed.
+        pipeline: the resolved pipeline as plain data; empty if the folder has lost it.
+        environment: versions, threads and fingerprints; empty if the folder has lost it.
+    """
+
+    name: str
+    results: Results
+    pipeline: dict[str, Any]
+    environment: dict[str, Any]
+
+
+@attrs.frozen(eq=False)
+class Selection:
+    """What somebody wants to see of a folder.
+
+    Attributes:
+        folder: the folder.
+        runs: the chosen runs, in the folder's order.
+    """
+
+    folder: RunFolder
+    runs: tuple[RunResult, ...]
+
+    @property
+    def pruned(self) -> tuple[RunResult, ...]:
+        """The chosen runs without the dense model's."""
+        return tuple(run for run in self.runs if run.label != DENSE)
+
+
+def select(arguments: Sequence[str]) -> list[Selection]:
+    """The runs that some arguments name, each folder once, in the order of arguments.
+
+    Args:
+        arguments: folders, or ``FOLDER:LABEL`` for one of its runs.
+
+    Raises:
+        UserError: a folder holds no run, or none with this label.
+    """
+    folders: dict[Path, RunFolder] = {}
+    chosen: dict[Path, set[str]] = {}
+    for argument in arguments:
+        name, label = split(argument)
+        place = Path(name).resolve()
+        if place not in folders:
+            folders[place] = read_folder(name)
+        chosen.setdefault(place, set()).update(_labels(folders[place], label))
+    return [
+        Selection(folder, tuple(run for run in folder.results.runs if run.label in chosen[place]))
+        for place, folder in folders.items()
+    ]
+
+
+def split(argument: str) -> tuple[str, str | None]:
+    """A folder and the label of one run, or None for all of its runs.
+
+    Folders and labels may have colons themselves: the folder is the longest one that exists.
+    """
+    if Path(argument).is_dir():
+        return argument, None
+    for position in range(len(argument) - 1, 0, -1):
+        if argument[position] == ":" and Path(argument[:position]).is_dir():
+            return argument[:position], argument[position + 1 :]
+    if Path(argument).is_file():
+        raise UserError(f"'{argument}' is a file", hint="give the folder of the run")
+    folder = Path(argument.partition(":")[0])
+    siblings = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    near = nearest(folder.name, [path.name for path in siblings if path.is_dir()])
+    raise UserError(
+        f"there is no folder '{folder}'",
+        hint=f"did you mean '{folder.parent / near}'?" if near else "give a run's folder",
+    )
+
+
+def read_folder(name: str) -> RunFolder:
+    """Read what a run's folder holds.
+
+    Raises:
+        UserError: there is no run in it, or its files are broken.
+    """
+    folder = Path(name)
+    if (folder / RESULTS).is_file():
+        results = _read_results(folder / RESULTS)
+    else:
+        results = _unfinished(folder)
+    if not results.runs:
+        begun = (folder / PIPELINE).is_file()
+        inside = sorted(str(path.parent) for path in folder.glob(f"*/{RESULTS}"))
+        raise UserError(
+            f"{name} holds no run that is done" if begun else f"{name} is no run's folder",
+            hint=f"there is one in {', '.join(inside)}"
+            if inside
+            else f"a run's folder has {RESULTS} or runs/*/{RESULT}",
+        )
+    pipeline = folder / PIPELINE
+    return RunFolder(
+        name,
+        results,
+        _mapping(load_plain_yaml(pipeline), pipeline) if pipeline.is_file() else {},
+        _mapping(_read_json(folder / ENVIRONMENT), folder / ENVIRONMENT)
+        if (folder / ENVIRONMENT).is_file()
+        else {},
+    )
+
+
+def _labels(folder: RunFolder, label: str | None) -> list[str]:
+    """The labels that an argument chooses."""
+    known = [run.label for run in folder.results.runs]
+    if label is None:
+        return known
+    if label not in known:
+        raise UserError(f"{folder.name} has no run '{label}'", hint=did_you_mean(label, known))
+    return [label]
+
+
+def _unfinished(folder: Path) -> Results:
+    """The runs of a folder without results, in the order in which they were planned."""
+    runs = [run for path in finished_runs(folder) for run in _read_results(path / RESULT).runs]
+    plans = [event for event in read_events(folder) if event.get("event") == "plan_started"]
+    planned = plans[-1].get("runs", []) if plans else []
+    places = {label: place for place, label in enumerate([DENSE, *planned])}
+    runs.sort(key=lambda run: (places.get(run.label, len(places)), run.label))
+    return Results(folder.name, str(folder), tuple(runs))
+
+
+def _read_results(path: Path) -> Results:
+    try:
+        return Results.from_dict(_read_json(path))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"this holds no results of permllm: {type(error).__name__}: {error}", file=str(path)
+        ) from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
+    except ValueError as error:
+        raise UserError(f"this is not valid JSON: {error}", file=str(path)) from error
+
+
+def _mapping(data: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise UserError("expected a mapping", file=str(path))
+    return data

@@ -1,0 +1,168 @@
+"""Finished windows on disk, so that a run can resume and others can share them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from permllm.deprecation import warn_of_old_name
+from permllm.errors import UserError
+from permllm.results import Cost, LayerReport
+
+FORMAT = "permllm-window-2"
+"""Names the layout of a window file in its metadata."""
+
+WEIGHT, PERMUTATION, IMPORTANCE = "weight/", "perm/", "importance/"
+"""What the names of a window file's tensors begin with."""
+
+
+@attrs.frozen(eq=False)
+class PrunedWindow:
+    """What pruning a window gave.
+
+    Attributes:
+        weights: by linear, ``[C_out, C_in]``, input channels in their original order.
+        permutations: by group, ``LongTensor[C_in]``; ``weight[:, permutation]`` is N:M.
+        importance: by group, ``[C_in]`` in float32: the scores that the linears of the
+            group were ordered by, summed over their outputs, in original order.
+        reports: one per linear, in order of execution.
+        cost: of all its stages.
+        key: the hash of all that it depends on; empty where that cannot be told.
+        threads: how many threads computed it, which decides how sums are rounded.
+    """
+
+    weights: dict[str, Tensor]
+    permutations: dict[str, Tensor]
+    importance: dict[str, Tensor]
+    reports: tuple[LayerReport, ...]
+    cost: Cost
+    key: str = ""
+    threads: int = 0
+
+    @property
+    def perms(self) -> dict[str, Tensor]:
+        """Deprecated: :attr:`permutations`."""
+        warn_of_old_name("PrunedWindow.perms", "permutations")
+        return self.permutations
+
+
+def joined(windows: Sequence[PrunedWindow], key: str = "") -> PrunedWindow:
+    """All windows of a model as one."""
+    weights: dict[str, Tensor] = {}
+    permutations: dict[str, Tensor] = {}
+    importance: dict[str, Tensor] = {}
+    reports: list[LayerReport] = []
+    cost = Cost()
+    for window in windows:
+        weights |= window.weights
+        permutations |= window.permutations
+        importance |= window.importance
+        reports += window.reports
+        cost += window.cost
+    return PrunedWindow(weights, permutations, importance, tuple(reports), cost, key)
+
+
+def window_path(directory: Path, index: int) -> Path:
+    """Where window ``index`` of a run is kept."""
+    return directory / f"{index:03d}.safetensors"
+
+
+def save_window(path: Path, window: PrunedWindow) -> None:
+    """Write a window to a file.
+
+    Raises:
+        OSError: that fails.
+    """
+    tensors = {f"{WEIGHT}{name}": weight.contiguous() for name, weight in window.weights.items()}
+    tensors |= {f"{PERMUTATION}{name}": one.contiguous() for name, one in window.permutations.items()}
+    tensors |= {f"{IMPORTANCE}{name}": sums for name, sums in window.importance.items()}
+    metadata = {
+        "format": FORMAT,
+        "cost": json.dumps(attrs.asdict(window.cost)),
+        "key": window.key,
+        "threads": str(window.threads),
+        "reports": json.dumps([attrs.asdict(report) for report in window.reports]),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+
+
+def place_window(path: Path, window: PrunedWindow, entry: Path | None) -> None:
+    """Put a window where a run keeps it, at once whole.
+
+    Args:
+        path: where.
+        window: the window.
+        entry: a file that holds it already, on which the new name may be set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".partial")
+    unfinished.unlink(missing_ok=True)
+    try:
+        if entry is None:
+            save_window(unfinished, window)
+        else:
+            # A second name costs no space.
+            unfinished.hardlink_to(entry)
+    except OSError:
+        # Another file system, one without links, or the entry has just made room.
+        save_window(unfinished, window)
+    unfinished.replace(path)
+
+
+def load_window(path: Path, *, weights: bool = True) -> PrunedWindow:
+    """Read a window back.
+
+    Args:
+        path: the window's file.
+        weights: False leaves the weights, which are nearly all of the file, unread.
+
+    Raises:
+        UserError: the file is damaged or is no window.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            keys = [key for key in file.keys() if weights or not key.startswith(WEIGHT)]  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in keys}
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error})", hint="delete it; the window is then pruned again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is not a window of this version", hint="choose another --out")
+    return PrunedWindow(
+        weights=_under(WEIGHT, tensors),
+        permutations=_under(PERMUTATION, tensors),
+        importance=_under(IMPORTANCE, tensors),
+        reports=read_reports(metadata),
+        cost=Cost(**json.loads(metadata["cost"])),
+        key=metadata["key"],
+        threads=int(metadata.get("threads", 0)),
+    )
+
+
+def read_reports(metadata: Mapping[str, Any]) -> tuple[LayerReport, ...]:
+    """The reports in a window file's metadata."""
+    return tuple(
+        LayerReport(**dict(report, shape=tuple(report["shape"])))
+        for report in json.loads(metadata["reports"])
+    )
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }

@@ -1,0 +1,483 @@
+"""The matrix: its combinations, their labels, and mistakes at their own places."""
+
+from __future__ import annotations
+
+import doctest
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from permllm.pipeline.matrix import expand as matrix
+from permllm.pipeline.matrix.expand import Cell, derived_seed, expand
+from permllm.pipeline.matrix.labels import combination_labels, repeat_labels, single_label
+from permllm.pipeline.reading import dump_yaml, read_mapping, read_text, resolved
+from permllm.pipeline.schema import MAX_SEED
+from permllm.registry import Registry
+
+
+@pytest.fixture
+def cells(read: Any, toys: Registry) -> Any:
+    def expanded(text: str, *settings: str, **options: bool) -> tuple[Cell, ...]:
+        return expand(read(text, *settings, **options), toys)
+
+    return expanded
+
+
+def labels(cells: tuple[Cell, ...]) -> list[str]:
+    return [cell.label for cell in cells]
+
+
+def test_values_take_their_places(cells: Any) -> None:
+    none, cp, lcp = cells(
+        "matrix: {layers.permutation: [none, cp, {name: lcp, preset: paper, block: 32}]}"
+    )
+    assert labels((none, cp, lcp)) == ["none", "cp", "lcp"]
+    assert none.pipeline.layers.permutation.name == "none"
+    assert (lcp.pipeline.layers.permutation.block, lcp.pipeline.layers.permutation.passes) == (
+        32,
+        50,
+    )
+    assert lcp.pipeline.matrix is None
+    assert lcp.options["layers.permutation"]["block"] == 32
+
+
+def test_the_first_key_is_slowest(cells: Any) -> None:
+    found = cells("matrix: {pattern: [2:4, 4:8], layers.permutation: [cp, lcp]}")
+    assert labels(found) == ["2:4 cp", "2:4 lcp", "4:8 cp", "4:8 lcp"]
+    assert [str(cell.pipeline.pattern) for cell in found] == ["2:4", "2:4", "4:8", "4:8"]
+
+
+def test_a_single_value_is_not_said(cells: Any) -> None:
+    found = cells("matrix: {pattern: [2:4], layers.permutation: [cp, lcp]}")
+    assert labels(found) == ["cp", "lcp"]
+    assert labels(cells("matrix: {pattern: [4:8]}")) == ["4:8"]
+
+
+def test_options_tell_namesakes_apart(cells: Any) -> None:
+    found = cells("matrix: {layers.permutation: [lcp, {name: lcp, block: 32}, none]}")
+    assert labels(found) == ["lcp(block=64)", "lcp(block=32)", "none"]
+
+
+def test_numbers_carry_their_key(cells: Any) -> None:
+    found = cells("matrix: {layers.permutation.block: [32, 64], layers.window: [1, all]}")
+    assert labels(found)[:2] == ["block=32 window=1", "block=32 window=all"]
+    assert found[2].pipeline.layers.permutation.block == 64
+
+
+def test_no_label_is_dense(cells: Any) -> None:
+    found = cells("matrix: {layers.inputs: [pruned, dense]}")
+    assert labels(found) == ["layers.inputs=pruned", "layers.inputs=dense"]
+
+
+def test_without_a_matrix_the_learner_is_the_label(cells: Any) -> None:
+    assert labels(cells("layers: {permutation: cp}")) == ["cp"]
+    assert labels(cells("layers: {permutation: cp, pruner: sparsegpt}")) == ["cp+sparsegpt"]
+    assert single_label("dense", "mask") == "permutation=dense"
+
+
+def test_a_required_key_may_come_from_the_matrix(cells: Any) -> None:
+    text = "model: {source: hub, id: x}\nmatrix: {pattern: [1:4, 2:4]}\n"
+    found = cells(text, whole=True)
+    assert [str(cell.pipeline.pattern) for cell in found] == ["1:4", "2:4"]
+
+
+def test_names_are_the_labels(cells: Any) -> None:
+    plain, searched = cells(
+        "matrix: {layers.permutation: {plain: none, searched: {name: cp, rounds: 50}}}"
+    )
+    assert labels((plain, searched)) == ["plain", "searched"]
+    assert plain.pipeline.layers.permutation.name == "none"
+    assert searched.pipeline.layers.permutation.rounds == 50
+    assert searched.options["layers.permutation"]["rounds"] == 50
+    found = cells("matrix: {layers.permutation.block: {small: 8, large: 64}, seed: [1, 2]}")
+    assert labels(found)[:3] == ["small seed=1", "small seed=2", "large seed=1"]
+
+
+def test_nested_keys_apply_from_the_outside_in(cells: Any) -> None:
+    found = cells(
+        "matrix: {layers.permutation.block: [32, 16], layers: [{window: 1}, {window: 2}], "
+        "layers.permutation: [lcp, {name: lcp, passes: 9}]}"
+    )
+    assert len(found) == 8
+    assert labels(found)[1] == "block=32 layers(window=1) lcp(passes=9)"
+    last = found[-1].pipeline.layers
+    assert (last.window, last.permutation.block, last.permutation.passes) == (2, 16, 9)
+    # What a key comes to together with the keys below it.
+    assert found[-1].options["layers.permutation"]["block"] == 16
+
+
+def test_exclude_matches_by_name_and_by_meaning(cells: Any) -> None:
+    text = (
+        "matrix:\n"
+        "  layers.permutation: {plain: none, cp: {name: cp, rounds: 9}, short: cp}\n"
+        "  layers.metric: [wanda, ria]\n"
+        "  exclude:\n"
+        "    - {layers.permutation: {name: none}, layers.metric: {name: ria, exponent: 0.5}}\n"
+        "    - {layers.permutation: cp}\n"
+    )
+    # 'cp' is the name of the value with nine rounds before it is that of a component.
+    assert labels(cells(text)) == ["plain wanda", "short wanda", "short ria"]
+
+
+def test_excluded_combinations_may_be_impossible(cells: Any) -> None:
+    text = (
+        "matrix:\n"
+        "  layers.permutation: [none, lcp]\n"
+        "  layers.permutation.block: [32, 16]\n"
+        "  exclude: [{layers.permutation: none}]\n"
+    )
+    found = cells(text)
+    assert labels(found) == ["block=32", "block=16"]
+    assert [cell.pipeline.layers.permutation.block for cell in found] == [32, 16]
+
+
+def test_include_is_beside_the_product(cells: Any) -> None:
+    found = cells(
+        "layers: {metric: ria, permutation: lcp}\n"
+        "matrix:\n"
+        "  layers.permutation.block: [16, 32]\n"
+        "  include:\n"
+        "    - {layers.permutation: none}\n"
+        "    - {calibration.sequences: 3, layers.permutation.block: 8}\n"
+        "    - {layers.permutation.rounds: 1, layers.permutation: cp}\n"
+    )
+    assert labels(found) == ["block=16", "block=32", "none", "block=8 sequences=3", "cp rounds=1"]
+    assert all(cell.pipeline.layers.metric.name == "ria" for cell in found)
+    assert found[2].pipeline.layers.permutation.name == "none"
+    assert found[3].pipeline.calibration.sequences == 3
+    assert found[4].pipeline.layers.permutation.rounds == 1
+    # Every run has every key that some run has from the matrix, where there is such a key.
+    assert found[0].options["calibration.sequences"] == 16
+    assert found[0].options["layers.permutation"]["block"] == 16
+    assert "layers.permutation.block" not in found[2].options
+
+
+def test_what_an_included_run_leaves_open_is_as_in_the_file(cells: Any) -> None:
+    found = cells("matrix: {layers.permutation: [none, cp], include: [{layers.metric: ria}]}")
+    # The file has no permutation outside the matrix, so that is the default.
+    assert labels(found) == ["none", "cp", "lcp ria"]
+    found = cells(
+        "model: {source: hub, id: x}\n"
+        "matrix: {pattern: [1:4, 2:4], include: [{layers.metric: ria}]}",
+        whole=True,
+    )
+    assert labels(found) == ["1:4", "2:4", "1:4 ria"]
+
+
+def test_include_takes_named_values(cells: Any) -> None:
+    found = cells(
+        "layers: {permutation: none}\n"
+        "matrix: {layers.metric: [wanda], layers.permutation: {cp: {name: cp, rounds: 9}}, "
+        "include: [{layers.permutation: cp, layers.metric: ria}, {layers.permutation: lcp}]}"
+    )
+    assert labels(found) == ["wanda cp", "ria cp", "wanda lcp"]
+    assert [getattr(cell.pipeline.layers.permutation, "rounds", 0) for cell in found] == [9, 9, 0]
+
+
+def test_a_list_of_runs_without_a_product(cells: Any) -> None:
+    found = cells(
+        "matrix: {include: [{layers.permutation: none}, {layers.metric: ria, pattern: 4:8}, {}]}"
+    )
+    assert labels(found) == ["none", "ria 4:8", "lcp"]
+
+
+def test_repeats_differ_in_their_seeds_alone(cells: Any) -> None:
+    found = cells(
+        "seed: 5\ncalibration: {seed: 9}\nmatrix: {layers.permutation: [none, cp], repeat: 3}"
+    )
+    assert labels(found) == ["none", "none #2", "none #3", "cp", "cp #2", "cp #3"]
+    assert [cell.setting for cell in found] == ["none"] * 3 + ["cp"] * 3
+    assert [cell.repeat for cell in found] == [0, 1, 2] * 2
+    seeds = [(cell.pipeline.seed, cell.pipeline.calibration.seed) for cell in found]
+    assert seeds[0] == (5, 9)
+    assert seeds[:3] == seeds[3:]
+    assert len({seed for pair in seeds for seed in pair}) == 6
+    assert [(c.options["seed"], c.options["calibration.seed"]) for c in found] == seeds
+
+
+def test_a_pipeline_repeated_as_it_is(cells: Any) -> None:
+    assert labels(cells("matrix: {repeat: 2}")) == ["lcp", "lcp #2"]
+    (once,) = cells("matrix: {repeat: 1}")
+    assert (once.label, once.options) == ("lcp", {})
+
+
+def test_examples_in_docstrings() -> None:
+    found = doctest.testmod(matrix)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        ("{layer.permutation: [none]}", "3:10: unknown key 'layer'"),
+        ("{layers.permutaton: [none]}", "3:10: unknown key 'permutaton'"),
+        ("{layers.permutation: [none, lpc]}", "3:37: unknown permutation 'lpc'"),
+        ("{layers.permutation: [none, {name: lcp, pases: 3}]}", "3:49: unknown option 'pases'"),
+        ("{layers.permutation: [none, {name: none}]}", "3:37: the matrix has this value"),
+        ("{seed: [1, x]}", "3:20: expected a whole number"),
+        ("{seed: 1}", "3:16: the matrix needs a list of values for 'seed'"),
+        ("{seed: []}", "3:16: the matrix needs a list"),
+        ("{seed..x: [1]}", "3:10: 'seed..x' is no dotted key"),
+        ("{model.path: [a, b]}", "3:10: 'model.path' cannot vary"),
+        ("[seed]", "3:9: the matrix must map dotted keys to lists"),
+        (f"{{seed: {list(range(1001))}}}", "3:1: the matrix has 1001 combinations"),
+        (f"{{seed: {[0] * 32}, layers.window: {[1] * 32}}}", "1024 combinations"),
+        ("{layers.permutation: [lcp, none], layers.permutation.block: [2]}", "3:43: unknown opt"),
+        ("{repeat: 3, layers.permutation.block: [2, 2.0]}", "3:51: expected a whole number"),
+        ("{layers.permutation: {}}", "3:30: the matrix needs a list of values"),
+        (
+            "{layers.permutation: {name: cp, rounds: 50}}",
+            "3:31: a value of 'layers.permutation' can",
+        ),
+        ("{layers.permutation: {a: none, '': cp}}", "3:40: the name '' of a value must be"),
+        ("{layers.permutation: {a: none, b: {name: none}}}", "3:43: the matrix has this value"),
+        ("{layers.permutation: {a: none, b: lpc}}", "3:43: unknown permutation 'lpc'"),
+        ("{repeats: 3}", "3:10: unknown key 'repeats'\n  hint: did you mean 'repeat'?"),
+        ("{repeat: 0}", "3:18: repeat must be between 1 and 100, not 0"),
+        ("{repeat: 101}", "3:18: repeat must be between 1 and 100"),
+        ("{repeat: true}", "3:18: expected a whole number of repeats, not true"),
+        ("{repeat: 2, seed: [1]}", "3:21: 'repeat' sets 'seed' itself"),
+        ("{repeat: 2, calibration.seed: [1]}", "3:21: 'repeat' sets 'calibration.seed' itself"),
+        ("{repeat: 2, include: [{seed: 3}]}", "3:32: 'repeat' sets 'seed' itself"),
+        (
+            "{repeat: 2, calibration: [{}, {seed: 3}]}",
+            "3:10: 'repeat' needs one 'calibration.seed'",
+        ),
+        (
+            f"{{repeat: 100, layers.window: {list(range(1, 12))}}}",
+            "11 combinations, 1100 runs with",
+        ),
+        ("{include: {layers.permutation: cp}}", "3:19: 'include' must be a list of mappings"),
+        ("{include: [cp]}", "3:20: expected a mapping of dotted keys to values, not the text 'cp'"),
+        ("{exclude: [{}]}", "3:20: expected a mapping of dotted keys to values, not nothing"),
+        ("{include: [{layer.permutation: cp}]}", "3:21: unknown key 'layer'"),
+        ("{include: [{layers.permutaton: cp}]}", "3:21: unknown key 'permutaton'"),
+        ("{include: [{layers.permutation: lpc}]}", "3:41: unknown permutation 'lpc'"),
+        ("{include: [{evaluate: []}]}", "3:21: 'evaluate' cannot vary"),
+        ("{include: [{seed: 0}], seed: [1, 0]}", "3:20: the matrix has this run twice"),
+        ("{include: [{seed: 3}, {seed: 3}]}", "3:31: the matrix has this run twice"),
+        (
+            "{layers.permutation.block: [2, 4], layers.permutation: [lcp, {name: lcp, block: 2}]}",
+            "3:70: the matrix has this run twice",
+        ),
+        (
+            "{seed: [1], exclude: [{sed: 1}]}",
+            "3:32: 'sed' is no key of the matrix\n  hint: did you",
+        ),
+        ("{seed: [1, 2], exclude: [{seed: 3}]}", "3:41: the matrix has no such value of 'seed'"),
+        (
+            "{layers.permutation: [cp, lcp], exclude: [{layers.permutation: lpc}]}",
+            "3:72: the matrix has no such value of 'layers.permutation'\n  hint: did you mean",
+        ),
+        (
+            "{layers.permutation: {plain: none, fast: cp}, exclude: [{layers.permutation: fats}]}",
+            "hint: did you mean 'fast'? known: fast, plain",
+        ),
+        (
+            "{layers.permutation: [cp], exclude: [{layers.permutation: {name: cp, round: 1}}]}",
+            "3:78: unknown option 'round'",
+        ),
+        (
+            "{seed: [1, 2], pattern: [1:4, 2:4], exclude: [{seed: 1}, {seed: 1, pattern: 1:4}]}",
+            "3:66: this takes nothing away",
+        ),
+        ("{seed: [1, 2], exclude: [{seed: 1}, {seed: 2}]}", "3:24: no run is left"),
+        (
+            "{seed: [1, 2], exclude: [{seed: 1}], include: [{seed: 1, layers.window: 3}]}",
+            "3:56: 'exclude' in line 3 would take this run away",
+        ),
+        # What an entry leaves open is compared, too: the file's seed is 0.
+        (
+            "{seed: [0, 2], exclude: [{seed: 0}], include: [{layers.window: 3}]}",
+            "3:56: 'exclude' in line 3 would take this run away",
+        ),
+        (
+            f"{{seed: {list(range(101))}, layers.window: {[1] * 100}, exclude: [{{seed: 1}}]}}",
+            "10100 combinations; 10000 are the most that 'exclude' can choose from",
+        ),
+    ],
+)
+def test_mistakes_are_placed_in_the_matrix(refused: Any, matrix: str, message: str) -> None:
+    assert message in refused(f"matrix: {matrix}")
+
+
+scalars = st.one_of(
+    st.integers(0, 3), st.booleans(), st.sampled_from(["dense", "a", "b", "1", "a b"])
+)
+components = st.builds(
+    lambda name, block, passes: {"name": name, "block": block, "passes": passes},
+    st.sampled_from(["a", "dense", "lcp"]),
+    st.integers(1, 3),
+    st.integers(1, 3),
+)
+values = st.lists(
+    st.one_of(scalars, components, st.lists(components, max_size=2)),
+    min_size=1,
+    max_size=4,
+    unique_by=repr,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["x", "a.x", "b.y", "c"]), values, min_size=1, max_size=3))
+def test_labels_are_distinct_and_never_dense(axes: dict[str, list[Any]]) -> None:
+    told = [dict(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]
+    names = {
+        key: {"a": found[0], "b c": found[-1]} for key, found in axes.items() if len(found) > 3
+    }
+    found = combination_labels(told, names, "lcp")
+    assert len(set(found)) == len(told)
+    assert "dense" not in found
+
+
+@given(
+    st.lists(st.sampled_from(["a", "a #2", "a ##2", "a #3", "b"]), unique=True), st.integers(1, 4)
+)
+def test_labels_of_repeats_are_distinct(names: list[str], repeat: int) -> None:
+    found = repeat_labels(names, repeat)
+    assert [repeats[0] for repeats in found] == names
+    assert len({label for repeats in found for label in repeats}) == repeat * len(names)
+
+
+@given(st.integers(0, MAX_SEED), st.integers(2, 100))
+def test_derived_seeds_are_distinct_seeds(seed: int, repeat: int) -> None:
+    for key in ("seed", "calibration.seed"):
+        seeds = [derived_seed(seed, key, number) for number in range(repeat)]
+        assert len(set(seeds)) == repeat
+        assert all(0 <= found <= MAX_SEED for found in seeds)
+    assert derived_seed(seed, "seed", 1) != derived_seed(seed, "calibration.seed", 1)
+
+
+ORDERS = {"plain": "none", "cp": {"name": "cp", "rounds": 9}, "lcp": "lcp"}
+VALUES: dict[str, list[Any]] = {
+    "pattern": ["1:4", "2:4", "4:8"],
+    "layers.permutation": list(ORDERS),
+    "layers.metric": ["wanda", {"name": "ria", "exponent": 2}],
+    "layers.window": [1, 2, "all"],
+}
+"""Values of axes; the permutations go by their names."""
+
+
+@st.composite
+def matrices(draw: Any) -> dict[str, Any]:
+    """A matrix of two axes or more, without mistakes."""
+    keys = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=2, unique=True))
+    axes = {key: draw(st.permutations(VALUES[key]))[: draw(st.integers(1, 3))] for key in keys}
+    some = st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in axes.items()})
+    exclude = draw(st.lists(some.filter(bool), max_size=3))
+    other = st.fixed_dictionaries(
+        {}, optional={key: st.sampled_from(found) for key, found in VALUES.items()}
+    )
+    include = draw(st.lists(other, max_size=3))
+    return {"axes": axes, "exclude": exclude, "include": include, "repeat": draw(st.integers(1, 3))}
+
+
+def agrees(combination: dict[str, Any], entry: dict[str, Any]) -> bool:
+    return all(combination[key] == value for key, value in entry.items())
+
+
+def brute_force(drawn: dict[str, Any]) -> list[dict[str, Any]]:
+    """The combinations over all keys of ``VALUES``; entries that would be mistakes are dropped."""
+    axes = drawn["axes"]
+    file = {"pattern": "2:4", "layers.permutation": "lcp", "layers.metric": "wanda",
+            "layers.window": "all"}  # fmt: skip
+    product = [dict(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]
+    kept, exclude = product, []
+    for entry in drawn["exclude"]:
+        fewer = [combination for combination in kept if not agrees(combination, entry)]
+        if len(fewer) < len(kept):
+            kept, exclude = fewer, [*exclude, entry]
+    found, include = [file | combination for combination in kept], []
+    for entry in drawn["include"]:
+        whole = file | entry
+        # A name stands for a value only where its axis has it, else for a component.
+        nameless = entry.get("layers.permutation") in ("plain", "cp") and entry[
+            "layers.permutation"
+        ] not in axes.get("layers.permutation", ())
+        if not nameless and whole not in found and not any(agrees(whole, e) for e in exclude):
+            found, include = [*found, whole], [*include, entry]
+    drawn["exclude"], drawn["include"] = exclude, include
+    return found
+
+
+@settings(max_examples=25, deadline=None)
+@given(drawn=matrices())
+def test_cells_are_the_product_less_the_excluded_and_the_included(
+    toys: Registry, drawn: dict[str, Any]
+) -> None:
+    expected = brute_force(drawn)
+    if not expected:
+        return
+    text: dict[str, Any] = {
+        key: {name: ORDERS[name] for name in found} if key == "layers.permutation" else found
+        for key, found in drawn["axes"].items()
+    }
+    text |= {key: drawn[key] for key in ("include", "exclude") if drawn[key]}
+    text["repeat"] = drawn["repeat"]
+    data = {"model": {"source": "hub", "id": "x"}, "pattern": "2:4", "matrix": text}
+    pipeline = read_mapping(data, toys)
+    cells = expand(pipeline, toys)
+
+    firsts = [cell for cell in cells if cell.repeat == 0]
+    assert [meaning(cell) for cell in firsts] == [meant(combination) for combination in expected]
+    assert len({cell.label for cell in cells}) == len(cells) == len(expected) * drawn["repeat"]
+    assert len({cell.setting for cell in cells}) == len(expected)
+    assert "dense" not in {cell.label for cell in cells}
+    # Repeats of all settings have the same seeds, and no two repeats share one.
+    seeds = {cell.repeat: (cell.pipeline.seed, cell.pipeline.calibration.seed) for cell in cells}
+    assert seeds[0] == (0, 0)
+    assert len(set(seeds.values())) == drawn["repeat"]
+    for cell in cells:
+        assert (cell.pipeline.seed, cell.pipeline.calibration.seed) == seeds[cell.repeat]
+    # What a run's folder keeps is the same study.
+    again = read_text(dump_yaml(resolved(pipeline)), "kept.yaml", Path("/else"), toys)
+    assert again == pipeline
+    assert expand(again, toys) == cells
+
+
+def meaning(cell: Cell) -> tuple[Any, ...]:
+    layers = cell.pipeline.layers
+    order = (layers.permutation.name, getattr(layers.permutation, "rounds", None))
+    metric = (layers.metric.name, getattr(layers.metric, "exponent", None))
+    return (str(cell.pipeline.pattern), order, metric, layers.window)
+
+
+def meant(combination: dict[str, Any]) -> tuple[Any, ...]:
+    order = {"plain": ("none", None), "cp": ("cp", 9), "lcp": ("lcp", None)}
+    metric = ("wanda", None) if combination["layers.metric"] == "wanda" else ("ria", 2.0)
+    return (
+        combination["pattern"],
+        order[combination["layers.permutation"]],
+        metric,
+        combination["layers.window"],
+    )
+
+
+NESTED = """\
+matrix:
+  layers: [{window: 1}, {window: 2, metric: ria}]
+  layers.permutation: {plain: none, searched: {name: cp, rounds: 9}, learned: lcp}
+  calibration.dataset: [python-docs, {name: text, path: a.txt}]
+  include:
+    - {layers.permutation.block: 8, layers.permutation: lcp, layers.metric: ria}
+    - {layers.permutation.rounds: 2, layers.permutation: searched, calibration: {sequences: 2}}
+  exclude:
+    - {layers.permutation: searched, calibration.dataset: {name: text, path: a.txt}}
+    - {layers: {window: 1}, layers.permutation: lcp}
+  repeat: 2
+"""
+
+
+def test_a_nested_study_reads_back(read: Any, toys: Registry) -> None:
+    pipeline = read(NESTED)
+    cells = expand(pipeline, toys)
+    assert len(cells) == 2 * (12 - 2 - 2 + 2)
+    again = read_mapping(resolved(pipeline), toys)
+    assert again == pipeline
+    assert expand(again, toys) == cells
+    last = cells[-1].pipeline
+    assert (last.layers.permutation.rounds, last.calibration.sequences) == (2, 2)

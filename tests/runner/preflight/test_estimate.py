@@ -1,0 +1,122 @@
+"""Estimates grow with what they depend on, and say so in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from permllm.models.shape import ModelShape
+from permllm.pipeline.reading import read_mapping
+from permllm.registry import Registry
+from permllm.runner.preflight import estimate as costs
+from permllm.runs.plan import Plan, Run
+
+SHAPE = ModelShape(
+    parameters=135_000_000,
+    pruned=106_000_000,
+    layers=30,
+    hidden=576,
+    vocabulary=49_152,
+    positions=8192,
+    channels={},
+)
+
+
+def plan(**changes: Any) -> Plan:
+    """A plan of one run of a pipeline with some values changed."""
+    data = {
+        "model": {"source": "directory", "path": "model"},
+        "pattern": "2:4",
+        "layers": {"permutation": "none"},
+        "evaluate": [{"name": "perplexity", "max_tokens": 1000}],
+        "export": ["masked"],
+        "track": {},
+    }
+    pipeline = read_mapping(data | changes, Registry.load())
+    run = Run("only", pipeline, {}, Path("out/runs/only"))
+    return Plan(pipeline, (run,), run, Path("out"))
+
+
+def of(**changes: Any) -> costs.Estimate:
+    return costs.estimate(plan(**changes), SHAPE, number_bytes=4, speed=1e11)
+
+
+def test_learning_costs_time_and_memory() -> None:
+    plain = of()
+    learned = of(layers={"permutation": {"name": "lcp", "passes": 4}})
+    longer = of(layers={"permutation": {"name": "lcp", "passes": 8}})
+    assert plain.seconds < learned.seconds < longer.seconds < 2 * learned.seconds
+    assert plain.memory_bytes < learned.memory_bytes
+    assert learned.least_memory_bytes < learned.memory_bytes
+
+
+def test_seconds_of_learning_are_operations_over_speed() -> None:
+    four = of(layers={"permutation": {"name": "lcp", "passes": 4, "batch": 4}})
+    five = of(layers={"permutation": {"name": "lcp", "passes": 5, "batch": 4}})
+    # A pass over 16 sequences of 256 tokens: dense forward, forward and backward.
+    assert five.seconds - four.seconds == pytest.approx(8 * 135e6 * 16 * 256 / 1e11)
+
+
+def test_runs_with_one_learner_search_once() -> None:
+    shape = attrs.evolve(SHAPE, channels={f"linear{index}": 8 for index in range(10)})
+    both = plan(layers={"permutation": {"name": "cp", "time_limit": 5.0}})
+    twice = attrs.evolve(both, runs=both.runs * 2)
+    assert costs.search_seconds(both, shape) == costs.search_seconds(twice, shape) == 30.0
+    assert costs.search_seconds(plan(), shape) == 0.0
+
+
+def test_a_search_counts_again_where_another_learner_starts_from_it() -> None:
+    shape = attrs.evolve(SHAPE, channels={f"linear{index}": 8 for index in range(10)})
+    search = {"name": "cp", "time_limit": 5.0}
+    alone = plan(layers={"permutation": search})
+    start = plan(layers={"permutation": {"name": "lcp", "start": search}})
+    both = attrs.evolve(alone, runs=alone.runs + start.runs)
+    assert costs.search_seconds(both, shape) == 60.0
+
+
+def test_small_windows_need_less_memory_at_the_peak() -> None:
+    lcp = {"name": "lcp", "passes": 1}
+    whole = of(layers={"permutation": lcp, "window": "all"})
+    one = of(layers={"permutation": lcp, "window": 1})
+    assert one.memory_bytes < whole.memory_bytes
+
+
+def test_disk_holds_windows_and_exports() -> None:
+    assert of().disk_bytes == 4 * (106_000_000 + 135_000_000)
+    assert of(export=[]).disk_bytes == 4 * 106_000_000
+
+
+def test_huge_calibration_needs_memory_in_any_case() -> None:
+    huge = {"sequences": 1_000_000, "length": 8192}
+    assert of(calibration=huge).least_memory_bytes > 60e9
+
+
+def test_speed_is_measured_briefly() -> None:
+    assert 1e7 < costs.measured_speed(torch.device("cpu"), seconds=0.02) < 1e14
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.1, "1 second"), (42.4, "42 seconds"), (600, "10 minutes"), (9000, "2.5 hours")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert costs.duration(seconds) == words
+
+
+@pytest.mark.parametrize(("count", "words"), [(2.14e9, "2.1 GB"), (5e7, "50 MB")])
+def test_sizes(count: float, words: str) -> None:
+    assert costs.gigabytes(count) == words
+
+
+def test_a_budget_takes_its_time() -> None:
+    start = {"name": "none"}
+    plain = of()
+    learned = of(layers={"permutation": {"name": "lcp", "budget": "5m", "start": start}})
+    assert learned.seconds - plain.seconds == pytest.approx(300.0)
+    both = {"permutation": {"name": "lcp", "budget": "5m", "start": start}}
+    both["pruner"] = {"name": "distil", "budget": "1m", "mask": "sparsegpt"}
+    assert of(layers=both).seconds - plain.seconds == pytest.approx(360.0)

@@ -1,0 +1,317 @@
+"""Windows, overrides, skips and shared work of the chain."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from permllm.api import run_plan
+from permllm.components import Pruner
+from permllm.contexts.window import Window, cut_windows
+from permllm.core.patterns import Pattern, is_nm, nm_mask
+from permllm.core.permutations import invert
+from permllm.errors import RunFailed, UserError
+from permllm.hookspecs import hookimpl
+from permllm.pruners.mask import Mask
+from permllm.registry import Registry
+from permllm.runs.plan import make_plan
+from permllm.runs.windows import load_window
+
+
+class Recorder:
+    """Keeps what the life-cycle hooks say."""
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[str, ...]] = []
+        self.steps: list[dict[str, float]] = []
+        self.stages: list[str] = []
+        self.warnings: list[str] = []
+        self.reused: list[str] = []
+
+    @hookimpl
+    def permllm_stage_reused(self, stage: str) -> None:
+        self.reused.append(stage)
+
+    @hookimpl
+    def permllm_window_started(self, layers: tuple[str, ...]) -> None:
+        self.windows.append(layers)
+
+    @hookimpl
+    def permllm_training_step(self, stage: str, figures: dict[str, float]) -> None:
+        self.stages.append(stage)
+        self.steps.append(figures)
+
+    @hookimpl
+    def permllm_warning(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def run(path: Path, out: Path, recorder: Recorder | None = None) -> Any:
+    registry = Registry.load()
+    if recorder:
+        registry.manager.register(recorder)
+    return run_plan(make_plan(path, registry, out=out), registry)
+
+
+def test_windows_cover_the_layers_once() -> None:
+    assert cut_windows(5, "all") == [range(5)]
+    assert cut_windows(5, 2) == [range(0, 2), range(2, 4), range(4, 5)]
+    assert cut_windows(2, 9) == [range(2)]
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_one_window_a_layer(
+    inputs: str, write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {
+        "permutation": {"name": "lcp", "block": 8, "steps": 2, "batch": 2},
+        "window": 1,
+        "inputs": inputs,
+    }
+    recorder = Recorder()
+    results = run(write_pipeline(layers=layers), tmp_path / "out", recorder)
+    assert len(recorder.windows) >= 2
+    assert all(len(layers) == 1 for layers in recorder.windows)
+    assert len(recorder.steps) == 2 * len(recorder.windows)
+    assert all(step["loss"] >= 0 for step in recorder.steps)
+    assert "held_out_loss" in recorder.steps[1]
+    assert results["lcp"].figures["sparsity"] >= 0.5
+
+
+def test_overrides_and_skips(write_pipeline: Callable[..., Path], tmp_path: Path) -> None:
+    layers = {
+        "permutation": "cp",
+        "skip": ["*.o_proj"],
+        "overrides": [
+            {"match": "*.down_proj", "pattern": "1:4", "metric": "magnitude"},
+            {"match": "model.layers.0.mlp", "skip": True},
+            {"match": "model.layers.0.mlp.down_proj", "skip": False, "pattern": "3:4"},
+        ],
+    }
+    results = run(write_pipeline(layers=layers), tmp_path / "out")
+    patterns = {layer.linear: layer.pattern for layer in results["cp"].layers}
+    assert patterns["model.layers.0.mlp.down_proj"] == "3:4"
+    assert patterns["model.layers.1.mlp.down_proj"] == "1:4"
+    assert patterns["model.layers.1.mlp.up_proj"] == "2:4"
+    assert "model.layers.0.mlp.up_proj" not in patterns
+    assert not [name for name in patterns if name.endswith("o_proj")]
+    window = load_window(tmp_path / "out/runs/cp/windows/000.safetensors")
+    down = window.weights["model.layers.1.mlp.down_proj"]
+    permutation = next(
+        permutation
+        for name, permutation in window.permutations.items()
+        if "layers.1:mlp.down_proj" in name
+    )
+    assert is_nm(down[:, permutation], Pattern(1, 4))
+
+
+def test_cp_keeps_more_than_none_and_all_methods_run(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    matrix = {
+        "layers.permutation": ["none", "cp", "greedy"],
+        "layers.pruner": ["mask", "sparsegpt"],
+    }
+    results = run(write_pipeline(matrix=matrix, layers={}), tmp_path / "out")
+    figures = {run.label: run.figures for run in results.runs}
+    assert len(figures) == 7
+    for pruner in ("mask", "sparsegpt"):
+        none, cp, greedy = (figures[f"{name} {pruner}"] for name in ("none", "cp", "greedy"))
+        assert none["retained"] <= greedy["retained"]
+        assert none["retained"] <= cp["retained"]
+    for layer in results["cp mask"].layers:
+        assert layer.retained >= layer.retained_before - 1e-9
+
+
+def test_runs_that_differ_in_their_pruner_share_the_order(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    matrix = {"layers.pruner": ["mask", "sparsegpt"]}
+    run(write_pipeline(matrix=matrix), tmp_path / "out", recorder)
+    # Learned once; the second run's record repeats the course.
+    assert recorder.steps[:3] == recorder.steps[3:]
+    assert "order (lcp), layers 0 to 1" in recorder.reused
+    mask, sparsegpt = (
+        load_window(tmp_path / f"out/runs/{label}/windows/000.safetensors").permutations
+        for label in ("mask", "sparsegpt")
+    )
+    assert mask.keys() == sparsegpt.keys()
+    assert all(torch.equal(permutation, sparsegpt[name]) for name, permutation in mask.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pattern": "3:7"}, "does not divide"),
+        ({"layers": {"skip": ["*"]}}, "nothing is left to prune"),
+        ({"layers": {"skip": ["*.o_porj"]}}, "o_proj"),
+        ({"layers": {"overrides": [{"match": "*.q_proj", "pattern": "1:4"}]}}, "one pattern"),
+        ({"matrix": {"device": ["cpu", "auto"]}}, "vary"),
+        ({"device": "cuda:7"}, "cannot be used"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    changes: dict[str, Any], said: str, write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        run(write_pipeline(**changes), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("runs/*/windows/*"))
+
+
+def test_experts_without_tokens_are_pruned_by_their_weights(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    calibration = {
+        "dataset": {"name": "text", "path": "train.txt"},
+        "sequences": 1,
+        "length": 2,
+        "held_out": 0,
+    }
+    recorder = Recorder()
+    path = write_pipeline(
+        "mixtral", calibration=calibration, layers={"permutation": "cp"}, evaluate=[]
+    )
+    results = run(path, tmp_path / "out", recorder)
+    assert any("no calibration token reached" in said for said in recorder.warnings)
+    experts = [layer for layer in results["cp"].layers if "experts" in layer.linear]
+    assert experts
+    assert all(layer.sparsity >= 0.5 for layer in experts)
+
+
+def test_a_budget_without_room_for_training_is_a_warning(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The order that learning would start from is kept, and the user is told why."""
+    learner = {"name": "lcp", "block": 8, "budget": "0.001s", "batch": 2, "start": "none"}
+    recorder = Recorder()
+    results = run(write_pipeline(layers={"permutation": learner}), tmp_path / "out", recorder)
+    (warning,) = recorder.warnings
+    assert warning.startswith("layers 0 to 1: no training: a step takes about")
+    assert not recorder.steps
+    assert results.runs[1].error is None
+
+
+@attrs.frozen
+class LastOfFour(Pruner):
+    """Keeps the last weights of every group, by scores that it makes up from the window."""
+
+    name = "last-of-four"
+
+    def refine(self, window: Any, permutations: Any) -> dict[str, torch.Tensor]:
+        scores = {}
+        others = [linear for linear in window.linears if linear not in window.linears_of(self)]
+        assert {linear.rpartition(".")[2] for linear in others} == {"down_proj"}
+        for group, permutation in permutations.items():
+            places = torch.arange(len(permutation), dtype=torch.float32)[invert(permutation)]
+            for linear in window.groups[group].linears:
+                scores[linear] = places.expand_as(window.weight(linear)).contiguous()
+        return scores
+
+    def prune(
+        self, weight: torch.Tensor, scores: torch.Tensor, pattern: Pattern, statistics: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = nm_mask(scores, pattern)
+        return weight * mask, mask
+
+
+class LastOfFourPlugin:
+    @hookimpl
+    def permllm_pruners(self) -> list[type[Pruner]]:
+        return [LastOfFour]
+
+
+def test_a_pruner_may_refine_the_scores_of_its_own_linears(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {
+        "permutation": "cp",
+        "pruner": "last-of-four",
+        "overrides": [{"match": "*.down_proj", "pruner": "mask"}],
+    }
+    registry = Registry.load()
+    registry.add(LastOfFourPlugin(), "last")
+    plan = make_plan(write_pipeline(layers=layers, export=[]), registry, out=tmp_path / "out")
+    run_plan(plan, registry)
+    window = load_window(plan.runs[0].directory / "windows/000.safetensors")
+    last = torch.tensor([False, False, True, True])
+    for report in window.reports:
+        pruned = window.weights[report.linear][:, window.permutations[report.group]]
+        kept = (pruned != 0).unflatten(1, (-1, 4))
+        refined = not report.linear.endswith("down_proj")
+        assert bool((kept == last).all()) == refined, report.linear
+        # Reports compare orders by the metric's scores, whatever decides what is kept.
+        assert 0.5 < report.retained < 1, report.linear
+
+
+@pytest.mark.parametrize("window", ["all", 1])
+def test_a_pruner_may_update_what_it_keeps(
+    write_pipeline: Callable[..., Path], tmp_path: Path, window: int | str
+) -> None:
+    """Reports are on the updated weights, and zeros stay where they were."""
+    layers: dict[str, Any] = {"permutation": "cp", "window": window}
+    masked = run(write_pipeline(layers=layers, export=[]), tmp_path / "masked").runs[-1]
+    options = {"steps": 2, "batch": 2, "learning_rate": 0.001, "select": "last"}
+    layers["pruner"] = {"name": "distil", **options}
+    recorder = Recorder()
+    path = write_pipeline(layers=layers, export=[])
+    trained = run(path, tmp_path / "trained", recorder).runs[-1]
+    for one, other in zip(masked.layers, trained.layers, strict=True):
+        assert one.sparsity == other.sparsity
+        assert one.error != other.error
+    assert recorder.stages == ["pruner"] * (2 if window == "all" else 4)
+    assert masked.figures != trained.figures
+
+
+@attrs.frozen
+class Grown(Mask):
+    """Puts something where it had cut."""
+
+    name = "grown"
+
+    def update(self, window: Any, weights: Any) -> dict[str, torch.Tensor]:
+        return {linear: weight + 1 for linear, weight in weights.items()}
+
+
+class GrownPlugin:
+    @hookimpl
+    def permllm_pruners(self) -> list[type[Pruner]]:
+        return [Grown]
+
+
+def test_an_update_that_is_not_nm_is_refused(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    registry = Registry.load()
+    registry.add(GrownPlugin(), "grown")
+    path = write_pipeline(layers={"permutation": "none", "pruner": "grown"})
+    message = "pruner 'grown' updated model.layers.0.self_attn.q_proj where it had been cut to zero"
+    with pytest.raises(RunFailed, match=message):
+        run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)
+
+
+def test_a_windows_tensors_go_when_it_is_done(
+    write_pipeline: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, without the garbage collector: they are most of the memory of a run."""
+    kept: list[weakref.ref[Window]] = []
+
+    def watched(**attributes: Any) -> Window:
+        window = Window(**attributes)
+        kept.append(weakref.ref(window))
+        return window
+
+    monkeypatch.setattr("permllm.runner.window_loop.Window", watched)
+    gc.disable()
+    try:
+        run(write_pipeline(evaluate=[], export=[]), tmp_path / "out")
+        assert [window() for window in kept] == [None]
+    finally:
+        gc.enable()
