@@ -33,7 +33,7 @@ from permllm.core.patterns import Pattern
 from permllm.core.sinkhorn import sinkhorn
 from permllm.models.decoder import Decoder
 from permllm.models.loading import load
-from permllm.permutations.lcp import Lcp, Training
+from permllm.permutations.lcp import Lcp, LearnedPermutations
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
@@ -42,7 +42,8 @@ from permllm.runner.memory import PeakMemory, keep_freed_memory
 from permllm.runner.window_loop import WindowLoop
 from permllm.runs.plan import Run
 from permllm.training.blocks import harden
-from permllm.training.loop import batches
+from permllm.training.loop import Step, batches, train_step
+from permllm.training.losses import WindowLoss
 
 
 def timed(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
@@ -52,27 +53,29 @@ def timed(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-def bare_pass(training: Training, weights: Mapping[str, Tensor], rows: Tensor) -> None:
+def bare_pass(loss: WindowLoss, weights: Mapping[str, Tensor], rows: Tensor) -> None:
     """Forward and backward through the window, with weights that want gradients."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    training.loss(leaves, rows).backward()
+    loss(leaves, rows).backward()
 
 
-def teacher_pass(training: Training, rows: Tensor) -> None:
+def teacher_pass(loss: WindowLoss, rows: Tensor) -> None:
     """The dense model's outputs, in the precision in which the step wants them."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=training.loss.bfloat16):
-        training.window.targets(rows)
+    with torch.autocast("cpu", torch.bfloat16, enabled=loss.bfloat16):
+        loss.window.targets(rows)
 
 
-def one_round(training: Training, rows: Tensor, step: int) -> dict[str, float]:
+def one_round(
+    trainee: LearnedPermutations, loss: WindowLoss, rows: Tensor, at: Step, rate: float
+) -> dict[str, float]:
     """Seconds of a learning step, of the bare pass, and of the parts that can be had alone."""
     seconds = {}
-    seconds["teacher (once per sequence)"], _ = timed(teacher_pass, training, rows)
-    seconds["Sinkhorn, forward"], soft = timed(training.soft, step)
-    seconds["assignment"], local = timed(harden, soft)
-    seconds["masks, forward"], weights = timed(training.masked_weights, soft, local)
-    seconds["bare forward and backward"], _ = timed(bare_pass, training, weights, rows)
-    seconds["learning step"], _ = timed(training.step, rows, step)
+    seconds["teacher (once per sequence)"], _ = timed(teacher_pass, loss, rows)
+    seconds["Sinkhorn, forward"], soft = timed(trainee.soft, at)
+    seconds["assignment"], hard = timed(harden, soft)
+    seconds["masks, forward"], weights = timed(trainee.masked, soft, hard)
+    seconds["bare forward and backward"], _ = timed(bare_pass, loss, weights, rows)
+    seconds["learning step"], _ = timed(train_step, trainee, loss, rows, at, rate)
     return seconds
 
 
@@ -157,12 +160,16 @@ def main(
         precision=precision,
         recompute=recompute,
     )
-    training = Training(learner, window, learner.start.learn(window))
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    loss_of, rate = learner.window_loss(window), learner.learning_rate
     drawn = islice(batches(window, learner.batch, fresh=learner.fresh), rounds + 1)
     # The first step warms up, and only steps count for memory: rounds hold more at a time.
     with PeakMemory() as peak:
-        training.step(next(drawn), 1)
-    every = [one_round(training, rows, step) for step, rows in enumerate(drawn, start=2)]
+        train_step(trainee, loss_of, next(drawn), Step(1, rounds + 1), rate)
+    every = [
+        one_round(trainee, loss_of, rows, Step(number, rounds + 1), rate)
+        for number, rows in enumerate(drawn, start=2)
+    ]
     times = {part: [found[part] for found in every] for part in every[0]}
     bare = statistics.median(times["bare forward and backward"])
     how = ", activations computed again" if recompute else ""

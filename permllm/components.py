@@ -33,6 +33,7 @@ from permllm.option import option
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from permllm.contexts.cost import ComponentCost, Workload
     from permllm.contexts.evaluation import EvaluationContext
     from permllm.contexts.export import ExportContext
     from permllm.contexts.window import Window
@@ -53,6 +54,9 @@ __all__ = [
     "option",
 ]
 
+EVALUATED_TOKENS = 16_384
+"""Tokens that an evaluator is taken to read that does not say how many."""
+
 
 class Component:
     """Base of every component: a name, and a docstring whose first line sums it up."""
@@ -63,6 +67,15 @@ class Component:
     def summary(cls) -> str:
         """The first line of the docstring."""
         return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """What it takes in a run, for estimates; by default what its options take that are
+        components."""
+        from permllm.contexts.cost import ComponentCost
+
+        inner = (getattr(self, field.name) for field in attrs.fields(type(self)))  # type: ignore[arg-type]
+        costs = (one.cost(workload) for one in inner if isinstance(one, Component))
+        return sum(costs, ComponentCost())
 
 
 class Metric(Component):
@@ -95,8 +108,18 @@ class PermutationLearner(Component):
     statistics and the window's seed: neither on other sequences nor on the model's outputs.
     Runs that learn from other text then share them."""
 
+    seconds_per_group: ClassVar[float] = 0.0
+    """What a search takes for a permutation group without a limit, about: for estimates."""
+
     needs: ClassVar[tuple[Statistic, ...]] = ()
     """Statistics that :meth:`learn` reads beyond those of the metric."""
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """What it takes in a run; by default ``seconds_per_group`` for every group."""
+        from permllm.contexts.cost import ComponentCost
+
+        search = ComponentCost(search_seconds=self.seconds_per_group * workload.groups)
+        return search + super().cost(workload)
 
     def sequences(self, calibration: int) -> int:
         """How many learning sequences it wants, given that ``calibration`` are asked for."""
@@ -187,6 +210,12 @@ class Evaluator(Component):
     repeatable: ClassVar[bool] = True
     """False for figures that vary from time to time, such as speed: they are measured anew
     instead of being taken from the cache."""
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """What it takes in a run; by default :data:`EVALUATED_TOKENS` tokens."""
+        from permllm.contexts.cost import ComponentCost
+
+        return ComponentCost(tokens=EVALUATED_TOKENS) + super().cost(workload)
 
     def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> dict[str, float]:
         """Figures by name, such as ``{"perplexity/wikitext2": 37.0}``.

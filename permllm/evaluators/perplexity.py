@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from permllm.components import Dataset, Evaluator
+from permllm.components import EVALUATED_TOKENS, Dataset, Evaluator
+from permllm.contexts.cost import ComponentCost, Workload
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.datasets.python_docs import PythonDocs
 from permllm.datasets.sequences import first_tokens, too_short
@@ -57,6 +58,10 @@ class Perplexity(Evaluator):
             raise ValueError(
                 f"max_tokens ({self.max_tokens}) must be at least length ({self.length})"
             )
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """Of the tokens that it reads, a window at a time."""
+        return ComponentCost(tokens=self.max_tokens or EVALUATED_TOKENS, longest=self.length)
 
     def check(self) -> None:
         """Whether the text is there."""

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from permllm.components import Evaluator
+from permllm.contexts.cost import ComponentCost, Workload
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.core.patterns import Pattern
 from permllm.errors import RunFailed
@@ -27,6 +28,10 @@ class Sparsity(Evaluator):
 
     name: ClassVar[str] = "sparsity"
     compares: ClassVar[bool] = False
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """None to speak of: no token goes through the model."""
+        return ComponentCost()
 
     def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> dict[str, float]:
         """``{"sparsity": …, "sparsity/nm_violations": …}``; the second only if pruned.

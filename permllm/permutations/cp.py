@@ -9,11 +9,12 @@ import attrs
 from permllm.components import PermutationLearner
 from permllm.core.search import search
 from permllm.option import option
-from permllm.permutations.groupwise import search_groups
+from permllm.permutations.groupwise import search_cost, search_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from permllm.contexts.cost import ComponentCost, Workload
     from permllm.contexts.window import Window
 
 
@@ -37,7 +38,6 @@ class Cp(PermutationLearner):
     name: ClassVar[str] = "cp"
     only_scores: ClassVar[bool] = True
     seconds_per_group: ClassVar[float] = 0.25
-    """What a group takes without a limit, about: for estimates."""
 
     refine: bool = option(
         True, help="improve by assignment; false leaves the heuristic allocation alone"
@@ -62,6 +62,10 @@ class Cp(PermutationLearner):
         maximum=1e6,
     )
     seed: int = option(0, help="added to the pipeline's seed", minimum=0, maximum=2**31)
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """Of the search of every group."""
+        return search_cost(self, self.time_limit, workload)
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """The best order found for each group, from its linears' stacked scores."""

@@ -9,11 +9,12 @@ import attrs
 from permllm.components import PermutationLearner
 from permllm.core.swaps import swap_search
 from permllm.option import option
-from permllm.permutations.groupwise import search_groups
+from permllm.permutations.groupwise import search_cost, search_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from permllm.contexts.cost import ComponentCost, Workload
     from permllm.contexts.window import Window
 
 
@@ -30,7 +31,6 @@ class Greedy(PermutationLearner):
     name: ClassVar[str] = "greedy"
     only_scores: ClassVar[bool] = True
     seconds_per_group: ClassVar[float] = 0.75
-    """What a group takes without a limit, about: for estimates."""
 
     swaps: int = option(
         10_000, help="the most swaps before an optimum is reached", minimum=0, maximum=10_000_000
@@ -49,6 +49,10 @@ class Greedy(PermutationLearner):
         maximum=1e6,
     )
     seed: int = option(0, help="added to the pipeline's seed", minimum=0, maximum=2**31)
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """Of the search of every group."""
+        return search_cost(self, self.time_limit, workload)
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """The order that swaps reach for each group, from its linears' stacked scores."""

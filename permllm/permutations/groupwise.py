@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import attrs
 import torch
+
+from permllm.contexts.cost import ComponentCost, Workload
+from permllm.training.budget import within_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,9 +16,6 @@ if TYPE_CHECKING:
     from permllm.components import PermutationLearner
     from permllm.contexts.window import Window
     from permllm.core.patterns import Pattern
-
-START_SHARE = 0.25
-"""The share of a budget that a search to start from may take: steps are worth more."""
 
 MOST_ROWS = 1 << 17
 """How many rows of scores a search is shown: where all readers of the residual stream, or many
@@ -48,21 +47,30 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
     return permutations
 
 
-def first_orders(
+def first_permutations(
     learner: PermutationLearner, window: Window, budget: float | None
 ) -> dict[str, Tensor]:
-    """What another learner finds, for one that starts from it.
+    """What another learner learns, for one that starts from it.
 
     A search that would take more than its share of a budget is held to that.
 
     Args:
-        learner: the other; one that has a ``time_limit`` already keeps it.
+        learner: the other.
         window: the window.
         budget: seconds for search and training together, or None.
     """
-    usual = getattr(learner, "seconds_per_group", 0.0)
-    if budget is not None and getattr(learner, "time_limit", 0.0) is None:
-        limit = budget * START_SHARE / len(window.groups)
-        if usual > limit:
-            learner = attrs.evolve(learner, time_limit=limit)  # type: ignore[misc]
-    return window.permutations(learner)
+    return window.permutations(within_share(learner, len(window.groups), budget))
+
+
+def search_cost(
+    learner: PermutationLearner, limit: float | None, workload: Workload
+) -> ComponentCost:
+    """The cost of a search group by group.
+
+    Args:
+        learner: the search.
+        limit: seconds per group; what it usually takes where it is None.
+        workload: how many groups there are.
+    """
+    seconds = learner.seconds_per_group if limit is None else limit
+    return ComponentCost(search_seconds=seconds * workload.groups)

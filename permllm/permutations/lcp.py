@@ -14,7 +14,6 @@ settings.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,15 +25,9 @@ from permllm.components import PermutationLearner
 from permllm.core.sinkhorn import sinkhorn
 from permllm.option import option
 from permllm.permutations.cp import Cp
-from permllm.permutations.groupwise import first_orders
-from permllm.training.blocks import (
-    BlockedGroup,
-    block_counts,
-    harden,
-    masked_weights,
-    orders,
-)
-from permllm.training.loop import linear_between
+from permllm.permutations.groupwise import first_permutations
+from permllm.training.blocks import BlockedGroups, Blocks, harden
+from permllm.training.loop import Step, Trainee
 from permllm.training.optimisers import BlockAdam
 from permllm.training.options import TrainingOptions
 
@@ -130,13 +123,22 @@ class Lcp(TrainingOptions, PermutationLearner):
             RunFailed: the loss is not finite.
         """
         count = self.count(window)
-        starts = first_orders(self.start, window, count.seconds)
-        training = Training(self, window, starts)
-        return self.train(training, window, count)
+        starts = first_permutations(self.start, window, count.seconds)
+        return self.train(LearnedPermutations(self, window, starts), window, count)
+
+    def optimiser_of(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of the logits, and of their scales where those train."""
+        if self.optimiser == "adamw":
+            return torch.optim.AdamW(
+                parameters, lr=self.learning_rate, weight_decay=self.weight_decay
+            )
+        if self.optimiser == "adam":
+            return torch.optim.Adam(parameters, lr=self.learning_rate)
+        return BlockAdam(parameters, lr=self.learning_rate, opening=self.opening)
 
 
-class Training:
-    """The state of one window's training: the logits and their optimiser.
+class LearnedPermutations(Trainee[dict[str, Tensor]]):
+    """The method (PermLLM, section 3): logits ``Z`` of each block, and what becomes of them.
 
     Args:
         options: the learner.
@@ -145,109 +147,80 @@ class Training:
     """
 
     def __init__(self, options: Lcp, window: Window, starts: Mapping[str, Tensor]) -> None:
-        self.options, self.window = options, window
-        self.loss = options.window_loss(window)
-        self.groups = groups = [
-            BlockedGroup.of(
-                window,
-                name,
-                permutation,
-                block=options.block,
-                normalise_scores=options.normalise_scores,
-                dtype=self.loss.dtype,
-            )
-            for name, permutation in starts.items()
-        ]
-        self.total = options.training_steps(window.calibration)
-        self.logits = first_logits(options, groups, window.seed, window.device)
-        self.scales = first_scales(groups, window.device) if options.scaled else {}
-        if options.scaled:
-            with torch.no_grad():
-                for size, x in self.logits.items():
-                    x /= math.sqrt(size)
-        trained = [*self.logits.values(), *self.scales.values()]
-        self.optimiser: torch.optim.Optimizer
-        if options.optimiser == "adamw":
-            self.optimiser = torch.optim.AdamW(
-                trained, lr=options.learning_rate, weight_decay=options.weight_decay
-            )
-        elif options.optimiser == "adam":
-            self.optimiser = torch.optim.Adam(trained, lr=options.learning_rate)
-        else:
-            self.optimiser = BlockAdam(trained, lr=options.learning_rate, opening=options.opening)
+        self.options = options
+        self.groups = BlockedGroups.cut(
+            window,
+            starts,
+            lambda channels: options.block,
+            normalise_scores=options.normalise_scores,
+            dtype=options.window_loss(window).dtype,
+        )
+        self.logits = first_logits(options, self.groups, window.seed, window.device)
+        self.scales = first_scales(self.groups, window.device) if options.scaled else None
+        scales = self.scales.tensors if self.scales else []
+        self.optimiser = options.optimiser_of([*self.logits.tensors, *scales])
 
-    def temperature(self, step: int) -> float:
-        """Linear from start to end; ``step`` counts from 1."""
-        options = self.options
-        return linear_between(options.temperature_start, options.temperature_end, step, self.total)
+    def temperature(self, at: Step) -> float:
+        """τ, linear from start to end."""
+        return at.between(self.options.temperature_start, self.options.temperature_end)
 
-    def step(self, rows: Tensor, step: int) -> dict[str, float]:
-        """One training step on the learning sequences ``rows``; returns its figures."""
-        rate = self.options.learning_rate_at(step, self.total)
-        for settings in self.optimiser.param_groups:
-            settings["lr"] = rate
-        soft = self.soft(step)
-        weights = self.masked_weights(soft, harden(soft))
-        loss = self.loss(weights, rows)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        return {
-            "loss": loss.item(),
-            "temperature": self.temperature(step),
-            "learning_rate": rate,
-        }
+    def soft(self, at: Step) -> Blocks:
+        """``P̃ = Sinkhorn(Z / τ)``: soft permutations ``[ΣG, B, B]`` (section 3.1)."""
+        temperature, rounds = self.temperature(at), self.options.sinkhorn_rounds
+        return self.scaled().map(lambda logits: sinkhorn(logits, temperature, rounds))
 
-    def soft(self, step: int) -> dict[int, Tensor]:
-        """Soft permutations ``[ΣG, B, B]`` per block size, stacked over the groups."""
-        temperature, rounds = self.temperature(step), self.options.sinkhorn_rounds
-        return {size: sinkhorn(self.scaled(size), temperature, rounds) for size in self.logits}
+    def scaled(self) -> Blocks:
+        """``Z``, of the published code ``clamp(scale · Z, -1, 1)`` with a scale per group.
 
-    def scaled(self, size: int) -> Tensor:
-        """The logits of blocks of one size, times their groups' scales where those train."""
-        if size not in self.scales:
-            return self.logits[size]
-        counts = [dict(group.runs)[size] for group in self.groups if size in dict(group.runs)]
-        repeats = torch.tensor(counts, device=self.scales[size].device)
-        logits = self.logits[size] * self.scales[size].repeat_interleave(repeats).view(-1, 1, 1)
-        # The published code clamps the value and leaves the gradient alone.
-        return logits + (logits.clamp(-1, 1) - logits).detach()
-
-    def masked_weights(
-        self, soft: dict[int, Tensor], local: dict[int, Tensor]
-    ) -> dict[str, Tensor]:
-        """The pruned weights of all groups."""
-        return masked_weights(self.groups, soft, local, soft_mask=self.options.gradient == "soft")
-
-    @torch.no_grad()
-    def snapshot(self, step: int) -> tuple[dict[str, Tensor], float]:
-        """The hard permutations as they are at ``step``, and their held-out loss.
-
-        The loss is NaN where there are no held-out sequences.
+        That clamps the value and leaves the gradient alone.
         """
-        soft = self.soft(step)
-        local = harden(soft)
-        weights = self.masked_weights(soft, local)
-        return orders(self.groups, local), self.loss.held_out(weights, self.options.batch)
+        if self.scales is None:
+            return self.logits
+        scaled = self.logits.map(torch.mul, self.groups.repeated(self.scales))
+        return scaled.map(lambda logits: logits + (logits.clamp(-1, 1) - logits).detach())
+
+    def weights(self, at: Step) -> dict[str, Tensor]:
+        """``W' = W ⊙ top(S P̂) P̂ᵀ`` with ``P̂ = argmax ⟨P, P̃⟩`` (sections 3.1 and 3.2).
+
+        Backward takes ``P̃`` for ``P̂``, and a softmax over each group of M, or the placement
+        gradient, for ``top``.
+        """
+        soft = self.soft(at)
+        return self.masked(soft, harden(soft))
+
+    def result(self, at: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The hard permutations as they are, and the weights under them."""
+        soft = self.soft(at)
+        hard = harden(soft)
+        return self.groups.permutations(hard), self.masked(soft, hard)
+
+    def masked(self, soft: Blocks, hard: Blocks) -> dict[str, Tensor]:
+        """The pruned weights of all groups, with the gradient that the options name."""
+        soft_mask = self.options.gradient == "soft"
+        return self.groups.masked_weights(soft, hard, soft_mask=soft_mask)
+
+    def figures(self, at: Step) -> dict[str, float]:
+        """The temperature."""
+        return {"temperature": self.temperature(at)}
 
 
-def first_logits(
-    options: Lcp, groups: list[BlockedGroup], seed: int, device: torch.device
-) -> dict[int, Tensor]:
-    """Trainable logits ``[ΣG, B, B]`` per block size B: a lean towards identity, and noise."""
+def first_logits(options: Lcp, groups: BlockedGroups, seed: int, device: torch.device) -> Blocks:
+    """Trainable logits ``[ΣG, B, B]``: a lean towards identity, and noise.
+
+    With scales they are divided by the ``√B`` that these begin with.
+    """
     generator = torch.Generator().manual_seed(seed)
-    logits = {}
-    for size, count in block_counts(groups).items():
+
+    def first(count: int, size: int) -> Tensor:
         noise = 2 * torch.rand(count, size, size, generator=generator) - 1
-        first = options.identity * torch.eye(size) + options.noise * noise
-        logits[size] = first.to(device).requires_grad_()
-    return logits
+        logits = options.identity * torch.eye(size) + options.noise * noise
+        return logits.div_(math.sqrt(size)) if options.scaled else logits
+
+    return groups.blocks(first).map(lambda logits: logits.to(device).requires_grad_())
 
 
-def first_scales(groups: list[BlockedGroup], device: torch.device) -> dict[int, Tensor]:
-    """One trainable scale per group and block size B, ``√B`` at first: ``[groups]`` per B."""
-    counts = Counter(size for group in groups for size, _ in group.runs)
-    return {
-        size: torch.full((count,), math.sqrt(size), device=device, requires_grad=True)
-        for size, count in counts.items()
-    }
+def first_scales(groups: BlockedGroups, device: torch.device) -> Blocks:
+    """One trainable scale per group, for its blocks of size B ``√B`` at first: ``[groups]``."""
+    return groups.per_group(
+        lambda count, size: torch.full((count,), math.sqrt(size), device=device, requires_grad=True)
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
@@ -14,6 +15,7 @@ from permllm.core.patterns import Pattern, kept
 from permllm.core.statistics import Statistic
 from permllm.option import option
 from permllm.pruners.mask import Mask
+from permllm.training.loop import Step, Trainee
 from permllm.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -70,12 +72,11 @@ class Distil(TrainingOptions, Pruner):
         Raises:
             RunFailed: the loss is not finite.
         """
-        count = self.count(window)
-        return self.train(Training(self, window, weights), window, count)
+        return self.train(KeptWeights(self, window, weights), window)
 
 
-class Training:
-    """The state of one window's training: the weights and their optimiser.
+class KeptWeights(Trainee[dict[str, Tensor]]):
+    """The weights that are kept, in float32; what is cut has no gradient.
 
     Args:
         options: the pruner.
@@ -85,14 +86,14 @@ class Training:
     """
 
     def __init__(self, options: Distil, window: Window, weights: Mapping[str, Tensor]) -> None:
-        self.options, self.window = options, window
-        self.total = options.training_steps(window.calibration)
-        self.weights = {name: weight.to(window.device) for name, weight in weights.items()}
+        self.given = {name: weight.to(window.device) for name, weight in weights.items()}
         self.trained = {
-            name: self.weights[name].to(torch.float32, copy=True).requires_grad_()
+            name: self.given[name].to(torch.float32, copy=True).requires_grad_()
             for name in window.linears_of(options)
         }
-        self.masks = {name: weight != 0 for name, weight in self.trained.items()}
+        for weight in self.trained.values():
+            # Adam leaves alone what never had a gradient: what is cut stays zero.
+            weight.register_hook(partial(kept, mask=weight.detach() != 0))
         self.optimiser = torch.optim.AdamW(
             self.trained.values(),
             lr=options.learning_rate,
@@ -100,31 +101,13 @@ class Training:
             weight_decay=options.weight_decay,
             fused=True,
         )
-        self.loss = options.window_loss(window)
 
-    def step(self, rows: Tensor, step: int) -> dict[str, float]:
-        """One training step on the learning sequences ``rows``; returns its figures."""
-        rate = self.options.learning_rate_at(step, self.total)
-        for settings in self.optimiser.param_groups:
-            settings["lr"] = rate
-        loss = self.loss(self._typed(), rows)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for name, weight in self.trained.items():
-            # Adam leaves alone what never had a gradient: what is cut stays zero.
-            if weight.grad is not None:
-                weight.grad = kept(weight.grad, self.masks[name])
-        self.optimiser.step()
-        return {"loss": loss.item(), "learning_rate": rate}
-
-    @torch.no_grad()
-    def snapshot(self, step: int) -> tuple[dict[str, Tensor], float]:
-        """The weights as they are, and their held-out loss (NaN without such sequences)."""
-        weights = self._typed()
-        kept = {name: weights[name].clone() for name in self.trained}
-        return kept, self.loss.held_out(weights, self.options.batch)
-
-    def _typed(self) -> dict[str, Tensor]:
+    def weights(self, at: Step) -> dict[str, Tensor]:
         """All weights in the model's dtype."""
-        trained = {name: x.to(self.weights[name].dtype) for name, x in self.trained.items()}
-        return {**self.weights, **trained}
+        trained = {name: x.to(self.given[name].dtype) for name, x in self.trained.items()}
+        return {**self.given, **trained}
+
+    def result(self, at: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The trained weights as they are, and all of them."""
+        weights = self.weights(at)
+        return {name: weights[name].clone() for name in self.trained}, weights

@@ -8,10 +8,10 @@ from typing import Any
 
 import attrs
 
+from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.matrix.expand import Cell, expand
 from permllm.pipeline.reading import read_pipeline
 from permllm.pipeline.schema import Pipeline
-from permllm.pipeline.lookup import Lookup
 from permllm.results import DENSE
 from permllm.runs import folder
 

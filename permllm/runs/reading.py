@@ -10,9 +10,9 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError, did_you_mean, nearest
-from permllm.runs.events import read_events
 from permllm.pipeline.reading import load_plain_yaml
 from permllm.results import DENSE, Results, RunResult
+from permllm.runs.events import read_events
 from permllm.runs.folder import ENVIRONMENT, PIPELINE, RESULT, RESULTS, finished_runs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,10 @@ def save_window(path: Path, window: PrunedWindow) -> None:
     Raises:
         OSError: that fails.
     """
-    tensors = {f"{WEIGHT}{name}": weight.contiguous() for name, weight in window.weights.items()}
-    tensors |= {f"{PERMUTATION}{name}": one.contiguous() for name, one in window.permutations.items()}
+    tensors = {f"{WEIGHT}{name}": weight for name, weight in _contiguous(window.weights)}
+    tensors |= {
+        f"{PERMUTATION}{name}": one.contiguous() for name, one in window.permutations.items()
+    }
     tensors |= {f"{IMPORTANCE}{name}": sums for name, sums in window.importance.items()}
     metadata = {
         "format": FORMAT,
@@ -158,6 +160,10 @@ def read_reports(metadata: Mapping[str, Any]) -> tuple[LayerReport, ...]:
         LayerReport(**dict(report, shape=tuple(report["shape"])))
         for report in json.loads(metadata["reports"])
     )
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor.contiguous()) for name, tensor in tensors.items())
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,15 +1,16 @@
 """Permutation groups cut into blocks, for learners whose blocks have parameters of their own.
 
 A group's channels are cut, in the order that the learner starts from, into blocks of
-equal size (the last may be smaller). Whatever is learned per block, a ``[B, B]`` matrix,
-is *stacked* over all groups of a window by its size B, so that one batched operation
-serves the whole window.
+equal size (the last may be smaller). Whatever is learned per block, such as a ``[B, B]``
+matrix, is stacked over all groups of a window by its size B, so that one batched operation
+serves the whole window. :class:`Blocks` hides that there may be several sizes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import attrs
@@ -23,6 +24,31 @@ from permllm.core.permutations import block_sizes
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
+
+
+@attrs.frozen(eq=False)
+class Blocks:
+    """A tensor for every block of a window's groups.
+
+    Attributes:
+        by_size: those of all blocks of size B, stacked group by group: ``[ΣG, …]`` by B.
+    """
+
+    by_size: Mapping[int, Tensor]
+
+    def map(self, change: Callable[..., Tensor], *others: Blocks) -> Blocks:
+        """``change(mine, *theirs)`` for the blocks of each size at once."""
+        return Blocks(
+            {
+                size: change(mine, *(other.by_size[size] for other in others))
+                for size, mine in self.by_size.items()
+            }
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The stacks, such as for an optimiser."""
+        return list(self.by_size.values())
 
 
 @attrs.frozen(eq=False)
@@ -46,42 +72,8 @@ class BlockedGroup:
     weights: dict[str, Tensor]
     scores: dict[str, Tensor]
 
-    @classmethod
-    def of(
-        cls,
-        window: Window,
-        name: str,
-        start: Tensor,
-        *,
-        block: int,
-        normalise_scores: bool,
-        dtype: torch.dtype | None = None,
-    ) -> BlockedGroup:
-        """The group ``name`` of a window, on the window's device.
-
-        Args:
-            window: it gives the weights and the scores.
-            name: the group.
-            start: ``LongTensor[C_in]``, the order that the blocks are cut from.
-            block: channels per block, rounded down to a multiple of M.
-            normalise_scores: divide each linear's scores by their mean.
-            dtype: of the weights, where products are done in another than the model's; to
-                round once what every step would round takes half the memory.
-        """
-        group, pattern = window.groups[name], window.pattern(name)
-        start = start.to(window.device)
-        weights, scores = {}, {}
-        for linear in group.linears:
-            weight, score = window.weight(linear), window.scores(linear)
-            weights[linear] = weight.to(dtype or weight.dtype).T.contiguous()
-            score = score / score.mean().clamp_min(1e-30) if normalise_scores else score
-            score = score.to(weight.dtype)
-            scores[linear] = score.T.index_select(0, start).contiguous()
-        sizes = Counter(block_sizes(group.channels, block, pattern.m))
-        return cls(name, pattern, start, tuple(sizes.items()), weights, scores)
-
     def masked_weights(
-        self, soft: list[Tensor], local: list[Tensor], *, soft_mask: bool
+        self, soft: list[Tensor], hard: list[Tensor], *, soft_mask: bool
     ) -> dict[str, Tensor]:
         """The pruned weights ``[C_out, C_in]`` under each run's soft and hard permutation."""
         return {
@@ -89,7 +81,7 @@ class BlockedGroup:
                 weight,
                 self.scores[linear],
                 soft,
-                local,
+                hard,
                 self.start,
                 self.pattern,
                 soft_mask=soft_mask,
@@ -97,68 +89,127 @@ class BlockedGroup:
             for linear, weight in self.weights.items()
         }
 
-    def order(self, local: list[Tensor]) -> Tensor:
-        """``LongTensor[C_in]``: the group's order under each run's hard permutation."""
-        return self.start.index_select(0, block_order(local))
+    def permutation(self, hard: list[Tensor]) -> Tensor:
+        """``LongTensor[C_in]``: the group's, under each run's hard permutation."""
+        return self.start.index_select(0, block_order(hard))
 
 
-def block_counts(groups: Sequence[BlockedGroup]) -> Counter[int]:
-    """How many blocks of each size all groups have together."""
-    counts: Counter[int] = Counter()
-    for group in groups:
-        counts.update(dict(group.runs))
-    return counts
+@attrs.frozen(eq=False)
+class BlockedGroups:
+    """All groups of a window, cut into blocks; make them with :meth:`cut`."""
+
+    groups: tuple[BlockedGroup, ...]
+
+    @classmethod
+    def cut(
+        cls,
+        window: Window,
+        starts: Mapping[str, Tensor],
+        block: Callable[[int], int],
+        *,
+        normalise_scores: bool,
+        dtype: torch.dtype | None = None,
+    ) -> BlockedGroups:
+        """The groups of a window, on its device.
+
+        Args:
+            window: it gives the weights and the scores.
+            starts: by group the order that its blocks are cut from, ``LongTensor[C_in]``.
+            block: channels per block of a group with so many channels; rounded down to a
+                multiple of M.
+            normalise_scores: divide each linear's scores by their mean.
+            dtype: of the weights, where products are done in another than the model's; to
+                round once what every step would round takes half the memory.
+        """
+        groups = []
+        for name, start in starts.items():
+            group, pattern = window.groups[name], window.pattern(name)
+            start = start.to(window.device)
+            weights, scores = {}, {}
+            for linear in group.linears:
+                weight, score = window.weight(linear), window.scores(linear)
+                weights[linear] = weight.to(dtype or weight.dtype).T.contiguous()
+                score = score / score.mean().clamp_min(1e-30) if normalise_scores else score
+                score = score.to(weight.dtype)
+                scores[linear] = score.T.index_select(0, start).contiguous()
+            sizes = Counter(block_sizes(group.channels, block(group.channels), pattern.m))
+            groups.append(BlockedGroup(name, pattern, start, tuple(sizes.items()), weights, scores))
+        return cls(tuple(groups))
+
+    def blocks(self, make: Callable[[int, int], Tensor]) -> Blocks:
+        """``make(count, size)`` for all ``count`` blocks of each size."""
+        counts: Counter[int] = Counter()
+        for group in self.groups:
+            counts.update(dict(group.runs))
+        return Blocks({size: make(count, size) for size, count in counts.items()})
+
+    def per_group(self, make: Callable[[int, int], Tensor]) -> Blocks:
+        """``make(groups, size)`` for the number of groups that have blocks of each size."""
+        return Blocks({size: make(len(each), size) for size, each in self._counts.items()})
+
+    def repeated(self, values: Blocks) -> Blocks:
+        """What each group has, for each of its blocks: ``[groups]`` → ``[ΣG, 1, 1]``."""
+        return Blocks(
+            {
+                size: each.repeat_interleave(
+                    torch.tensor(self._counts[size], device=each.device)
+                ).view(-1, 1, 1)
+                for size, each in values.by_size.items()
+            }
+        )
+
+    def masked_weights(
+        self, soft: Blocks, hard: Blocks, *, soft_mask: bool = True
+    ) -> dict[str, Tensor]:
+        """The pruned weights ``[C_out, C_in]`` of all groups' linears.
+
+        Args:
+            soft: soft permutations ``[ΣG, B, B]``; gradients flow to them.
+            hard: hard permutations, ``LongTensor[ΣG, B]``.
+            soft_mask: which gradient they get, as in
+                :func:`permllm.core.block_product.block_masked_weight`.
+        """
+        pieces, places = self.of_groups(soft), self.of_groups(hard)
+        weights: dict[str, Tensor] = {}
+        for group, piece, place in zip(self.groups, pieces, places, strict=True):
+            weights |= group.masked_weights(piece, place, soft_mask=soft_mask)
+        return weights
+
+    def permutations(self, hard: Blocks) -> dict[str, Tensor]:
+        """The permutation of each group under hard ones of its blocks, on the CPU."""
+        places = self.of_groups(hard)
+        return {
+            group.name: group.permutation(place).cpu()
+            for group, place in zip(self.groups, places, strict=True)
+        }
+
+    def of_groups(self, blocks: Blocks) -> list[list[Tensor]]:
+        """For each group what its runs of blocks have."""
+        runs = {
+            size: iter(stack.split(self._counts[size])) for size, stack in blocks.by_size.items()
+        }
+        return [[next(runs[size]) for size, _ in group.runs] for group in self.groups]
+
+    @cached_property
+    def _counts(self) -> dict[int, list[int]]:
+        """By size, how many such blocks each group that has some has."""
+        counts: dict[int, list[int]] = {}
+        for group in self.groups:
+            for size, count in group.runs:
+                counts.setdefault(size, []).append(count)
+        return counts
 
 
-def unstacked(groups: Sequence[BlockedGroup], stacked: Mapping[int, Tensor]) -> list[list[Tensor]]:
-    """The runs of each group, cut from what is stacked over the groups per block size."""
-    counts: dict[int, list[int]] = {size: [] for size in stacked}
-    for group in groups:
-        for size, count in group.runs:
-            counts[size].append(count)
-    runs = {size: iter(x.split(counts[size])) for size, x in stacked.items()}
-    return [[next(runs[size]) for size, _ in group.runs] for group in groups]
+def harden(fit: Blocks) -> Blocks:
+    """The permutation that fits each block best: which channel each place takes.
 
-
-def harden(fit: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """The assignment that fits each block best: which channel each place takes.
+    That is ``argmax over permutations P of ⟨P, fit⟩``, by linear assignment.
 
     Args:
-        fit: stacked ``[ΣG, B, B]`` by size B; ``fit[B][g, i, j]`` says how well channel
-            ``i`` of block ``g`` fits at place ``j``.
+        fit: ``[ΣG, B, B]``; ``fit[g, i, j]`` says how well channel ``i`` of block ``g`` fits at
+            place ``j``.
 
     Returns:
-        stacked ``LongTensor[ΣG, B]`` by size.
+        ``LongTensor[ΣG, B]``.
     """
-    return {size: assign_blocks(x.detach()).argsort(-1) for size, x in fit.items()}
-
-
-def masked_weights(
-    groups: Sequence[BlockedGroup],
-    soft: Mapping[int, Tensor],
-    local: Mapping[int, Tensor],
-    *,
-    soft_mask: bool = True,
-) -> dict[str, Tensor]:
-    """The pruned weights ``[C_out, C_in]`` of all groups' linears.
-
-    Args:
-        groups: the groups.
-        soft: soft permutations, stacked ``[ΣG, B, B]`` by size; gradients flow to them.
-        local: hard permutations, stacked ``LongTensor[ΣG, B]`` by size.
-        soft_mask: which gradient they get, as in
-            :func:`permllm.core.block_product.block_masked_weight`.
-    """
-    pieces, places = unstacked(groups, soft), unstacked(groups, local)
-    weights: dict[str, Tensor] = {}
-    for group, piece, place in zip(groups, pieces, places, strict=True):
-        weights |= group.masked_weights(piece, place, soft_mask=soft_mask)
-    return weights
-
-
-def orders(groups: Sequence[BlockedGroup], local: Mapping[int, Tensor]) -> dict[str, Tensor]:
-    """The order of each group under the stacked hard permutations, on the CPU."""
-    places = unstacked(groups, local)
-    return {
-        group.name: group.order(place).cpu() for group, place in zip(groups, places, strict=True)
-    }
+    return fit.map(lambda each: assign_blocks(each.detach()).argsort(-1))

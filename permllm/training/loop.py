@@ -4,114 +4,91 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+import attrs
 import torch
 from torch import Tensor
 
+from permllm.deprecation import warn_of_old_name
 from permllm.errors import RunFailed
+from permllm.training.budget import FEWEST_STEPS, STEP_PER_LOOK, StepCount
+from permllm.training.losses import WindowLoss
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
 
-T_co = TypeVar("T_co", covariant=True)
+__all__ = ["Step", "StepCount", "Trainee", "batches", "cosine_decay", "linear_between", "train",
+           "train_step"]  # fmt: skip
 
-
-class Trainee(Protocol[T_co]):
-    """What is trained.
-
-    Attributes:
-        total: how many steps there will be, as far as is known; the loop keeps it up to date,
-            so that schedules fit a training that ends at a time.
-    """
-
-    total: int
-
-    def step(self, rows: Tensor, step: int) -> dict[str, float]:
-        """One training step, counted from 1; its figures, ``loss`` among them.
-
-        Args:
-            rows: ``LongTensor[b]``, learning sequences of the window.
-            step: its number.
-        """
-        ...
-
-    def snapshot(self, step: int) -> tuple[T_co, float]:
-        """The result as it is at a step, and its loss on the held-out sequences."""
-        ...
-
-
-STEP_PER_LOOK = 3.0
-"""How long a step is taken to last before any is done: so many times a look at as many held-out
-sequences, which is a forward pass like its own without the way back."""
-
-
-FEWEST_STEPS = 2
-"""The fewest steps that a budget is spent on: one alone goes where a single batch says, and did
-harm on other text."""
-
-WANTED_STEPS = 4
-"""A budget that has no room for so many steps makes smaller ones."""
-
+T = TypeVar("T")
 
 MOST_LOOKS = 50
 """About how often a training looks at held-out text at most: a look may take as long as a step."""
 
 
-class StepCount:
-    """How many steps a training has: a number, or as many as fit into a time.
+@attrs.frozen
+class Step:
+    """Where a training stands.
 
-    Args:
-        steps: the number; with a time, a first guess.
-        seconds: the time, from now on; None for the number.
+    Attributes:
+        number: of the step, from 1; 0 before the first.
+        total: how many there will be, as far as is known, so that schedules fit a training
+            that ends at a time.
     """
 
-    def __init__(self, steps: int, seconds: float | None = None) -> None:
-        self.steps, self.seconds, self.began = steps, seconds, time.monotonic()
-        self.first: float | None = None
+    number: int
+    total: int
 
-    def total(self, done: int) -> int:
-        """The number of steps in all, judged by the ``done`` ones so far."""
-        now = time.monotonic()
-        if self.seconds is None or self.first is None or not done:
-            self.first = now
-            return self.steps
-        left = self.began + self.seconds - now
-        return done + max(0, int(left * done / max(now - self.first, 1e-9)))
+    def between(self, first: float, last: float) -> float:
+        """From ``first`` at step 1, and before it, to ``last`` at the last step."""
+        return linear_between(first, last, max(1, self.number), self.total)
 
-    def sized(self, batch: int, pace: float) -> tuple[int, int]:
-        """Sequences per step, and how many steps, in a time of which none are done yet.
 
-        Args:
-            batch: the most sequences.
-            pace: seconds that a step of one sequence is thought to take.
+class Trainee(Generic[T]):
+    """What is trained: parameters, the window's weights under them, and what they come to.
 
-        Returns:
-            As many sequences as leave room for four steps, at least one; and no step
-            where there is no room for two.
+    Attributes:
+        optimiser: of the parameters; the loop sets its learning rate before every step.
+    """
+
+    optimiser: torch.optim.Optimizer
+
+    def weights(self, at: Step) -> Mapping[str, Tensor]:
+        """The pruned weights ``[C_out, C_in]`` by linear; gradients flow to the parameters."""
+        raise NotImplementedError
+
+    def result(self, at: Step) -> tuple[T, Mapping[str, Tensor]]:
+        """What there would be to keep at a step, and the weights that it gives the window.
+
+        Called without gradients. The weights are judged on held-out sequences.
         """
-        now = self.first = time.monotonic()
-        left = self.began + (self.seconds or 0.0) - now
-        batch = max(1, min(batch, int(left / (pace * WANTED_STEPS))))
-        steps = int(left / (pace * batch))
-        return batch, steps if steps >= FEWEST_STEPS else 0
+        raise NotImplementedError
+
+    def figures(self, at: Step) -> dict[str, float]:
+        """What else to record of a step, such as a temperature."""
+        return {}
 
 
 def train(
-    trainee: Trainee[T_co],
+    trainee: Trainee[T],
     window: Window,
+    loss: WindowLoss,
     *,
+    rate: Callable[[int, int], float],
     count: StepCount,
     batch: int,
     fresh: bool,
     best: bool,
-) -> T_co:
+) -> T:
     """Train, and say after every step how it goes.
 
     Args:
         trainee: what is trained.
         window: gives the sequences; it is told of every step.
+        loss: of the window under the trainee's weights.
+        rate: the learning rate at a step, counted from 1, of so many.
         count: how many steps.
         batch: sequences per step; fewer where a time has no room for four steps.
         fresh: draw from all learning sequences, not only from one pass of calibration.
@@ -123,43 +100,67 @@ def train(
     Raises:
         RunFailed: the loss is not finite.
     """
-    window.progress("learning", 0, trainee.total)
+    if not isinstance(trainee, Trainee):
+        warn_of_old_name("a trainee with step() and snapshot()", "permllm.training.loop.Trainee")
+    window.progress("learning", 0, count.steps)
     best = best and len(window.held_out) > 0
-    kept, least = None, math.inf
+    kept, least, total, judged_by = None, math.inf, count.steps, batch
     began = time.monotonic()
     if best:
-        kept, least = trainee.snapshot(step=1)
+        kept, least = _look(trainee, loss, Step(0, total), judged_by)
     if best and count.seconds is not None:
         pace = STEP_PER_LOOK * (time.monotonic() - began) / len(window.held_out)
-        batch, trainee.total = count.sized(batch, pace)
-        if not trainee.total:
+        batch, total = count.sized(batch, pace)
+        if not total:
             window.warn(
                 f"no training: a step takes about {pace * batch:.0f} s here, and the budget has "
                 f"no room for {FEWEST_STEPS}; what training starts from is kept"
             )
     else:
-        trainee.total = count.total(0)
+        total = count.total(0)
     a_pass = max(1, math.ceil(window.calibration / batch))
     drawn = batches(window, batch, fresh=fresh)
     step = looked = 0
-    window.progress("learning", 0, trainee.total)
-    while step < trainee.total:
+    window.progress("learning", 0, total)
+    while step < total:
         step += 1
-        figures = trainee.step(next(drawn), step)
+        figures = _step(trainee, loss, next(drawn), Step(step, total), rate(step, total))
         if not math.isfinite(figures["loss"]):
             raise RunFailed(
                 f"the loss of {window.name} is {figures['loss']} at step {step}; "
                 "a smaller learning_rate or float32 may help"
             )
-        trainee.total = count.total(step)
-        due = step - looked >= max(a_pass, trainee.total // MOST_LOOKS)
-        if best and (due or step >= trainee.total):
+        total = count.total(step)
+        due = step - looked >= max(a_pass, total // MOST_LOOKS)
+        if best and (due or step >= total):
             looked = step
-            result, figures["held_out_loss"] = trainee.snapshot(step)
-            if figures["held_out_loss"] < least:
-                kept, least = result, figures["held_out_loss"]
-        window.training_step(step, trainee.total, figures)
-    return trainee.snapshot(step)[0] if kept is None else kept
+            result, held_out = _look(trainee, loss, Step(step, total), judged_by)
+            figures["held_out_loss"] = held_out
+            if held_out < least:
+                kept, least = result, held_out
+        window.training_step(step, total, figures)
+    return _look(trainee, None, Step(step, total), judged_by)[0] if kept is None else kept
+
+
+def train_step(
+    trainee: Trainee[T], loss: WindowLoss, rows: Tensor, at: Step, rate: float
+) -> dict[str, float]:
+    """One training step; its figures, ``loss`` among them.
+
+    Args:
+        trainee: what is trained.
+        loss: of the window under the trainee's weights.
+        rows: ``LongTensor[b]``, learning sequences of the window.
+        at: the step.
+        rate: its learning rate.
+    """
+    for settings in trainee.optimiser.param_groups:
+        settings["lr"] = rate
+    value = loss(trainee.weights(at), rows)
+    trainee.optimiser.zero_grad(set_to_none=True)
+    value.backward()
+    trainee.optimiser.step()
+    return {"loss": value.item(), **trainee.figures(at), "learning_rate": rate}
 
 
 def batches(window: Window, batch: int, *, fresh: bool) -> Iterator[Tensor]:
@@ -187,3 +188,24 @@ def linear_between(first: float, last: float, step: int, steps: int) -> float:
 def cosine_decay(rate: float, step: int, steps: int) -> float:
     """Half a cosine from ``rate`` at step 1 down to zero."""
     return rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
+
+
+def _step(
+    trainee: Trainee[T], loss: WindowLoss, rows: Tensor, at: Step, rate: float
+) -> dict[str, float]:
+    if isinstance(trainee, Trainee):
+        return train_step(trainee, loss, rows, at, rate)
+    trainee.total = at.total
+    figures: dict[str, float] = trainee.step(rows, at.number)
+    return figures
+
+
+@torch.no_grad()
+def _look(trainee: Trainee[T], loss: WindowLoss | None, at: Step, batch: int) -> tuple[T, float]:
+    """The result as it is, and its loss on the held-out sequences where there is one."""
+    if not isinstance(trainee, Trainee):
+        trainee.total = at.total
+        snapshot: tuple[T, float] = trainee.snapshot(max(1, at.number))
+        return snapshot
+    result, weights = trainee.result(at)
+    return result, math.nan if loss is None else loss.held_out(weights, batch)

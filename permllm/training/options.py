@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import attrs
 
+from permllm.components import Component
+from permllm.contexts.cost import ComponentCost, Workload
 from permllm.core.durations import Duration
 from permllm.option import option
-from permllm.training.loop import StepCount, T_co, Trainee, cosine_decay, train
+from permllm.training.budget import StepCount, guessed_steps, steps_of
+from permllm.training.loop import T, Trainee, cosine_decay, train
 from permllm.training.losses import LOSSES, PRECISIONS, WindowLoss
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
 
-GUESSED_SPEED = 1.0
-"""Steps per second that a budget is taken to afford, before any is done."""
-
 
 @attrs.frozen
-class TrainingOptions:
+class TrainingOptions(Component):
     """How long to train, on which sequences, against what, and what to keep."""
 
     passes: int = option(
@@ -71,14 +70,25 @@ class TrainingOptions:
     def training_steps(self, calibration: int) -> int:
         """Steps in all, where a pass has ``calibration`` sequences; with a budget, a guess."""
         if self.budget is not None:
-            return max(1, round(self.budget.seconds * GUESSED_SPEED))
-        return self.steps or self.passes * math.ceil(calibration / self.batch)
+            return guessed_steps(self.budget.seconds)
+        return steps_of(self.steps, self.passes, self.batch, calibration)
 
     def sequences(self, calibration: int) -> int:
         """Every step's own sequences if they are fresh, else one pass's."""
         if not self.fresh:
             return calibration
         return max(calibration, self.training_steps(calibration) * self.batch)
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """Of the training, and of what it starts from."""
+        steps = self.training_steps(workload.sequences)
+        timed = self.budget is not None
+        own = ComponentCost(
+            trained=0 if timed else steps * self.batch,
+            batch=self.batch,
+            seconds=self.budget.seconds if self.budget else 0.0,
+        )
+        return own + super().cost(workload)
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step; ``step`` counts from 1."""
@@ -100,12 +110,23 @@ class TrainingOptions:
         seconds = self.budget.seconds * share if self.budget else None
         return StepCount(self.training_steps(window.calibration), seconds)
 
-    def train(self, trainee: Trainee[T_co], window: Window, count: StepCount) -> T_co:
-        """Train through a window, and give what there is to keep."""
+    def train(self, trainee: Trainee[T], window: Window, count: StepCount | None = None) -> T:
+        """Train through a window, and give what there is to keep.
+
+        Args:
+            trainee: what is trained.
+            window: the window.
+            count: from :meth:`count`, where a budget has begun to run before.
+
+        Raises:
+            RunFailed: the loss is not finite.
+        """
         return train(
             trainee,
             window,
-            count=count,
+            self.window_loss(window),
+            rate=self.learning_rate_at,
+            count=count or self.count(window),
             batch=self.batch,
             fresh=self.fresh,
             best=self.select == "best",

@@ -15,13 +15,15 @@ from permllm.contexts.window import Window
 from permllm.core.durations import Duration
 from permllm.core.permutations import is_permutation
 from permllm.permutations.cp import Cp
-from permllm.permutations.groupwise import START_SHARE, first_orders
-from permllm.permutations.lcp import Lcp, Training
+from permllm.permutations.groupwise import first_permutations
+from permllm.permutations.lcp import Lcp, LearnedPermutations
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
 from permllm.testing import check_permutation_learner
 from permllm.testing.windows import toy_window
+from permllm.training.budget import START_SHARE
+from permllm.training.loop import Step
 
 SMALL = {"block": 8, "batch": 2, "precision": "model"}
 
@@ -39,7 +41,8 @@ def learned(learner: Lcp, window: Window) -> tuple[dict[str, torch.Tensor], list
 def held_out_loss(learner: Lcp, window: Window, permutations: dict[str, torch.Tensor]) -> float:
     """The loss of fixed orders: training that has not begun, without noise."""
     still = attrs.evolve(learner, identity=1.0, noise=0.0, scaled=False)
-    return Training(still, window, permutations).snapshot(1)[1]
+    weights = LearnedPermutations(still, window, permutations).result(Step(0, 1))[1]
+    return still.window_loss(window).held_out(weights, still.batch)
 
 
 @pytest.mark.parametrize("loss", ["kl", "cosine"])
@@ -117,8 +120,8 @@ def test_blocks_stay_within_their_start_order() -> None:
 
 def test_schedules() -> None:
     learner = small(steps=5, temperature_start=1.0, temperature_end=0.2, learning_rate=0.1)
-    training = Training(learner, toy_window(), learner.start.learn(toy_window()))
-    temperatures = [training.temperature(step) for step in range(1, 6)]
+    trainee = LearnedPermutations(learner, toy_window(), learner.start.learn(toy_window()))
+    temperatures = [trainee.temperature(Step(step, 5)) for step in range(1, 6)]
     assert temperatures == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     rates = [learner.learning_rate_at(step, 5) for step in range(1, 6)]
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 5)) for i in range(5)])
@@ -147,13 +150,13 @@ def test_a_budget_holds_the_search_to_its_share() -> None:
     groups = len(window.groups)
     own = Cp(time_limit=3.0)
     for learner, budget in ((Cp(), None), (Cp(), 1.0), (Cp(), 1e4), (own, 1.0), (Lcp(), 1.0)):
-        first_orders(learner, window, budget)
+        first_permutations(learner, window, budget)
     assert asked == [Cp(), Cp(time_limit=START_SHARE / groups), Cp(), own, Lcp()]
 
 
 def test_a_budget_ends_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count()
-    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("permllm.training.budget.time.monotonic", lambda: float(next(seconds)))
     # A second goes by whenever somebody looks at the clock: at every step, and before the first.
     _, figures = learned(small(steps=None, budget=Duration(12.0)), toy_window(sequences=8))
     assert len(figures) in (8, 9, 10)

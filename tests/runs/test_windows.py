@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from permllm.errors import UserError
-from permllm.results import LayerReport
+from permllm.results import Cost, LayerReport
 from permllm.runs.windows import PrunedWindow, load_window, save_window, window_path
-from permllm.results import Cost
 
 REPORT = LayerReport("layers.0.up", "layers.0:up", (3, 4), "2:4", 0.7, 0.8, 0.5, 0.1)
 

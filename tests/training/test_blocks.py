@@ -2,76 +2,113 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from permllm.contexts.window import Window
 from permllm.core.patterns import is_nm
-from permllm.core.permutations import identity
+from permllm.core.permutations import identity, is_permutation
 from permllm.testing.windows import toy_window
-from permllm.training.blocks import (
-    BlockedGroup,
-    block_counts,
-    harden,
-    masked_weights,
-    orders,
-    unstacked,
-)
+from permllm.training.blocks import BlockedGroups, Blocks, harden
 
 
-def blocked(window: Window, block: int = 12) -> list[BlockedGroup]:
-    return [
-        BlockedGroup.of(window, name, identity(group.channels), block=block, normalise_scores=True)
-        for name, group in window.groups.items()
-    ]
+def blocked(window: Window, block: int = 12, *, normalise: bool = True) -> BlockedGroups:
+    starts = {name: identity(group.channels) for name, group in window.groups.items()}
+    return BlockedGroups.cut(window, starts, lambda channels: block, normalise_scores=normalise)
+
+
+def random_soft(groups: BlockedGroups, seed: int = 2) -> Blocks:
+    generator = torch.Generator().manual_seed(seed)
+    return groups.blocks(lambda count, size: torch.rand(count, size, size, generator=generator))
 
 
 def test_blocks_cover_the_channels_and_keep_groups_of_m_whole() -> None:
     window = toy_window()
-    for group in blocked(window):
+    for group in blocked(window).groups:
         assert sum(size * count for size, count in group.runs) == window.groups[group.name].channels
         assert all(size % group.pattern.m == 0 for size, _ in group.runs)
 
 
+def test_the_size_of_blocks_may_depend_on_the_channels() -> None:
+    window = toy_window()
+    starts = {name: identity(group.channels) for name, group in window.groups.items()}
+    halves = BlockedGroups.cut(
+        window, starts, lambda channels: channels // 2, normalise_scores=True
+    )
+    assert all(group.runs == ((len(group.start) // 2, 2),) for group in halves.groups)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_scores_are_put_in_start_order_and_may_be_divided_by_their_mean(normalise: bool) -> None:
+    window = toy_window()
+    generator = torch.Generator().manual_seed(1)
+    starts = {
+        name: torch.randperm(group.channels, generator=generator)
+        for name, group in window.groups.items()
+    }
+    groups = BlockedGroups.cut(window, starts, lambda channels: 8, normalise_scores=normalise)
+    for group in groups.groups:
+        for linear, scores in group.scores.items():
+            expected = window.scores(linear)[:, starts[group.name]].T
+            expected = expected / expected.mean() if normalise else expected
+            torch.testing.assert_close(scores, expected)
+            assert torch.equal(group.weights[linear], window.weight(linear).T)
+
+
 def test_hard_permutations_maximise_the_soft_ones() -> None:
     soft = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(1))
-    local = harden({4: soft})[4]
+    hard = harden(Blocks({4: soft})).by_size[4]
     identity = torch.arange(4).expand(3, 4)
-    kept = soft.gather(1, local.unsqueeze(1)).sum()
+    kept = soft.gather(1, hard.unsqueeze(1)).sum()
     assert kept >= soft.gather(1, identity.unsqueeze(1)).sum()
 
 
-def test_unstacking_gives_each_group_its_runs() -> None:
+def test_a_map_takes_the_blocks_of_each_size_together() -> None:
+    one = Blocks({2: torch.ones(3, 2), 4: torch.full((1, 4), 2.0)})
+    added = one.map(torch.add, one)
+    assert [stack.unique().item() for stack in added.tensors] == [2.0, 4.0]
+
+
+def test_each_group_gets_its_runs_back() -> None:
     groups = blocked(toy_window())
-    stacked = {
-        size: torch.arange(count).view(-1, 1) for size, count in block_counts(groups).items()
-    }
-    runs = unstacked(groups, stacked)
-    for group, pieces in zip(groups, runs, strict=True):
+    stacked = groups.blocks(lambda count, size: torch.arange(count).view(-1, 1))
+    runs = groups.of_groups(stacked)
+    for group, pieces in zip(groups.groups, runs, strict=True):
         assert [len(piece) for piece in pieces] == [count for _, count in group.runs]
-    for size, whole in stacked.items():
+    for size, whole in stacked.by_size.items():
         pieces = [
             piece
-            for group, run in zip(groups, runs, strict=True)
+            for group, run in zip(groups.groups, runs, strict=True)
             for (each, _), piece in zip(group.runs, run, strict=True)
             if each == size
         ]
         assert torch.equal(torch.cat(pieces), whole)
 
 
-def test_weights_are_pruned_in_the_hard_order() -> None:
+def test_what_a_group_has_is_repeated_for_its_blocks() -> None:
+    groups = blocked(toy_window())
+    numbers = groups.per_group(lambda count, size: torch.arange(count).float())
+    repeated = groups.repeated(numbers)
+    for size in numbers.by_size:
+        having = [group for group in groups.groups if size in dict(group.runs)]
+        expected = [
+            float(i) for i, group in enumerate(having) for _ in range(dict(group.runs)[size])
+        ]
+        assert repeated.by_size[size].shape == (len(expected), 1, 1)
+        assert repeated.by_size[size].flatten().tolist() == expected
+
+
+def test_weights_are_pruned_in_the_hard_permutation() -> None:
     window = toy_window()
     groups = blocked(window)
-    generator = torch.Generator().manual_seed(2)
-    soft = {
-        size: torch.rand(count, size, size, generator=generator)
-        for size, count in block_counts(groups).items()
-    }
-    local = harden(soft)
-    weights, permutations = masked_weights(groups, soft, local), orders(groups, local)
+    soft = random_soft(groups)
+    hard = harden(soft)
+    weights, permutations = groups.masked_weights(soft, hard), groups.permutations(hard)
     assert list(weights) == window.linears
-    for group in groups:
+    for group in groups.groups:
+        permutation = permutations[group.name]
+        assert is_permutation(permutation, window.groups[group.name].channels)
         for linear in group.weights:
-            permuted = weights[linear][:, permutations[group.name]]
-            assert is_nm(permuted, group.pattern)
+            assert is_nm(weights[linear][:, permutation], group.pattern)
             kept = weights[linear] != 0
             assert torch.equal(weights[linear][kept], window.weight(linear)[kept])

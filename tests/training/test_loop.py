@@ -11,28 +11,53 @@ import torch
 from torch import Tensor
 
 from permllm.contexts.window import Window
-from permllm.core.durations import Duration
 from permllm.errors import RunFailed
-from permllm.pruners.distil import Distil
 from permllm.testing.windows import toy_window
-from permllm.training.loop import StepCount, batches, cosine_decay, train
-from permllm.training.losses import LOSSES, WindowLoss
+from permllm.training.budget import StepCount
+from permllm.training.loop import Step, Trainee, batches, cosine_decay, train, train_step
 
 
-class Course:
+class Course(Trainee[int]):
     """Its result is the number of steps done, and its held-out losses are given."""
 
     def __init__(self, losses: dict[int, float], loss: float = 1.0) -> None:
-        self.losses, self.loss, self.done, self.rows = losses, loss, 0, [Tensor()]
-        self.total = 0
+        self.losses, self.value, self.steps = losses, loss, [Step(0, 0)]
+        self.parameter = torch.zeros((), requires_grad=True)
+        self.optimiser = torch.optim.SGD([self.parameter], lr=0.0)
+        self.rows: list[Tensor] = []
 
-    def step(self, rows: Tensor, step: int) -> dict[str, float]:
-        self.done = step
+    @property
+    def done(self) -> int:
+        return self.steps[-1].number
+
+    def weights(self, at: Step) -> dict[str, Tensor]:
+        self.steps.append(at)
+        return {}
+
+    def result(self, at: Step) -> tuple[int, dict[str, Tensor]]:
+        return self.done, {}
+
+    def __call__(self, weights: dict[str, Tensor], rows: Tensor) -> Tensor:
+        """The loss of a step."""
         self.rows.append(rows)
-        return {"loss": self.loss}
+        return self.value + 0 * self.parameter
 
-    def snapshot(self, step: int) -> tuple[int, float]:
-        return self.done, self.losses.get(self.done, math.nan)
+    def held_out(self, weights: dict[str, Tensor], batch: int) -> float:
+        return self.losses.get(self.done, math.nan)
+
+
+def trained(course: Course, window: Window, count: StepCount, *, batch: int = 2, best: bool) -> int:
+    """Train a course, which is its own loss."""
+    return train(
+        course,
+        window,
+        course,
+        rate=lambda step, steps: 0.1 * step,
+        count=count,
+        batch=batch,
+        fresh=True,
+        best=best,
+    )
 
 
 def run(
@@ -40,8 +65,37 @@ def run(
 ) -> tuple[int, list[float | None]]:
     seen: list[float | None] = []
     window.on_step = lambda step, total, figures: seen.append(figures.get("held_out_loss"))
-    count = StepCount(steps)
-    return train(course, window, count=count, batch=2, fresh=True, best=best), seen
+    return trained(course, window, StepCount(steps), best=best), seen
+
+
+def test_a_step_sets_the_rate_and_moves_the_parameters_down_the_gradient() -> None:
+    window, parameter = toy_window(), torch.tensor(3.0, requires_grad=True)
+
+    class Square(Trainee[float]):
+        optimiser = torch.optim.SGD([parameter], lr=99.0)
+
+        def weights(self, at: Step) -> dict[str, Tensor]:
+            return {"square": parameter.square()}
+
+        def figures(self, at: Step) -> dict[str, float]:
+            return {"number": float(at.number)}
+
+    def loss(weights: dict[str, Tensor], rows: Tensor) -> Tensor:
+        return weights["square"]
+
+    for number, expected in ((1, 3.0 - 0.1 * 6.0), (2, 2.4 - 0.1 * 4.8)):
+        figures = train_step(Square(), loss, window.learning[:1], Step(number, 2), 0.1)
+        assert parameter.item() == pytest.approx(expected)
+        assert figures["number"] == number
+        assert figures["learning_rate"] == 0.1
+    assert figures["loss"] == pytest.approx(2.4**2)
+
+
+def test_every_step_has_its_rate_and_is_told_of() -> None:
+    window, rates = toy_window(sequences=8), []
+    window.on_step = lambda step, total, figures: rates.append((step, figures["learning_rate"]))
+    trained(Course({}), window, StepCount(3), best=False)
+    assert rates == [(1, 0.1), (2, 0.2), (3, pytest.approx(0.3))]
 
 
 def test_the_best_on_held_out_sequences_is_kept() -> None:
@@ -95,71 +149,22 @@ def test_cosine_decay_goes_from_the_rate_towards_zero() -> None:
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 5)) for i in range(5)])
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_losses_flow_back_to_the_weights(name: str) -> None:
-    window = toy_window()
-    loss = WindowLoss.of(window, name, "model")
-    linear = window.linears[0]
-    weight = (window.weight(linear) * 0.5).requires_grad_()
-    loss({linear: weight}, window.learning[:2]).backward()
-    assert weight.grad is not None
-    assert bool(weight.grad.count_nonzero())
-    if name != "next-token":
-        assert float(loss({}, window.learning[:2])) == pytest.approx(0, abs=1e-6)
-        assert loss.held_out({linear: weight.detach()}, 2) > 1e-6
-
-
-def test_next_token_is_the_models_own_loss() -> None:
-    window = toy_window()
-    rows = window.learning[:2]
-    tokens = window.tokens[rows]
-    own = window.decoder.model(input_ids=tokens, labels=tokens).loss.item()
-    assert WindowLoss.of(window, "next-token", "model")({}, rows).item() == pytest.approx(own)
-
-
-def test_a_window_without_logits_takes_the_cosine() -> None:
-    loss = WindowLoss.of(toy_window(layers=range(1)), "kl", "model")
-    assert loss.distance is LOSSES["cosine"]
-
-
-def test_a_number_of_steps_stays() -> None:
-    count = StepCount(7)
-    assert [count.total(done) for done in (0, 1, 6, 7)] == [7, 7, 7, 7]
-
-
-def test_a_time_holds_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: clock[0])
-    count = StepCount(3, seconds=20.0)
-    clock[0] = 105.0  # what comes before the first step counts
-    assert count.total(0) == 3
-    clock[0] = 107.0
-    assert count.total(1) == 1 + 6  # 13 s left, 2 s each
-    clock[0] = 111.0
-    assert count.total(2) == 2 + 3  # 9 s left, 3 s each
-    clock[0] = 121.0
-    assert count.total(3) == 3
-
-
 class OnTheClock(Course):
     """A training in which a look takes 2 s, and a step 3 s for every sequence."""
 
     def __init__(self, losses: dict[int, float], patch: pytest.MonkeyPatch) -> None:
         super().__init__(losses)
         self.now = 100.0
-        self.totals: list[int] = []
-        self.sizes: list[int] = []
-        patch.setattr("permllm.training.loop.time.monotonic", lambda: self.now)
+        for module in ("loop", "budget"):
+            patch.setattr(f"permllm.training.{module}.time.monotonic", lambda: self.now)
 
-    def step(self, rows: Tensor, step: int) -> dict[str, float]:
+    def __call__(self, weights: dict[str, Tensor], rows: Tensor) -> Tensor:
         self.now += 3.0 * len(rows)
-        self.totals.append(self.total)
-        self.sizes.append(len(rows))
-        return super().step(rows, step)
+        return super().__call__(weights, rows)
 
-    def snapshot(self, step: int) -> tuple[int, float]:
+    def held_out(self, weights: dict[str, Tensor], batch: int) -> float:
         self.now += 2.0
-        return super().snapshot(step)
+        return super().held_out(weights, batch)
 
 
 def test_before_the_first_step_a_look_at_held_out_text_tells_the_pace(
@@ -167,15 +172,15 @@ def test_before_the_first_step_a_look_at_held_out_text_tells_the_pace(
 ) -> None:
     course = OnTheClock({}, monkeypatch)
     # Two of two held-out sequences take 2 s, so a step is taken to last 6 s: 38 s are left.
-    train(course, toy_window(), count=StepCount(1, 40.0), batch=2, fresh=True, best=True)
-    assert course.totals[0] == 6
+    trained(course, toy_window(), StepCount(1, 40.0), best=True)
+    assert course.steps[1].total == 6
 
 
 def test_a_short_time_makes_smaller_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     course = OnTheClock({}, monkeypatch)
     # After the first look 27 s are left: four steps of 2 sequences and a look, but two of 4.
-    train(course, toy_window(), count=StepCount(1, 29.0), batch=4, fresh=True, best=True)
-    assert course.sizes == [2, 2, 2, 2]
+    trained(course, toy_window(), StepCount(1, 29.0), batch=4, best=True)
+    assert [len(rows) for rows in course.rows] == [2, 2, 2, 2]
 
 
 def test_a_time_without_room_for_two_steps_leaves_the_beginning(
@@ -186,7 +191,7 @@ def test_a_time_without_room_for_two_steps_leaves_the_beginning(
     window = toy_window()
     warnings: list[str] = []
     window.on_warning = warnings.append
-    kept = train(course, window, count=StepCount(9, 7.0), batch=2, fresh=True, best=True)
+    kept = trained(course, window, StepCount(9, 7.0), best=True)
     assert (kept, course.done) == (0, 0)
     (warning,) = warnings
     assert warning == (
@@ -198,56 +203,21 @@ def test_a_time_without_room_for_two_steps_leaves_the_beginning(
 def test_schedules_follow_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last step is the schedule's last, however the speed changes."""
     clock = [0.0]
-    monkeypatch.setattr("permllm.training.loop.time.monotonic", lambda: clock[0])
-    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr("permllm.training.budget.time.monotonic", lambda: clock[0])
 
     class Slow(Course):
-        def step(self, rows: Tensor, step: int) -> dict[str, float]:
-            clock[0] += 1.0 if step < 5 else 2.0
-            seen.append((step, self.total))
-            return super().step(rows, step)
+        def weights(self, at: Step) -> dict[str, Tensor]:
+            clock[0] += 1.0 if at.number < 5 else 2.0
+            return super().weights(at)
 
-    window = toy_window(sequences=8)
-    train(Slow({}), window, count=StepCount(1, 12.0), batch=2, fresh=True, best=False)
+    course = Slow({})
+    trained(course, toy_window(sequences=8), StepCount(1, 12.0), best=False)
+    seen = [(at.number, at.total) for at in course.steps[1:]]
     assert [step for step, _ in seen] == list(range(1, len(seen) + 1))
     assert 6 <= len(seen) <= 9
     assert seen[-1][0] == seen[-1][1]
 
 
-def test_a_window_has_its_share_of_a_budget() -> None:
-    learner = Distil(budget=Duration(60.0))
-    assert learner.count(toy_window()).seconds == 60.0
-    assert learner.count(toy_window(layers=range(1))).seconds == 30.0
-    assert Distil(steps=5).count(toy_window()).seconds is None
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_recomputed_losses_have_the_same_gradients(loss: str) -> None:
-    window = toy_window()
-    rows = window.learning[:3]
-    found = []
-    for recompute in (False, True):
-        weights = {name: window.weight(name).mul(0.9).requires_grad_() for name in window.linears}
-        value = WindowLoss.of(window, loss, "model", recompute=recompute)(weights, rows)
-        value.backward()
-        found.append((value.detach(), [weight.grad for weight in weights.values()]))
-    (one, slopes), (other, others) = found
-    torch.testing.assert_close(one, other)
-    torch.testing.assert_close(slopes, others)
-
-
-def test_recomputing_keeps_less_for_the_backward_pass() -> None:
-    window = toy_window()
-    weights = {name: window.weight(name).requires_grad_() for name in window.linears}
-    kept: dict[bool, int] = {}
-    for recompute in (False, True):
-        seen: dict[int, int] = {}
-
-        def pack(tensor: Tensor, seen: dict[int, int] = seen) -> Tensor:
-            seen[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            WindowLoss.of(window, "kl", "model", recompute=recompute)(weights, window.learning)
-        kept[recompute] = sum(seen.values())
-    assert kept[True] < kept[False] / 3
+@pytest.mark.parametrize(("number", "expected"), [(0, 1.0), (1, 1.0), (3, 0.5), (5, 0.0)])
+def test_a_schedule_goes_from_the_first_step_to_the_last(number: int, expected: float) -> None:
+    assert Step(number, 5).between(1.0, 0.0) == pytest.approx(expected)

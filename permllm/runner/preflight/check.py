@@ -20,7 +20,13 @@ from permllm.models.shape import ModelShape, model_shape
 from permllm.models.sources import DirectorySource, HubSource, Source
 from permllm.pipeline.reading import blaming
 from permllm.pipeline.schema import Pipeline
-from permllm.runner.preflight.estimate import Estimate, estimate, gigabytes, measured_speed
+from permllm.runner.preflight.estimate import (
+    Estimate,
+    estimate,
+    gigabytes,
+    measured_speed,
+    workload_of,
+)
 from permllm.runner.selection import check_channels, settings_of
 from permllm.runs.plan import Plan
 
@@ -198,8 +204,9 @@ def check_lengths(pipeline: Pipeline, shape: ModelShape) -> None:
     Raises:
         UserError: one is.
     """
+    workload = workload_of(pipeline, shape)
     lengths = {"calibration": pipeline.calibration.length}
-    lengths |= {e.name: getattr(e, "length", None) or 0 for e in pipeline.evaluate}
+    lengths |= {one.name: one.cost(workload).longest for one in pipeline.evaluate}
     for where, length in lengths.items():
         if shape.positions is not None and length > shape.positions:
             raise UserError(

@@ -8,12 +8,11 @@ and are meant to tell minutes from hours and fits from does not fit.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import attrs
 import torch
 
-from permllm.components import Component, components_in
+from permllm.contexts.cost import ComponentCost, Workload
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.calibration import wished_sequences
@@ -27,9 +26,6 @@ PROGRAM_BYTES = 700 * 2**20
 
 EFFICIENCY = 0.6
 """Share of a plain matrix product's speed that a whole model reaches, about."""
-
-EVALUATED_TOKENS = 16_384
-"""Tokens of an evaluator that does not say how many it takes."""
 
 ACTIVATIONS = 20
 """Hidden states that a decoder layer keeps per token for its backward pass, about."""
@@ -83,10 +79,10 @@ def estimate(plan: Plan, shape: ModelShape, number_bytes: int, speed: float) -> 
         number_bytes: bytes of one number of the model's dtype.
         speed: floating-point operations per second, from :func:`measured_speed`.
     """
-    operations = float(shape.parameters * FORWARD) * evaluated_tokens(plan.pipeline)
-    for run in plan.runs:
-        operations += run_operations(run.pipeline, shape)
+    operations = float(shape.parameters * FORWARD) * evaluation_cost(plan.pipeline, shape).tokens
     pipelines = [run.pipeline for run in plan.runs]
+    operations += sum(run_operations(pipeline, shape) for pipeline in pipelines)
+    training = sum(training_cost(pipeline, shape).seconds for pipeline in pipelines)
     least = PROGRAM_BYTES + number_bytes * (shape.parameters + shape.pruned)
     least += max((stream_bytes(p, shape, number_bytes) for p in pipelines), default=0)
     working = max((working_bytes(p, shape, number_bytes) for p in pipelines), default=0)
@@ -95,11 +91,43 @@ def estimate(plan: Plan, shape: ModelShape, number_bytes: int, speed: float) -> 
     return Estimate(
         parameters=shape.parameters,
         runs=len(plan.runs),
-        seconds=operations / speed + search_seconds(plan, shape) + budget_seconds(plan),
+        seconds=operations / speed + training + search_seconds(plan, shape),
         memory_bytes=least + working,
         least_memory_bytes=least,
         disk_bytes=kept * len(plan.runs),
     )
+
+
+def workload_of(pipeline: Pipeline, shape: ModelShape) -> Workload:
+    """What the components of a run will be given."""
+    calibration = pipeline.calibration
+    groups = round(GROUPS_PER_LINEAR * len(shape.channels))
+    return Workload(calibration.sequences, calibration.length, groups)
+
+
+def training_cost(pipeline: Pipeline, shape: ModelShape) -> ComponentCost:
+    """Of the learner and the pruner of a run."""
+    workload = workload_of(pipeline, shape)
+    layers = pipeline.layers
+    return layers.permutation.cost(workload) + layers.pruner.cost(workload)
+
+
+def search_seconds(plan: Plan, shape: ModelShape) -> float:
+    """Time of learners that search, on their own or to start from.
+
+    Runs with the same learner count once, since they share what it finds.
+    """
+    learners = {run.pipeline.layers.permutation: run.pipeline for run in plan.runs}
+    return sum(
+        learner.cost(workload_of(pipeline, shape)).search_seconds
+        for learner, pipeline in learners.items()
+    )
+
+
+def evaluation_cost(pipeline: Pipeline, shape: ModelShape) -> ComponentCost:
+    """Of all evaluators, on one model."""
+    workload = workload_of(pipeline, shape)
+    return sum((one.cost(workload) for one in pipeline.evaluate), ComponentCost())
 
 
 def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
@@ -108,67 +136,11 @@ def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
     asked = calibration.sequences * calibration.length
     # Statistics, the error of each linear and the inputs of later windows.
     tokens = FORWARD * 3 * asked
-    trained = training_sequences(pipeline, timed=False) * calibration.length
+    trained = training_cost(pipeline, shape).trained * calibration.length
     # Learning needs the dense model's outputs, once a sequence, and its own gradient.
     tokens += (2 * FORWARD + BACKWARD) * trained
-    tokens += FORWARD * evaluated_tokens(pipeline)
+    tokens += FORWARD * evaluation_cost(pipeline, shape).tokens
     return float(tokens * shape.parameters)
-
-
-def trainers(pipeline: Pipeline) -> Iterator[Component]:
-    """The learner and the pruner, and what they are made of."""
-    for section in (pipeline.layers.permutation, pipeline.layers.pruner):
-        yield from components_in(section)
-
-
-def training_sequences(pipeline: Pipeline, *, timed: bool = True) -> int:
-    """Sequences that learner and pruner train on, repeated ones counted again.
-
-    Args:
-        pipeline: of a run.
-        timed: count also those of components that train for a given time.
-    """
-    trained = 0
-    for component in trainers(pipeline):
-        if getattr(component, "budget", None) and not timed:
-            continue
-        steps = getattr(component, "training_steps", None)
-        if steps is not None:
-            batch = int(getattr(component, "batch", 1))
-            trained += int(steps(pipeline.calibration.sequences)) * batch
-    return trained
-
-
-def budget_seconds(plan: Plan) -> float:
-    """The times that are given to training, of all runs."""
-    budgets = (
-        getattr(component, "budget", None)
-        for run in plan.runs
-        for component in trainers(run.pipeline)
-    )
-    return sum(budget.seconds for budget in budgets if budget)
-
-
-def search_seconds(plan: Plan, shape: ModelShape) -> float:
-    """Time of learners that search group by group, on their own or to start from.
-
-    Runs with the same learner count once, since they share what it finds.
-    """
-    each = 0.0
-    for learner in dict.fromkeys(run.pipeline.layers.permutation for run in plan.runs):
-        for search in components_in(learner):
-            limit = getattr(search, "time_limit", None)
-            each += getattr(search, "seconds_per_group", 0.0) if limit is None else limit
-    return each * GROUPS_PER_LINEAR * len(shape.channels)
-
-
-def evaluated_tokens(pipeline: Pipeline) -> int:
-    """Tokens that the evaluators put through the model."""
-    return sum(
-        getattr(evaluator, "max_tokens", None) or EVALUATED_TOKENS
-        for evaluator in pipeline.evaluate
-        if evaluator.name != "sparsity"
-    )
 
 
 def stream_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> int:
@@ -188,11 +160,11 @@ def working_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> i
     share = shape.pruned * layers // max(1, shape.layers)
     scores = 4 * share
     logits = 4 * calibration.length * shape.vocabulary
-    if not training_sequences(pipeline):
+    batch = training_cost(pipeline, shape).batch
+    if not batch:
         return scores + calibration.batch_size * logits
     # Transposed copies of weights and scores, masked weights, their gradients.
     copies = 4 * number_bytes * share
-    batch = int(getattr(pipeline.layers.permutation, "batch", calibration.batch_size))
     kept = ACTIVATIONS * layers * batch * calibration.length * shape.hidden * number_bytes
     # The loss holds the logits of both models and a gradient.
     return int(HELD * (scores + copies + kept + 3 * batch * logits))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import attrs
 import torch
@@ -25,7 +26,7 @@ class Moments:
     steps: int = 0
 
 
-class AdamW:
+class AdamW(torch.optim.Optimizer):
     """AdamW (arXiv 1711.05101) within the backward pass.
 
     Gradients of all logits would take as much memory as the logits; here the gradient of
@@ -49,13 +50,21 @@ class AdamW:
         weight_decay: float,
         dtype: torch.dtype,
     ) -> None:
-        self.learning_rate = 0.0
+        super().__init__(tensors, {"lr": 0.0})
         self.betas, self.epsilon, self.weight_decay = betas, epsilon, weight_decay
-        for tensor in tensors:
+        for tensor in self.param_groups[0]["params"]:
             moments = Moments(
                 torch.zeros_like(tensor, dtype=dtype), torch.zeros_like(tensor, dtype=dtype)
             )
             tensor.register_post_accumulate_grad_hook(partial(self._update, moments))
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Nothing: what has a gradient moved within the backward pass."""
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next backward pass: ``param_groups[0]["lr"]``."""
+        return float(self.param_groups[0]["lr"])
 
     @torch.no_grad()
     def _update(self, moments: Moments, tensor: Tensor) -> None:

@@ -126,11 +126,10 @@ class MaskLlm(TrainingOptions, Pruner):
         Raises:
             RunFailed: the loss is not finite.
         """
-        from permllm_maskllm.training import Training
+        from permllm_maskllm.training import LearnedMasks
 
-        count = self.count(window)
-        training = Training(self, window, permutations, window.linears_of(self))
-        return training.scores(self.train(training, window, count))
+        masks = LearnedMasks(self, window, permutations, window.linears_of(self))
+        return masks.scores(self.train(masks, window))
 
     def prune(
         self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]

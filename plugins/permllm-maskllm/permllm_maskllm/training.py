@@ -11,7 +11,7 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
-from permllm.training.loop import linear_between
+from permllm.training.loop import Step, Trainee
 from permllm_maskllm.candidates import candidate_masks, ranked_places, similarity
 from permllm_maskllm.optimiser import DTYPES, AdamW
 from permllm_maskllm.soft_mask import (
@@ -92,8 +92,8 @@ class LearnedLinear:
         return chosen_mask(choice, self.places, self.table)
 
 
-class Training:
-    """The state of one window's training: the logits and their optimiser.
+class LearnedMasks(Trainee[Choices]):
+    """The logits of a window's masks.
 
     Args:
         options: the pruner.
@@ -111,8 +111,7 @@ class Training:
         permutations: Mapping[str, Tensor],
         linears: Sequence[str],
     ) -> None:
-        self.options, self.window = options, window
-        self.total, self.taken = options.training_steps(window.calibration), 0
+        self.options = options
         generator = torch.Generator().manual_seed(window.seed + 2)
         self.linears: dict[str, LearnedLinear] = {}
         self.others: dict[str, Tensor] = {}
@@ -133,62 +132,51 @@ class Training:
             weight_decay=options.weight_decay,
             dtype=DTYPES[options.moments],
         )
-        self.loss = options.window_loss(window)
 
-    def step(self, rows: Tensor, step: int) -> dict[str, float]:
-        """One training step on the learning sequences ``rows``; returns its figures."""
-        self.taken = step
-        rate = self.options.learning_rate_at(step, self.total)
-        self.optimiser.learning_rate = rate
-        weights = dict(self.others)
-        for name, linear in self.linears.items():
-            weights[name] = linear.sampled(self.sampling(linear, step))
-        loss = self.loss(weights, rows)
-        loss.backward()
-        return {
-            "loss": loss.item(),
-            "temperature": self.temperature(step),
-            "scale": self.scale(step),
-            "learning_rate": rate,
+    def weights(self, at: Step) -> dict[str, Tensor]:
+        """The weights under masks that are sampled anew."""
+        sampled = {
+            name: linear.sampled(self.sampling(linear, at)) for name, linear in self.linears.items()
         }
+        return {**self.others, **sampled}
 
-    def sampling(self, linear: LearnedLinear, step: int) -> Sampling:
-        """How a linear's mask is made at ``step``, with noise of its own."""
+    def sampling(self, linear: LearnedLinear, at: Step) -> Sampling:
+        """How a linear's mask is made at a step, with noise of its own."""
         return Sampling(
-            scale=self.scale(step),
-            temperature=self.temperature(step),
+            scale=self.scale(at),
+            temperature=self.temperature(at),
             noise=self.options.noise,
             pool=self.pool,
             starts=self.pool.starts(len(linear.table)) if self.pool else [],
             hard=self.options.hard,
-            penalty=linear_between(self.options.regularisation, 0.0, step, self.total),
+            penalty=at.between(self.options.regularisation, 0.0),
         )
 
-    def scale(self, step: int) -> float:
+    def scale(self, at: Step) -> float:
         """κ: linear from start to end."""
-        options = self.options
-        return linear_between(options.scale_start, options.scale_end, step, self.total)
+        return at.between(self.options.scale_start, self.options.scale_end)
 
-    def temperature(self, step: int) -> float:
+    def temperature(self, at: Step) -> float:
         """τ: linear from start to end."""
-        options = self.options
-        return linear_between(options.temperature_start, options.temperature_end, step, self.total)
+        return at.between(self.options.temperature_start, self.options.temperature_end)
 
-    @torch.no_grad()
-    def snapshot(self, step: int) -> tuple[Choices, float]:
-        """Each group's likeliest candidate, and the held-out loss under these hard masks.
+    def figures(self, at: Step) -> dict[str, float]:
+        """Temperature and scale."""
+        return {"temperature": self.temperature(at), "scale": self.scale(at)}
 
-        Before the first step it is the one-shot mask, whatever the logits begin with. The
-        loss is NaN where there are no held-out sequences.
+    def result(self, at: Step) -> tuple[Choices, dict[str, Tensor]]:
+        """Each group's likeliest candidate, and the weights under these hard masks.
+
+        Before the first step it is the one-shot mask, whatever the logits begin with.
         """
         choices, weights = {}, dict(self.others)
         for name, linear in self.linears.items():
-            if self.taken:
+            if at.number:
                 choices[name] = first_largest(linear.logits)
             else:
                 choices[name] = torch.zeros_like(linear.logits[0], dtype=torch.int16)
             weights[name] = linear.weight * linear.mask(choices[name]).to(linear.weight.dtype)
-        return choices, self.loss.held_out(weights, self.options.batch)
+        return choices, weights
 
     def scores(self, choices: Choices) -> dict[str, Tensor]:
         """Scores that say what is kept: 1 or 0, float32 ``[C_out, C_in]`` by linear."""

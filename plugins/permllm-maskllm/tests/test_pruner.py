@@ -9,7 +9,7 @@ import attrs
 import pytest
 import torch
 from permllm_maskllm.pruner import MaskLlm
-from permllm_maskllm.training import Training, kept_scores
+from permllm_maskllm.training import LearnedMasks, kept_scores
 from torch import Tensor
 
 import permllm
@@ -24,6 +24,7 @@ from permllm.testing import check_pruner
 from permllm.testing.models import tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
 from permllm.testing.windows import toy_window
+from permllm.training.loop import Step, train_step
 from permllm.training.losses import WindowLoss
 
 PATTERNS = [Pattern(2, 4), Pattern(1, 4), Pattern(4, 8)]
@@ -167,11 +168,13 @@ def test_every_option_changes_what_is_learned(option: dict[str, Any]) -> None:
     for options in ({}, option):
         window = toy_window()
         pruner = small(**options)
-        training = Training(pruner, window, random_permutations(window), window.linears)
+        masks = LearnedMasks(pruner, window, random_permutations(window), window.linears)
         rows = window.learning[:2] if pruner.fresh else window.learning[2:4]
-        for step in range(1, 4):
-            training.step(rows, step)
-        results.append(training.linears[window.linears[0]].logits.detach())
+        loss, total = pruner.window_loss(window), pruner.training_steps(window.calibration)
+        for number in range(1, 4):
+            rate = pruner.learning_rate_at(number, total)
+            train_step(masks, loss, rows, Step(number, total), rate)
+        results.append(masks.linears[window.linears[0]].logits.detach())
     assert results[0].shape != results[1].shape or not torch.equal(*results)
 
 
@@ -183,8 +186,9 @@ def test_schedules_go_from_start_to_end() -> None:
     assert [step["temperature"] for step in figures] == pytest.approx([4, 3.125, 2.25, 1.375, 0.5])
     name = window.linears[0]
     regularised = attrs.evolve(pruner, regularisation=0.2)
-    training = Training(regularised, window, random_permutations(window), [name])
-    penalties = [training.sampling(training.linears[name], step).penalty for step in (1, 3, 5)]
+    masks = LearnedMasks(regularised, window, random_permutations(window), [name])
+    learned_linear = masks.linears[name]
+    penalties = [masks.sampling(learned_linear, Step(n, 5)).penalty for n in (1, 3, 5)]
     assert penalties == pytest.approx([0.2, 0.1, 0.0])
     falling = attrs.evolve(pruner, learning_rate=5e-4, learning_rate_end=5e-5, steps=4)
     # Step 5 is the one after the last.
@@ -200,10 +204,10 @@ def test_linears_of_other_pruners_are_left_to_them() -> None:
     permutations = random_permutations(window)
     scores, _ = learned(pruner, window, permutations)
     assert set(scores) == set(window.linears) - set(others)
-    training = Training(pruner, window, permutations, window.linears_of(pruner))
+    masks = LearnedMasks(pruner, window, permutations, window.linears_of(pruner))
     expected = masked(window, {}, permutations)
-    assert all(torch.equal(training.others[name], expected[name]) for name in others)
-    assert not set(training.others) & set(training.linears)
+    assert all(torch.equal(masks.others[name], expected[name]) for name in others)
+    assert not set(masks.others) & set(masks.linears)
 
 
 def test_the_prior_of_scores_is_what_candidates_lose() -> None:
@@ -218,8 +222,8 @@ def test_the_prior_of_scores_is_what_candidates_lose() -> None:
 def test_the_prior_of_the_mask_is_equation_10() -> None:
     window = toy_window()
     pruner = small(prior="mask", prior_strength=3.0, spread=0.01)
-    training = Training(pruner, window, random_permutations(window), window.linears)
-    for linear in training.linears.values():
+    masks = LearnedMasks(pruner, window, random_permutations(window), window.linears)
+    for linear in masks.linears.values():
         agreement = 0.03 * torch.tensor([1.0, 0, 0, 0, 0, -1])
         noise = linear.logits.detach() - agreement[:, None, None]
         assert float(noise.std()) == pytest.approx(0.01, rel=0.1)

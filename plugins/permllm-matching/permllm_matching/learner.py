@@ -20,9 +20,9 @@ from torch import Tensor
 
 from permllm.components import PermutationLearner, option
 from permllm.permutations.cp import Cp
-from permllm.permutations.groupwise import first_orders
-from permllm.training.blocks import BlockedGroup, block_counts, masked_weights, orders, unstacked
-from permllm.training.loop import linear_between
+from permllm.permutations.groupwise import first_permutations
+from permllm.training.blocks import BlockedGroups, Blocks
+from permllm.training.loop import Step, Trainee
 from permllm.training.losses import WindowLoss
 from permllm.training.options import TrainingOptions
 from permllm_matching.distillation import DISTANCES, DistilledLoss
@@ -107,13 +107,23 @@ class Matching(TrainingOptions, PermutationLearner):
             RunFailed: the loss is not finite.
         """
         count = self.count(window)
-        starts = first_orders(self.start, window, count.seconds)
-        training = Training(self, window, starts)
-        return self.train(training, window, count)
+        starts = first_permutations(self.start, window, count.seconds)
+        return self.train(LearnedCosts(self, window, starts), window, count)
+
+    def window_loss(self, window: Window) -> WindowLoss:
+        """The task loss, with distillation where that has weight."""
+        task = super().window_loss(window)
+        if not self.distillation:
+            return task
+        return DistilledLoss.after_layers(task, DISTANCES[self.distance], self.distillation)
+
+    def block_size(self, channels: int) -> int:
+        """Channels per block of a group with ``channels``."""
+        return self.block if self.blocks is None else -(-channels // self.blocks)
 
 
-class Training:
-    """The state of one window's training: the costs and their optimiser.
+class LearnedCosts(Trainee[dict[str, Tensor]]):
+    """The costs of every channel at every place of its block.
 
     Args:
         options: the learner.
@@ -122,96 +132,66 @@ class Training:
     """
 
     def __init__(self, options: Matching, window: Window, starts: Mapping[str, Tensor]) -> None:
-        self.options, self.window = options, window
-        self.total = options.training_steps(window.calibration)
-        self.groups = [
-            BlockedGroup.of(
-                window, name, start, block=block_size(options, len(start)), normalise_scores=True
-            )
-            for name, start in starts.items()
-        ]
+        self.options = options
+        self.groups = BlockedGroups.cut(window, starts, options.block_size, normalise_scores=True)
         self.costs = first_costs(options, self.groups, window.seed, window.device)
         self.prices: dict[int, Tensor] = {}
         self.optimiser = torch.optim.AdamW(
-            self.costs.values(), lr=options.learning_rate, weight_decay=options.weight_decay
+            self.costs.tensors, lr=options.learning_rate, weight_decay=options.weight_decay
         )
-        self.loss = window_loss(options, window)
 
-    def temperature(self, step: int) -> float:
-        """Linear from start to end; ``step`` counts from 1."""
-        options = self.options
-        return linear_between(options.temperature_start, options.temperature_end, step, self.total)
+    def temperature(self, at: Step) -> float:
+        """ε, linear from start to end."""
+        return at.between(self.options.temperature_start, self.options.temperature_end)
 
-    def step(self, rows: Tensor, step: int) -> dict[str, float]:
-        """One training step on the learning sequences ``rows``; returns its figures."""
-        rate = self.options.learning_rate_at(step, self.total)
-        for settings in self.optimiser.param_groups:
-            settings["lr"] = rate
-        loss = self.loss(self.weights(step), rows)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        return {
-            "loss": loss.item(),
-            "temperature": self.temperature(step),
-            "learning_rate": rate,
-        }
+    def cost(self) -> Blocks:
+        """The costs ``[ΣG, B, B]``, normalised where that is wanted."""
+        return self.costs.map(normalised) if self.options.normalise else self.costs
 
-    def cost(self) -> dict[int, Tensor]:
-        """The costs ``[ΣG, B, B]`` per block size, normalised where that is wanted."""
-        if not self.options.normalise:
-            return dict(self.costs)
-        return {size: normalised(cost) for size, cost in self.costs.items()}
-
-    def weights(self, step: int) -> dict[str, Tensor]:
+    def weights(self, at: Step) -> dict[str, Tensor]:
         """The pruned weights of all groups, differentiable with respect to the costs."""
         cost = self.cost()
-        soft = self.soft(cost, step)
+        soft = self.soft(cost, at)
         if self.options.forward == "soft":
             return relaxed_weights(self.groups, soft)
-        return masked_weights(self.groups, soft, matched(cost))
+        return self.groups.masked_weights(soft, cost.map(match))
 
-    def soft(self, cost: Mapping[int, Tensor], step: int) -> dict[int, Tensor]:
-        """Soft permutations ``[ΣG, B, B]`` per block size; each begins at the last one's prices."""
+    def soft(self, cost: Blocks, at: Step) -> Blocks:
+        """Soft permutations ``[ΣG, B, B]``; each begins at the last one's prices."""
         soft = {}
-        for size, each in cost.items():
+        for size, each in cost.by_size.items():
             soft[size], self.prices[size] = soft_match(
                 each,
-                self.temperature(step),
+                self.temperature(at),
                 rounds=self.options.sinkhorn_rounds,
                 tolerance=self.options.tolerance,
                 prices=self.prices.get(size),
             )
-        return soft
+        return Blocks(soft)
 
-    @torch.no_grad()
-    def snapshot(self, step: int) -> tuple[dict[str, Tensor], float]:
-        """The orders of least cost as they are, and their held-out loss.
-
-        The loss is NaN where there are no held-out sequences.
-        """
-        local = matched(self.cost())
+    def result(self, at: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The permutations of least cost as they are, and the weights under them."""
+        hard = self.cost().map(match)
         # Without gradient nothing but the shapes of the soft permutations is read.
-        weights = masked_weights(self.groups, self.costs, local)
-        return orders(self.groups, local), self.loss.held_out(weights, self.options.batch)
+        weights = self.groups.masked_weights(self.costs, hard)
+        return self.groups.permutations(hard), weights
 
-
-def block_size(options: Matching, channels: int) -> int:
-    """Channels per block of a group with ``channels``."""
-    return options.block if options.blocks is None else -(-channels // options.blocks)
+    def figures(self, at: Step) -> dict[str, float]:
+        """The temperature."""
+        return {"temperature": self.temperature(at)}
 
 
 def first_costs(
-    options: Matching, groups: list[BlockedGroup], seed: int, device: torch.device
-) -> dict[int, Tensor]:
-    """Trainable costs ``[ΣG, B, B]`` per block size B: the own place is cheaper, and noise."""
+    options: Matching, groups: BlockedGroups, seed: int, device: torch.device
+) -> Blocks:
+    """Trainable costs ``[ΣG, B, B]``: the own place is cheaper, and noise."""
     generator = torch.Generator().manual_seed(seed)
-    costs = {}
-    for size, count in block_counts(groups).items():
+
+    def first(count: int, size: int) -> Tensor:
         noise = 2 * torch.rand(count, size, size, generator=generator) - 1
-        first = options.noise * noise - options.identity * torch.eye(size)
-        costs[size] = first.to(device).requires_grad_()
-    return costs
+        return options.noise * noise - options.identity * torch.eye(size)
+
+    return groups.blocks(first).map(lambda costs: costs.to(device).requires_grad_())
 
 
 def normalised(cost: Tensor) -> Tensor:
@@ -223,25 +203,12 @@ def normalised(cost: Tensor) -> Tensor:
     return centred / centred.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-12)
 
 
-def matched(cost: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """The permutations of least cost, as ``LongTensor[ΣG, B]`` per block size."""
-    return {size: match(each) for size, each in cost.items()}
-
-
-def relaxed_weights(groups: list[BlockedGroup], soft: Mapping[int, Tensor]) -> dict[str, Tensor]:
+def relaxed_weights(groups: BlockedGroups, soft: Blocks) -> dict[str, Tensor]:
     """The pruned weights ``[C_out, C_in]`` of all groups under soft permutations."""
     return {
         linear: relaxed_masked_weight(
             weight, group.scores[linear], pieces, group.start, group.pattern
         ).T
-        for group, pieces in zip(groups, unstacked(groups, soft), strict=True)
+        for group, pieces in zip(groups.groups, groups.of_groups(soft), strict=True)
         for linear, weight in group.weights.items()
     }
-
-
-def window_loss(options: Matching, window: Window) -> WindowLoss:
-    """The task loss, with distillation where that has weight."""
-    task = options.window_loss(window)
-    if not options.distillation:
-        return task
-    return DistilledLoss.after_layers(task, DISTANCES[options.distance], options.distillation)

@@ -9,7 +9,7 @@ import attrs
 import pytest
 import torch
 from permllm_matching import plugin
-from permllm_matching.learner import Matching, Training, block_size, normalised
+from permllm_matching.learner import LearnedCosts, Matching, normalised
 from torch import Tensor
 
 from permllm.contexts.window import Window
@@ -20,6 +20,7 @@ from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
 from permllm.testing import check_permutation_learner
 from permllm.testing.windows import toy_window
+from permllm.training.loop import Step, train_step
 
 SMALL = {"block": 8, "batch": 2, "precision": "model", "steps": 4}
 
@@ -37,7 +38,8 @@ def learned(learner: Matching, window: Window) -> tuple[dict[str, Tensor], list[
 def held_out_loss(learner: Matching, window: Window, permutations: dict[str, Tensor]) -> float:
     """The loss of fixed orders: training that has not begun, without noise."""
     still = attrs.evolve(learner, identity=1.0, noise=0.0)
-    return Training(still, window, permutations).snapshot(1)[1]
+    weights = LearnedCosts(still, window, permutations).result(Step(0, 1))[1]
+    return still.window_loss(window).held_out(weights, still.batch)
 
 
 @pytest.mark.parametrize(
@@ -140,10 +142,11 @@ def test_options_make_a_difference(options: dict[str, Any]) -> None:
     usual = {"learning_rate": 0.05, "noise": 0.2, "temperature_start": 0.1}
     for learner in (small(**usual), small(**usual | options)):
         window = toy_window()
-        training = Training(learner, window, learner.start.learn(window))
-        for step, rows in enumerate((window.learning[:2], window.learning[2:4]), start=1):
-            training.step(rows, step)
-        costs.append(training.costs[8].detach())
+        trainee = LearnedCosts(learner, window, learner.start.learn(window))
+        loss = learner.window_loss(window)
+        for number, rows in enumerate((window.learning[:2], window.learning[2:4]), start=1):
+            train_step(trainee, loss, rows, Step(number, 4), 0.05)
+        costs.append(trainee.costs.by_size[8].detach())
     assert not torch.equal(*costs)
 
 
@@ -156,11 +159,11 @@ def test_blocks_that_do_not_divide_the_channels() -> None:
 
 def test_blocks_can_be_counted_instead_of_measured() -> None:
     learner = small(blocks=4)
-    assert [block_size(learner, channels) for channels in (32, 48, 50)] == [8, 12, 13]
-    assert block_size(small(block=16), 48) == 16
+    assert [learner.block_size(channels) for channels in (32, 48, 50)] == [8, 12, 13]
+    assert small(block=16).block_size(48) == 16
     window = toy_window()
-    training = Training(learner, window, learner.start.learn(window))
-    for group in training.groups:
+    trainee = LearnedCosts(learner, window, learner.start.learn(window))
+    for group in trainee.groups.groups:
         assert sum(count for _, count in group.runs) == 4
 
 
@@ -187,8 +190,8 @@ def test_normalised_costs_have_one_scale() -> None:
 
 def test_schedules() -> None:
     learner = small(steps=5, temperature_start=1.0, temperature_end=0.2, learning_rate=0.1)
-    training = Training(learner, toy_window(), learner.start.learn(toy_window()))
-    temperatures = [training.temperature(step) for step in range(1, 6)]
+    trainee = LearnedCosts(learner, toy_window(), learner.start.learn(toy_window()))
+    temperatures = [trainee.temperature(Step(step, 5)) for step in range(1, 6)]
     assert temperatures == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     rates = [learner.learning_rate_at(step, 5) for step in range(1, 6)]
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 5)) for i in range(5)])
@@ -197,14 +200,14 @@ def test_schedules() -> None:
 def test_matchings_begin_at_the_last_steps_prices() -> None:
     learner = small()
     window = toy_window()
-    training = Training(learner, window, learner.start.learn(window))
-    assert training.prices == {}
-    training.step(window.learning[:2], 1)
-    before = dict(training.prices)
+    trainee = LearnedCosts(learner, window, learner.start.learn(window))
+    assert trainee.prices == {}
+    train_step(trainee, learner.window_loss(window), window.learning[:2], Step(1, 4), 0.1)
+    before = dict(trainee.prices)
     # Looking at the held-out loss must not change what is learned next.
-    training.snapshot(1)
+    trainee.result(Step(1, 4))
     assert before
-    assert all(training.prices[size] is prices for size, prices in before.items())
+    assert all(trainee.prices[size] is prices for size, prices in before.items())
 
 
 def test_steps_and_sequences() -> None:
