@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from permllm.components import PermutationLearner
+from permllm.contexts.cost import Workload
 from permllm.contexts.window import Window
 from permllm.core.durations import Duration
 from permllm.core.permutations import is_permutation
@@ -22,8 +23,10 @@ from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
 from permllm.testing import check_permutation_learner
 from permllm.testing.windows import toy_window
+from permllm.training.blocks import harden
 from permllm.training.budget import START_SHARE
 from permllm.training.loop import Step
+from permllm.training.optimisers import BlockAdam
 
 SMALL = {"block": 8, "batch": 2, "precision": "model"}
 
@@ -161,3 +164,135 @@ def test_a_budget_ends_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     _, figures = learned(small(steps=None, budget=Duration(12.0)), toy_window(sequences=8))
     assert len(figures) in (8, 9, 10)
     assert figures[-1]["temperature"] == pytest.approx(0.1)
+
+
+# --- that each ingredient does what it says ---------------------------------------------
+
+
+@pytest.mark.parametrize("block", [8, 12])
+def test_the_first_logits_lean_towards_identity_with_noise_around_it(block: int) -> None:
+    window = toy_window()
+    learner = small(identity=2.0, noise=0.25, block=block)
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    for size, logits in trainee.logits.by_size.items():
+        lean = torch.eye(size).expand_as(logits)
+        noise = logits.detach() - 2.0 * lean
+        assert float(noise.abs().max()) <= 0.25
+        assert float(noise.max()) > 0.2
+        assert float(noise.min()) < -0.2
+
+
+def test_without_scales_logits_are_taken_as_they_are() -> None:
+    window, learner = toy_window(), small(identity=3.0)
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    assert trainee.scaled() is trainee.logits
+    assert trainee.scales is None
+
+
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_soft_permutations_are_sinkhorns_at_the_steps_temperature(number: int) -> None:
+    window = toy_window()
+    learner = small(temperature_start=0.9, temperature_end=0.1, sinkhorn_rounds=3, noise=1.0)
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    temperature = 0.9 - 0.2 * (number - 1)
+    for size, soft in trainee.soft(Step(number, 5)).by_size.items():
+        expected = torch.exp(trainee.logits.by_size[size].detach().double() / temperature)
+        for _ in range(3):
+            expected = expected / expected.sum(-1, keepdim=True)
+            expected = expected / expected.sum(-2, keepdim=True)
+        torch.testing.assert_close(soft.detach().double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_a_place_is_what_the_loss_gains_there() -> None:
+    """Brute force: for every block, channel and place, what the mask would gain and lose."""
+    window, learner = toy_window(), small(normalise_scores=True)
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    soft = trainee.soft(Step(1, 4)).map(lambda each: each.detach().requires_grad_())
+    hard = harden(soft)
+    weights = trainee.masked(soft, hard)
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    learner.window_loss(window)(leaves, window.learning[:2]).backward()
+    torch.autograd.backward(list(weights.values()), [leaves[name].grad for name in weights])
+    for group, runs, places in zip(
+        trainee.groups.groups,
+        trainee.groups.of_groups(soft.map(lambda each: each.grad)),  # type: ignore[arg-type, return-value]
+        trainee.groups.of_groups(hard),
+        strict=True,
+    ):
+        for block in range(len(runs[0])):
+            channels = range(8 * block, 8 * block + 8)
+            expected = sum(
+                placement_gains(
+                    window.scores(linear)[:, channels],
+                    (leaves[linear].grad * window.weight(linear))[:, channels],
+                    places[0][block].tolist(),
+                )
+                for linear in group.weights
+            )
+            torch.testing.assert_close(runs[0][block], expected, rtol=1e-3, atol=1e-7)
+
+
+def placement_gains(
+    scores: torch.Tensor, gradient: torch.Tensor, channel_at: list[int]
+) -> torch.Tensor:
+    """``[B, B]``: for channel i at place j, over all rows, what it brings less what it ousts."""
+    size = len(channel_at)
+    gains = torch.zeros(size, size)
+    for i, j, row in itertools.product(range(size), range(size), range(len(scores))):
+        group = [channel_at[p] for p in range(4 * (j // 4), 4 * (j // 4) + 4) if p != j]
+        second = sorted(group, key=lambda c: -float(scores[row, c]))[1]
+        if scores[row, i] > scores[row, second]:
+            gains[i, j] += gradient[row, i] - gradient[row, second]
+    return gains
+
+
+def test_a_step_goes_down_the_gradient() -> None:
+    """A small step along it makes the loss of the soft mask smaller, on the same sequences."""
+    window = toy_window(sequences=4)
+    window.sequences = attrs.evolve(window.sequences, calibration=4)
+    options = {"batch": 4, "fresh": False, "select": "last", "noise": 0.0}
+    learner = small(**options, learning_rate=0.05, steps=40, gradient="placement")
+    _, figures = learned(learner, window)
+    half = len(figures) // 2
+    early, late = figures[:half], figures[half:]
+    assert sum(step["loss"] for step in late) < sum(step["loss"] for step in early)
+
+
+@pytest.mark.parametrize("optimiser", ["block-adam", "adam", "adamw"])
+def test_the_optimiser_is_the_one_that_is_asked_for(optimiser: str) -> None:
+    parameter = torch.zeros(1, 2, 2, requires_grad=True)
+    made = small(optimiser=optimiser, learning_rate=0.3, weight_decay=0.2, opening=5).optimiser_of(
+        [parameter]
+    )
+    kinds = {"block-adam": BlockAdam, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    assert type(made) is kinds[optimiser]
+    (settings,) = made.param_groups
+    assert settings["lr"] == 0.3
+    assert settings.get("weight_decay", 0) == (0.2 if optimiser == "adamw" else 0)
+    assert settings.get("opening", 5) == 5
+
+
+def test_blocks_are_cut_from_the_order_of_the_start() -> None:
+    window = toy_window()
+
+    @attrs.frozen
+    class Backwards(PermutationLearner):
+        """The channels from the last to the first."""
+
+        name = "backwards"
+
+        def learn(self, window: Window) -> dict[str, torch.Tensor]:
+            return {n: torch.arange(g.channels).flip(0) for n, g in window.groups.items()}
+
+    learner = small(start=Backwards(), steps=1, learning_rate=0.0, noise=0.0, identity=1.0)
+    for name, permutation in learner.learn(window).items():
+        expected = torch.arange(window.groups[name].channels).flip(0)
+        assert torch.equal(permutation, expected)
+
+
+def test_a_cost_is_that_of_training_and_of_the_search_before_it() -> None:
+    workload = Workload(sequences=8, length=32, groups=10)
+    cost = small(steps=6, start=Cp(time_limit=2.0)).cost(workload)
+    assert (cost.trained, cost.batch, cost.search_seconds, cost.seconds) == (12, 2, 20.0, 0.0)
+    timed = small(steps=None, budget=Duration(30.0), start=Cp()).cost(workload)
+    assert (timed.trained, timed.batch, timed.search_seconds, timed.seconds) == (0, 2, 2.5, 30.0)
