@@ -262,10 +262,10 @@ class Dataset(Component):
         By default all texts are read. A source that can know more cheaply whether its
         text changed says so here.
         """
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for text in self.texts(split):
-            found.update(text.encode() + b"\0")
-        return found.hexdigest()
+            digest.update(text.encode() + b"\0")
+        return digest.hexdigest()
 
 
 class Exporter(Component):

@@ -111,10 +111,10 @@ def _blame(error: BaseException) -> tuple[str | None, ...]:
     # Late: it takes a moment, and most commands end well.
     from permllm.plugins.blame import blamed
 
-    found = blamed(error)
-    if found is None:
+    blame = blamed(error)
+    if blame is None:
         return ()
-    plugin, way = found
+    plugin, way = blame
     return f"it comes from the plugin {plugin}", way
 
 

@@ -45,8 +45,8 @@ def command(directory: Path, as_json: bool) -> None:
     rows = [_row(manifest, group, linear) for group in manifest.groups for linear in group.linears]
     total = sum(_bytes(entry) for entry in manifest.tensors.values())
     if as_json:
-        found = {"format": manifest.format, "bytes": total, "version": manifest.version}
-        click.echo(json.dumps(found | {"linears": [attrs.asdict(row) for row in rows]}))
+        summary = {"format": manifest.format, "bytes": total, "version": manifest.version}
+        click.echo(json.dumps(summary | {"linears": [attrs.asdict(row) for row in rows]}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -62,8 +62,10 @@ def command(directory: Path, as_json: bool) -> None:
         table.add_row(row.linear, row.pattern, row.shape, row.input, f"{row.bytes:,}")
     Console().print(table)
     counts = {order: sum(g.order == order for g in manifest.groups) for order in _ORDERS}
-    said = ", ".join(f"{count} {order}" for order, count in counts.items())
-    click.echo(f"{manifest.format}, {len(manifest.groups)} inputs: {said}; {total:,} bytes in all")
+    counted = ", ".join(f"{count} {order}" for order, count in counts.items())
+    click.echo(
+        f"{manifest.format}, {len(manifest.groups)} inputs: {counted}; {total:,} bytes in all"
+    )
 
 
 _ORDERS = ("folded", "gathered", "stored")

@@ -38,5 +38,5 @@ def plugin_lines(files: Iterable[Path], registry: Registry) -> Iterator[str]:
     for info in registry.plugins:
         if info.file in wanted:
             adds = [f"{kind} {', '.join(names)}" for kind, names in info.components.items()]
-            said = [*adds, f"SHA-256 {info.sha256}"] if info.sha256 else [info.status]
-            yield f"plugin {info.file}: {'; '.join(said)}"
+            facts = [*adds, f"SHA-256 {info.sha256}"] if info.sha256 else [info.status]
+            yield f"plugin {info.file}: {'; '.join(facts)}"

@@ -65,17 +65,17 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
     held += [entry.pattern for entry in manifest.packed.values()]
     patterns, counted = sorted(set(held)), len(held)
     loaded = load(directory)
-    said = {"recorded": _recorded(loaded, manifest)}
+    agreements = {"recorded": _recorded(loaded, manifest)}
     perplexities: tuple[float, float] | None = None
     if against is not None:
-        said[against], perplexities = _against(loaded, manifest, against, text)
+        agreements[against], perplexities = _against(loaded, manifest, against, text)
     facts: dict[str, Any] = {
         "tensors": len(manifest.tensors),
         "pruned": counted,
         "patterns": patterns,
         "logits": {
-            name: {"difference": found.difference, "argmax": found.argmax}
-            for name, found in said.items()
+            name: {"difference": agreement.difference, "argmax": agreement.argmax}
+            for name, agreement in agreements.items()
         },
     }
     if text is not None and perplexities is not None:
@@ -85,17 +85,17 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
     else:
         click.echo(f"{len(manifest.tensors)} tensors are those that were exported")
         click.echo(f"{counted} of them are {' and '.join(patterns)} in stored order")
-        for name, found in said.items():
+        for name, agreement in agreements.items():
             what = "those recorded at the export" if name == "recorded" else f"those of {name}"
             click.echo(
-                f"logits differ from {what} by {found.difference:.2g} of the largest; "
-                f"{found.argmax:.2%} of the most likely tokens are the same"
+                f"logits differ from {what} by {agreement.difference:.2g} of the largest; "
+                f"{agreement.argmax:.2%} of the most likely tokens are the same"
             )
         if text is not None and perplexities is not None:
             ours, theirs = perplexities
             click.echo(f"perplexity on {text} is {ours:.6g}; that of {against} is {theirs:.6g}")
-    for name, found in said.items():
-        if not found.holds:
+    for name, agreement in agreements.items():
+        if not agreement.holds:
             whose = "what was recorded at the export" if name == "recorded" else name
             raise UserError(f"the model in '{directory}' does not compute the same as {whose}")
 
@@ -125,15 +125,15 @@ def _against(
     )
     other = open_model(pipeline.model, torch.device("cpu")).model
     tokens = torch.tensor(manifest.logits.tokens) if text is None else _tokens(text, loaded)
-    found: list[Agreement] = []
+    agreements: list[Agreement] = []
     losses = torch.zeros(2, dtype=torch.float64)
     # Sequence by sequence: the logits of a whole text are gigabytes.
     for row in tokens.split(1):
         ours, theirs = float32_logits(loaded.model, row), float32_logits(other, row)
-        found.append(compare_logits(theirs, ours))
+        agreements.append(compare_logits(theirs, ours))
         losses += torch.stack([_loss(logits, row) for logits in (ours, theirs)])
     ours, theirs = (losses / tokens[:, 1:].numel()).exp().tolist()
-    return together(found), (ours, theirs)
+    return together(agreements), (ours, theirs)
 
 
 def _tokens(text: Path, loaded: LoadedExport) -> Tensor:

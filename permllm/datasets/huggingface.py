@@ -127,8 +127,8 @@ class HuggingFace(Dataset):
                 self.id, self.config, split=split, revision=self.revision, streaming=True
             )
         if self.path.is_dir():
-            found = datasets.load_from_disk(str(self.path))
-            return _pick(found, split, self.path) if isinstance(found, dict) else found
+            dataset = datasets.load_from_disk(str(self.path))
+            return _pick(dataset, split, self.path) if isinstance(dataset, dict) else dataset
         files = matching_files(self.path)
         # Streamed, so that datasets writes no copy of the files to its cache.
         return datasets.load_dataset(

@@ -21,8 +21,8 @@ def matching_files(path: Path) -> list[Path]:
         )
     if path.is_file():
         return [path]
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
-    files = [file for file in found if file.is_file()]
+    matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
+    files = [file for file in matches if file.is_file()]
     if not files:
         kind = "no file matches" if glob.has_magic(str(path)) else "there is no file"
         raise UserError(f"{kind} '{path}'", hint=_neighbour(path))
@@ -39,13 +39,13 @@ def content_digest(path: Path) -> str:
     else:
         names = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
         files = [path] if path.is_file() else [Path(name) for name in names]
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
         if file.is_file():
             with file.open("rb") as content:
                 inside = hashlib.file_digest(content, "sha256").hexdigest()
-            found.update(f"{file.name}\0{inside}\n".encode())
-    return found.hexdigest()
+            digest.update(f"{file.name}\0{inside}\n".encode())
+    return digest.hexdigest()
 
 
 def label_of(path: Path) -> str:

@@ -84,18 +84,18 @@ def cut(
     generator = torch.Generator().manual_seed(seed)
     size = max(1, CHAPTER_TOKENS // length) * length
     chosen: list[Tensor] = [torch.empty(0, length, dtype=torch.long)]
-    missing, found = count, 0
+    missing, available = count, 0
     if missing:
         for tokens in _chapters(token_stream(dataset.texts(split), tokenizer), size):
             cuts = tokens[: len(tokens) // length * length].view(-1, length)
             chosen.append(cuts[torch.randperm(len(cuts), generator=generator)[:missing]])
-            missing, found = missing - len(chosen[-1]), found + len(tokens)
+            missing, available = missing - len(chosen[-1]), available + len(tokens)
             if not missing:
                 break
         else:
             enough = count if enough is None else enough
             if count - missing < enough:
-                raise too_short(dataset, found, enough * length, f"{enough} × {length}")
+                raise too_short(dataset, available, enough * length, f"{enough} × {length}")
     return torch.cat(chosen)
 
 
@@ -122,10 +122,11 @@ def first_tokens(texts: Iterable[str], tokenizer: Any, limit: int | None) -> Ten
     return torch.tensor(tokens[:limit], dtype=torch.long)
 
 
-def too_short(dataset: Dataset, found: int, needed: int, wanted: str) -> UserError:
+def too_short(dataset: Dataset, available: int, needed: int, wanted: str) -> UserError:
     """The error for a text with fewer tokens than asked for."""
     return UserError(
-        f"dataset '{dataset.label()}' has {found:,} tokens where {needed:,} are needed ({wanted})",
+        f"dataset '{dataset.label()}' has {available:,} tokens where {needed:,} are needed "
+        f"({wanted})",
         hint="ask for fewer or shorter sequences, or give it more text",
     )
 

@@ -52,7 +52,7 @@ def log_likelihoods(
     Raises:
         RunFailed: the logits are not finite.
     """
-    found: dict[Request, float] = {}
+    scores: dict[Request, float] = {}
     wanted: dict[tuple[int, ...], list[Request]] = {}
     for request in dict.fromkeys(requests):
         wanted.setdefault(request.context, []).append(request)
@@ -60,11 +60,11 @@ def log_likelihoods(
     progress(0, total)
     for contexts in _batches_of_equal_length(wanted, tokens):
         after = [request for context in contexts for request in wanted[context]]
-        found |= _score(model, contexts, after, device, tokens)
-        if not all(torch.tensor([found[request] for request in after]).isfinite()):
+        scores |= _score(model, contexts, after, device, tokens)
+        if not all(torch.tensor([scores[request] for request in after]).isfinite()):
             raise RunFailed("the model's logits are not finite")
-        progress(len(found), total)
-    return [found[request] for request in requests]
+        progress(len(scores), total)
+    return [scores[request] for request in requests]
 
 
 def _score(
@@ -79,14 +79,14 @@ def _score(
     # The context's last token says how likely each continuation's first one is.
     first = output.logits[:, -1].float().log_softmax(-1)
     place = {context: index for index, context in enumerate(contexts)}
-    found = {r: float(first[place[r.context], r.continuation[0]]) for r in requests}
+    scores = {r: float(first[place[r.context], r.continuation[0]]) for r in requests}
     longer = [request for request in requests if len(request.continuation) > 1]
     cache = _cache(model, output)
     for part in _batches_by_length(longer, tokens, len(contexts[0]) if cache is None else 0):
         rows = [place[request.context] for request in part]
         for request, rest in zip(part, _rest(model, part, rows, cache, device), strict=True):
-            found[request] += rest
-    return found
+            scores[request] += rest
+    return scores
 
 
 def _rest(

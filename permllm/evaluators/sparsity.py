@@ -47,11 +47,11 @@ class Sparsity(Evaluator):
         zeros, size, violations = 0, 0, 0
         for done, path in enumerate(files):
             context.progress(done, len(files))
-            found = count_window(path)
+            counts = count_window(path)
             zeros, size, violations = (
-                zeros + found.zeros,
-                size + found.size,
-                violations + found.violations,
+                zeros + counts.zeros,
+                size + counts.size,
+                violations + counts.violations,
             )
         context.progress(len(files), len(files))
         return {"sparsity": zeros / max(1, size), "sparsity/nm_violations": float(violations)}

@@ -79,8 +79,8 @@ def _write(
     stored = stored_tensors(context.decoder, storage, context.patterns, dtype)
     write_shards(directory, packed_tensors(stored, packed))
     write_config(context.model, directory, dtype)
-    said = f"{FORMAT}\n\n{about(storage, plain=False)}"
-    write_extras(context, directory, model_card(context, said, LOADING_PERMLLM))
+    text = f"{FORMAT}\n\n{about(storage, plain=False)}"
+    write_extras(context, directory, model_card(context, text, LOADING_PERMLLM))
     finish(
         directory,
         "sparse",

@@ -60,7 +60,7 @@ def _single_points(
     layer, title = decoder.layers[probe.index], decoder.layer_names[probe.index]
     hidden = probe.hidden(2, LENGTH, 0)
     makers, output = _makers(probe, hidden)
-    found: dict[str, tuple[str, ...]] = {}
+    points: dict[str, tuple[str, ...]] = {}
     for name, module in makers.items():
         if name not in permutations:
             continue
@@ -74,8 +74,8 @@ def _single_points(
         with _gathered(layer.get_submodule(module), permutations[name].to(probe.device)):
             tried = probe.run(hidden, parameters=moved).output
         if float((tried - output).abs().max()) <= 1e-4 * float(output.abs().max()):
-            found[name] = (f"{title}.{module}",)
-    return found
+            points[name] = (f"{title}.{module}",)
+    return points
 
 
 def _makers(probe: LayerProbe, hidden: Tensor) -> tuple[dict[str, str], Tensor]:

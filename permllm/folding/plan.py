@@ -70,8 +70,12 @@ class StoragePlan:
     @property
     def counts(self) -> dict[Order, int]:
         """How many groups are stored, folded and gathered."""
-        found = Counter(group.order for group in self.groups)
-        return {"stored": found["stored"], "folded": found["folded"], "gathered": found["gathered"]}
+        counts = Counter(group.order for group in self.groups)
+        return {
+            "stored": counts["stored"],
+            "folded": counts["folded"],
+            "gathered": counts["gathered"],
+        }
 
 
 def plan_storage(

@@ -215,13 +215,13 @@ def _joined(parts: list[Tensor], channels: int) -> Tensor | str:
 def _folds(
     decoder: Decoder, index: int, dtype: torch.dtype, owners: _Owners
 ) -> dict[str, Fold | NoFold]:
-    found: dict[str, Fold | NoFold] = {}
+    folds: dict[str, Fold | NoFold] = {}
     for name, rows in owners.rows.items():
-        found[name] = NoFold(rows) if isinstance(rows, str) else _atoms(rows, owners)
-    candidates = {name: fold for name, fold in found.items() if isinstance(fold, Fold)}
+        folds[name] = NoFold(rows) if isinstance(rows, str) else _atoms(rows, owners)
+    candidates = {name: fold for name, fold in folds.items() if isinstance(fold, Fold)}
     if candidates:
-        found |= _with_segments(decoder, index, dtype, candidates)
-    return found
+        folds |= _with_segments(decoder, index, dtype, candidates)
+    return folds
 
 
 def _atoms(rows: Tensor, owners: _Owners) -> Fold | NoFold:

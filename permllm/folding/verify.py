@@ -89,7 +89,7 @@ class _Trial:
                     name: self._difference(hidden, plain, folds, {name: permutation})
                     for name, permutation in kept.items()
                 }
-                failed |= {name: said for name, said in alone.items() if said}
+                failed |= {name: reason for name, reason in alone.items() if reason}
                 kept = {
                     name: permutation for name, permutation in kept.items() if name not in failed
                 }

@@ -118,11 +118,11 @@ def tensor_entries(
         directory: the folder.
         patterns: N:M and axis by tensor name.
     """
-    found = {}
+    entries = {}
     for path in sorted(directory.glob("*.safetensors")):
         for name, tensor, dtype in read_tensors(path):
             pattern, axis = patterns.get(name, (None, -1))
-            found[name] = TensorEntry(
+            entries[name] = TensorEntry(
                 file=path.name,
                 sha256=tensor_hash(tensor),
                 shape=tuple(tensor.shape),
@@ -130,7 +130,7 @@ def tensor_entries(
                 pattern=None if pattern is None else str(pattern),
                 axis=axis,
             )
-    return found
+    return entries
 
 
 def tensor_hash(tensor: Tensor) -> str:

@@ -125,11 +125,11 @@ def compare_logits(expected: Tensor, got: Tensor) -> Agreement:
     return _agreement((got - expected).abs().max(), largest, gap)
 
 
-def together(found: Sequence[Agreement]) -> Agreement:
+def together(agreements: Sequence[Agreement]) -> Agreement:
     """Of sequences of one length: the largest difference, and the share of all their tokens."""
     return Agreement(
-        max(one.difference for one in found),
-        sum(one.argmax for one in found) / len(found),
+        max(one.difference for one in agreements),
+        sum(one.argmax for one in agreements) / len(agreements),
     )
 
 

@@ -182,8 +182,8 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         return _CONVERTER.structure(data, Manifest)
     except cattrs.BaseValidationError as error:
-        said = "; ".join(cattrs.transform_error(error)[:3])
-        raise UserError(f"the manifest is damaged: {said}", file=str(path)) from error
+        reasons = "; ".join(cattrs.transform_error(error)[:3])
+        raise UserError(f"the manifest is damaged: {reasons}", file=str(path)) from error
 
 
 def _what(directory: Path) -> str | None:

@@ -132,14 +132,14 @@ def parameter_patterns(
     for linear in decoder.linears.values():
         title = decoder.layer_names[linear.layer]
         slices.setdefault(f"{title}.{linear.parameter}", []).append(linear)
-    found = {}
+    patterns_of = {}
     for name, linears in slices.items():
         held = {patterns.get(linear.name) for linear in linears}
         pattern = next(iter(held))
         if len(held) == 1 and pattern is not None:
             axis = -2 if linears[0].transposed else -1
-            found[name] = pattern, axis, tuple(linear.name for linear in linears)
-    return found
+            patterns_of[name] = pattern, axis, tuple(linear.name for linear in linears)
+    return patterns_of
 
 
 def _in_stream(storage: StoragePlan, name: str, tensor: Tensor) -> Tensor:

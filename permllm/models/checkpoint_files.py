@@ -28,8 +28,8 @@ def check_gguf(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"there is no GGUF file '{path}'")
     try:
-        found = path.stat()
-        fields = _gguf_fields(path, found.st_size, found.st_mtime_ns)
+        status = path.stat()
+        fields = _gguf_fields(path, status.st_size, status.st_mtime_ns)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
         raise UserError(
             f"'{path}' is no complete GGUF file: {error}",

@@ -89,10 +89,10 @@ class Decoder:
         decoder = cls(model, layers, names, {}, {}, {}, tuples)
         shared = parameter_names(model)
         for trace in traces:
-            found = find_linears(trace, shared)
-            decoder.linears |= found.linears
-            decoder.groups |= found.groups
-            decoder.skipped |= found.skipped
+            traced = find_linears(trace, shared)
+            decoder.linears |= traced.linears
+            decoder.groups |= traced.groups
+            decoder.skipped |= traced.skipped
         if not decoder.linears:
             raise UserError(f"the layers of {type(model).__name__} hold no linear to prune")
         decoder._check_pieces(probe, logits)

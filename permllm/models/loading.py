@@ -121,12 +121,12 @@ def fingerprint(source: Source) -> str:
     source.check()
     folder, options = _located(source)
     names = [options["gguf_file"]] if "gguf_file" in options else _model_files(folder)
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in names:
         with (folder / name).open("rb") as file:
             inside = hashlib.file_digest(file, "sha256").hexdigest()
-        found.update(f"{name}\0{inside}\n".encode())
-    return found.hexdigest()
+        digest.update(f"{name}\0{inside}\n".encode())
+    return digest.hexdigest()
 
 
 def _model_files(folder: Path) -> list[str]:

@@ -55,19 +55,19 @@ class PackageSource:
         Raises:
             UserError: the package is absent, or it is not clear which file is meant.
         """
-        found = sorted(path for folder in self._folders() for path in folder.rglob("*.gguf"))
+        files = sorted(path for folder in self._folders() for path in folder.rglob("*.gguf"))
         if self.file is not None:
-            wanted = [path for path in found if self.file in (path.name, str(path))]
+            wanted = [path for path in files if self.file in (path.name, str(path))]
         else:
-            wanted = found
+            wanted = files
         if len(wanted) == 1:
             return wanted[0]
-        names = ", ".join(path.name for path in found) or "none"
-        if self.file is None and found:
+        names = ", ".join(path.name for path in files) or "none"
+        if self.file is None and files:
             raise UserError(
                 f"the package '{self.package}' has several GGUF files: {names}",
                 hint=f"say which: {{source: package, package: {self.package}, "
-                f"file: {found[0].name}}}",
+                f"file: {files[0].name}}}",
             )
         raise UserError(
             f"the package '{self.package}' has no GGUF file"

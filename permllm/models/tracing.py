@@ -283,9 +283,9 @@ def _grouped(trace: LayerTrace, linears: dict[str, Linear], skipped: dict[str, s
         else:
             skipped[name] = "it did not run in a forward pass"
     groups += unseen.values()
-    found = [_group(trace, [linears[name] for name in names]) for names in groups]
-    ordered = {name: linears[name] for group in found for name in group.linears}
-    return Found(ordered, {group.name: group for group in found}, skipped)
+    grouped = [_group(trace, [linears[name] for name in names]) for names in groups]
+    ordered = {name: linears[name] for group in grouped for name in group.linears}
+    return Found(ordered, {group.name: group for group in grouped}, skipped)
 
 
 def _group(trace: LayerTrace, linears: Sequence[Linear]) -> Group:

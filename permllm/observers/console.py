@@ -135,10 +135,12 @@ class Narrator:
     @hookimpl
     def permllm_run_failed(self, run: Run, error: Exception) -> None:
         """Print what broke the run."""
-        said = str(error) if isinstance(error, PermllmError) else f"{type(error).__name__}: {error}"
+        reason = (
+            str(error) if isinstance(error, PermllmError) else f"{type(error).__name__}: {error}"
+        )
         stage = f" in '{self.current.name}'" if self.current else ""
         self._nothing_goes_on()
-        self.display.line(f"  failed{stage}: {said}; the other runs go on", "red")
+        self.display.line(f"  failed{stage}: {reason}; the other runs go on", "red")
 
     @hookimpl
     def permllm_plan_failed(self, run: Run | None, error: BaseException) -> None:

@@ -118,12 +118,12 @@ class EventLog:
     @hookimpl
     def permllm_run_finished(self, run: Run, result: RunResult) -> None:
         """Log the run's figures, time and memory."""
-        said = {
+        summary = {
             "figures": result.figures,
             "seconds": result.seconds,
             "peak_memory_bytes": result.peak_memory_bytes,
         }
-        self._write("run_finished", run, **said)
+        self._write("run_finished", run, **summary)
 
     @hookimpl
     def permllm_stage_reused(self, run: Run | None, stage: str, seconds: float) -> None:
@@ -150,9 +150,9 @@ class EventLog:
         """Log the end."""
         self._write("plan_finished", None, pipeline=plan.pipeline.name)
 
-    def _write(self, event: str, run: Run | None, **said: Any) -> None:
+    def _write(self, event: str, run: Run | None, **facts: Any) -> None:
         head = {"time": now_in_utc(), "event": event, "run": run.label if run else None}
-        self._append(json.dumps(finite(head | said), ensure_ascii=False, default=str) + "\n")
+        self._append(json.dumps(finite(head | facts), ensure_ascii=False, default=str) + "\n")
 
     def _append(self, text: str) -> None:
         if self.broken:

@@ -247,11 +247,11 @@ class Recorder:
     def _origin(self) -> dict[str, str]:
         """Tags that say which code and which model it was."""
         path = self.out / ENVIRONMENT
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        environment = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         named = {
-            "mlflow.source.git.commit": found.get("git_commit"),
-            "model_fingerprint": found.get("model_fingerprint"),
-            "model": found.get("model"),
+            "mlflow.source.git.commit": environment.get("git_commit"),
+            "model_fingerprint": environment.get("model_fingerprint"),
+            "model": environment.get("model"),
         }
         return {tag: str(value) for tag, value in named.items() if value}
 

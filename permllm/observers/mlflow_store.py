@@ -63,14 +63,14 @@ class Store:
     def choose_experiment(self, name: str) -> None:
         """Use the experiment of this name, new or not."""
         with _quiet(self.uri):
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
                 made = self.client.create_experiment(name, artifact_location=self.artifacts)
                 self.experiment_id = made
-            elif found.lifecycle_stage != "active":
+            elif experiment.lifecycle_stage != "active":
                 raise StoreError(f"the experiment '{name}' was deleted; restore it or rename")
             else:
-                self.experiment_id = found.experiment_id
+                self.experiment_id = experiment.experiment_id
 
     def begin(self, name: str, tags: Mapping[str, str]) -> str:
         """Begin a run; its id."""

@@ -126,9 +126,9 @@ class LinearPruning:
         """
         updated: dict[str, Tensor] = {}
         for pruner in self._pruners(window):
-            for linear, found in pruner.update(window, weights).items():
+            for linear, weight in pruner.update(window, weights).items():
                 if self.settings[linear].pruner == pruner:
-                    weight = found.detach().cpu()
+                    weight = weight.detach().cpu()
                     _check_update(pruner, linear, weights[linear], weight)
                     updated[linear] = weight
         return updated
@@ -220,9 +220,9 @@ class LayerPruning:
             if in_turn:
                 sums = self.gathering.of_layer(layer, stream, wanted)
                 scores = self.linears.scores(here, sums)
-            pruned, said = self.linears.prune(here, permutations, scores, refined, sums)
+            pruned, layer_reports = self.linears.prune(here, permutations, scores, refined, sums)
             weights |= pruned
-            reports += said
+            reports += layer_reports
             norms |= {name: sums[name][SQUARE_SUM.name] for name in here}
             with torch.no_grad():
                 stream = [

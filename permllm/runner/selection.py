@@ -35,11 +35,11 @@ def settle(decoder: Decoder, pipeline: Pipeline) -> dict[str, LinearSettings]:
     _check_globs(decoder, pipeline.layers)
     settings = {}
     for name, linear in decoder.linears.items():
-        found = settings_of(name, pipeline)
-        if found is None:
+        chosen = settings_of(name, pipeline)
+        if chosen is None:
             continue
-        check_channels(name, linear.c_in, found.pattern)
-        settings[name] = found
+        check_channels(name, linear.c_in, chosen.pattern)
+        settings[name] = chosen
     if not settings:
         raise UserError(
             "nothing is left to prune: layers.skip and the overrides match every linear"
@@ -102,10 +102,10 @@ def check_unpruned(decoder: Decoder, settings: Mapping[str, LinearSettings]) -> 
         UserError: it is pruned already, as much or more.
     """
     left = {}
-    for name, found in settings.items():
+    for name, chosen in settings.items():
         weight = decoder.weight(name)
         left[name] = float(weight.count_nonzero()) / weight.numel()
-        if left[name] > found.pattern.density:
+        if left[name] > chosen.pattern.density:
             return
     name, share = next(iter(left.items()))
     raise UserError(

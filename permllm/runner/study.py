@@ -124,7 +124,7 @@ def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
 def _failed(run: Run, error: Exception) -> RunResult:
     """The entry of a run that broke."""
     first = str(error).strip().partition("\n")[0]
-    said = first if isinstance(error, PermllmError) else f"{type(error).__name__}: {first}"
+    message = first if isinstance(error, PermllmError) else f"{type(error).__name__}: {first}"
     return RunResult(
         label=run.label,
         figures={},
@@ -133,7 +133,7 @@ def _failed(run: Run, error: Exception) -> RunResult:
         options=run.options,
         setting=run.setting,
         repeat=run.repeat,
-        error=said,
+        error=message,
     )
 
 

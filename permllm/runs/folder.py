@@ -123,9 +123,9 @@ def check_same_inputs(folder: Path, environment: dict[str, Any]) -> None:
     if not path.exists():
         return
     began = json.loads(path.read_text(encoding="utf-8"))
-    said = {"model_fingerprint": "model's weights", "calibration_fingerprint": "calibration text"}
+    names = {"model_fingerprint": "model's weights", "calibration_fingerprint": "calibration text"}
     changed = [
-        what for key, what in said.items() if began.get(key, environment[key]) != environment[key]
+        what for key, what in names.items() if began.get(key, environment[key]) != environment[key]
     ]
     digests = environment["plugin_files"]
     changed += [
@@ -168,12 +168,12 @@ def version(distribution: str) -> str:
 def git_commit() -> str | None:
     """The commit of the current directory's repository, if it is in one."""
     try:
-        said = subprocess.run(
+        git = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return said.stdout.strip()
+    return git.stdout.strip()
 
 
 _SET_ASIDE = re.compile(r"\.before-\d{4}-\d\d-\d\d(-\d+)?$")

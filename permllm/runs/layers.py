@@ -43,8 +43,8 @@ def by_kind(reports: Iterable[LayerReport]) -> dict[str, list[LayerReport]]:
         if name not in members.setdefault(group, []):
             members[group].append(name)
     kinds: dict[str, list[LayerReport]] = {}
-    for group, found in groups.items():
-        kinds.setdefault(joined(members[group]), []).extend(found)
+    for group, values in groups.items():
+        kinds.setdefault(joined(members[group]), []).extend(values)
     return kinds
 
 
@@ -54,8 +54,8 @@ def layer_of(linear: str) -> int:
     >>> layer_of("model.layers.3.mlp.experts.0.up_proj")
     3
     """
-    found = re.search(r"(?:^|\.)(\d+)(?:\.|$)", linear)
-    return int(found[1]) if found else 0
+    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", linear)
+    return int(number[1]) if number else 0
 
 
 def place_in_layer(name: str) -> str:

@@ -90,7 +90,7 @@ def with_deviation(
         return f"{digits}{blank}{unit}"
     scaled = 100 * deviation if unit == "%" else deviation
     decimals = len(digits.partition(".")[2])
-    said = number(scaled) if "e" in digits else f"{scaled:.{decimals}f}"
-    if scaled and float(said) == 0:
-        said = f"{scaled:.1g}"
-    return f"{digits} ± {said}{blank}{unit}"
+    text = number(scaled) if "e" in digits else f"{scaled:.{decimals}f}"
+    if scaled and float(text) == 0:
+        text = f"{scaled:.1g}"
+    return f"{digits} ± {text}{blank}{unit}"

@@ -29,16 +29,16 @@ def check_plugin(module: str, *, adds: Mapping[str, Sequence[str]]) -> None:
     registry = Registry()
     info = registry.add(importlib.import_module(module), module)
     expect(not registry.warnings, f"plugin '{module}': {'; '.join(registry.warnings)}")
-    found = {kind: sorted(names) for kind, names in info.components.items()}
+    added = {kind: sorted(names) for kind, names in info.components.items()}
     wanted = {kind: sorted(names) for kind, names in adds.items()}
-    expect(found == wanted, f"plugin '{module}': adds {found}, where {wanted} is expected")
+    expect(added == wanted, f"plugin '{module}': adds {added}, where {wanted} is expected")
     code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     # The path of this process, which may hold more than a new one's.
     code = f"import sys; sys.path[:] = {sys.path}; {code}"
-    said = subprocess.run(
+    imported = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.strip()
     expect(
-        said == "[]",
-        f"plugin '{module}': to import it imports {said}; import components inside its hooks",
+        imported == "[]",
+        f"plugin '{module}': to import it imports {imported}; import components inside its hooks",
     )

@@ -45,12 +45,12 @@ class ChainKeys:
     everything: str = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        found = self.sequences
+        sequences = self.sequences
         self.calibration = digest(
-            tensor_digest(found.tokens[: found.calibration]), found.batch_size
+            tensor_digest(sequences.tokens[: sequences.calibration]), sequences.batch_size
         )
-        rows = [found.calibration, found.learning.tolist(), found.held_out.tolist()]
-        self.everything = digest(tensor_digest(found.tokens), rows, found.batch_size)
+        rows = [sequences.calibration, sequences.learning.tolist(), sequences.held_out.tolist()]
+        self.everything = digest(tensor_digest(sequences.tokens), rows, sequences.batch_size)
 
     def passed(self, window: str | None) -> None:
         """Note the key of a finished window."""
@@ -76,8 +76,8 @@ class ChainKeys:
 
         def parts() -> list[Any]:
             here = self._here(layers)
-            pruners = [[name, component_key(found.pruner)] for name, found in here.items()]
-            looks = any(_looks(found.pruner) for found in here.values())
+            pruners = [[name, component_key(settings.pruner)] for name, settings in here.items()]
+            looks = any(_looks(settings.pruner) for settings in here.values())
             order = self._order(self.pipeline.layers.permutation, layers)
             return [order, pruners, self.everything if looks else None]
 
@@ -85,8 +85,8 @@ class ChainKeys:
 
     def _order(self, learner: PermutationLearner, layers: range) -> list[Any]:
         linears = [
-            [name, str(found.pattern), component_key(found.metric)]
-            for name, found in self._here(layers).items()
+            [name, str(settings.pattern), component_key(settings.metric)]
+            for name, settings in self._here(layers).items()
         ]
         tokens = self.calibration if learner.only_scores else self.everything
         return [
@@ -110,7 +110,9 @@ class ChainKeys:
 
     def _here(self, layers: range) -> dict[str, LinearSettings]:
         return {
-            name: found for name, found in self.settings.items() if self.layer_of[name] in layers
+            name: settings
+            for name, settings in self.settings.items()
+            if self.layer_of[name] in layers
         }
 
 

@@ -48,9 +48,9 @@ def digest(*parts: Any) -> str:
 def tensor_digest(tensor: Tensor) -> str:
     """The SHA-256 of a tensor's shape, type and values."""
     here = tensor.detach().cpu().contiguous()
-    found = hashlib.sha256(f"{tuple(here.shape)} {here.dtype}\n".encode())
-    found.update(here.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    content = hashlib.sha256(f"{tuple(here.shape)} {here.dtype}\n".encode())
+    content.update(here.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
 
 
 def machine(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def code_of(module: str) -> str:
         return own_code()
     package = sys.modules.get(module.partition(".")[0])
     folder = getattr(package, "__path__", None)
-    found = sys.modules.get(module)
-    file = getattr(found, "__file__", None)
+    loaded = sys.modules.get(module)
+    file = getattr(loaded, "__file__", None)
     if folder and file and any(Path(file).is_relative_to(place) for place in folder):
         return _hashed(path for place in folder for path in sorted(Path(place).rglob("*.py")))
     if file is None:
@@ -175,10 +175,10 @@ def _value(value: Any) -> Any:
 
 
 def _hashed(paths: Iterable[Path]) -> str:
-    found = hashlib.sha256()
+    content = hashlib.sha256()
     for path in paths:
-        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return found.hexdigest()
+        content.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return content.hexdigest()
 
 
 def _version(name: str) -> str | None:

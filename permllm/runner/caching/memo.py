@@ -98,10 +98,10 @@ class Stages:
                 as the log.
             stage: its name for ``on_reuse``.
         """
-        found = self.find(kind, key)
-        if found is not None:
-            self.on_reuse(stage, found.cost.seconds)
-            return found
+        kept = self.find(kind, key)
+        if kept is not None:
+            self.on_reuse(stage, kept.cost.seconds)
+            return kept
         log: list[Any] = []
         with Meter().running() as meter:
             made = {name: tensor.detach().cpu() for name, tensor in make(log).items()}
@@ -111,9 +111,9 @@ class Stages:
 
     def part(self, kind: str, key: str | None, make: Callable[[], Tensor]) -> Tensor:
         """One tensor that is a small part of a stage: found in silence, its cost not measured."""
-        found = self.find(kind, key)
-        if found is not None:
-            return found.tensors["part"]
+        kept = self.find(kind, key)
+        if kept is not None:
+            return kept.tensors["part"]
         made = make().detach().cpu()
         self.keep(kind, key, Outcome({"part": made}))
         return made

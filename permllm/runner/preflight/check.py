@@ -53,11 +53,11 @@ class Checked:
 
     def lines(self) -> list[str]:
         """The estimate and the warnings for people."""
-        found = self.estimate
-        runs = f"{found.runs} pruned run{'s' * (found.runs != 1)}"
+        cost = self.estimate
+        runs = f"{cost.runs} pruned run{'s' * (cost.runs != 1)}"
         return [
-            f"model: {found.parameters / 1e6:,.1f} million parameters",
-            f"estimate: {found.summary()} for {runs} and the dense model",
+            f"model: {cost.parameters / 1e6:,.1f} million parameters",
+            f"estimate: {cost.summary()} for {runs} and the dense model",
             *(f"warning: {warning}" for warning in self.warnings),
         ]
 
@@ -94,13 +94,13 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
     # Without a dtype, the weights stay as they are saved.
     dtype = pick_dtype(pipeline.dtype, device) or getattr(config, "dtype", None)
     number_bytes = dtype.itemsize if dtype is not None else 4
-    found = estimate(plan, shape, number_bytes, measured_speed(device))
+    cost = estimate(plan, shape, number_bytes, measured_speed(device))
     # On another device, only the weights have to fit into the machine's own memory.
-    needed = found if device.type == "cpu" else attrs.evolve(found, memory_bytes=0)
+    needed = cost if device.type == "cpu" else attrs.evolve(cost, memory_bytes=0)
     warnings: list[str] = []
     for look in (
         partial(check_memory, needed, available_memory()),
-        partial(check_disk, found, plan.out),
+        partial(check_disk, cost, plan.out),
     ):
         try:
             warnings += look()
@@ -108,7 +108,7 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
             if not elsewhere:
                 raise
             warnings.append(f"on this machine, {error.message}")
-    return Checked(found, tuple(warnings))
+    return Checked(cost, tuple(warnings))
 
 
 def check_not_exported(source: Source) -> None:
@@ -215,40 +215,40 @@ def check_lengths(pipeline: Pipeline, shape: ModelShape) -> None:
             )
 
 
-def check_memory(found: Estimate, available: int) -> list[str]:
+def check_memory(cost: Estimate, available: int) -> list[str]:
     """A warning where memory may not suffice.
 
     Raises:
         UserError: it cannot suffice.
     """
-    if found.least_memory_bytes > available:
+    if cost.least_memory_bytes > available:
         raise UserError(
-            f"not enough memory: at least {gigabytes(found.least_memory_bytes)} are needed for "
+            f"not enough memory: at least {gigabytes(cost.least_memory_bytes)} are needed for "
             f"the weights and the calibration text, {gigabytes(available)} are available",
             hint="a smaller model, dtype: bfloat16, or fewer and shorter calibration sequences",
         )
-    if found.memory_bytes > available:
+    if cost.memory_bytes > available:
         return [
-            f"memory may not suffice: about {gigabytes(found.memory_bytes)} are needed, "
+            f"memory may not suffice: about {gigabytes(cost.memory_bytes)} are needed, "
             f"{gigabytes(available)} are available; a smaller layers.window needs less"
         ]
     return []
 
 
-def check_disk(found: Estimate, out: Path) -> list[str]:
+def check_disk(cost: Estimate, out: Path) -> list[str]:
     """A warning where the run's folder would nearly fill the disk.
 
     Raises:
         UserError: it does not fit.
     """
     free = shutil.disk_usage(existing_parent(out)).free
-    if found.disk_bytes > free:
+    if cost.disk_bytes > free:
         raise UserError(
-            f"not enough disk space: about {gigabytes(found.disk_bytes)} are needed in {out}, "
+            f"not enough disk space: about {gigabytes(cost.disk_bytes)} are needed in {out}, "
             f"{gigabytes(free)} are free",
             hint="choose an --out on another disk, or fewer runs and exports",
         )
-    if 1.1 * found.disk_bytes > free:
+    if 1.1 * cost.disk_bytes > free:
         return [f"the disk will be nearly full: {gigabytes(free)} are free at {out}"]
     return []
 
