@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 from torch import Tensor
 
-from permllm.components import Pruner, option
+from permllm.components import Pruner
 from permllm.core.patterns import Pattern, nm_mask
-from permllm.training.options import TrainingOptions
-from permllm_maskllm.optimiser import DTYPES
+from permllm_maskllm.options import MaskOptions
+from permllm_maskllm.training import LearnedMasks
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
 
 
 @attrs.frozen
-class MaskLlm(TrainingOptions, Pruner):
+class MaskLlm(MaskOptions, Pruner):
     """Learns which N of every M weights to keep through the pruned model (MaskLLM).
 
     Every group of M consecutive weights, in permuted order, has a distribution over the
@@ -59,65 +59,6 @@ class MaskLlm(TrainingOptions, Pruner):
         }
     }
 
-    candidates: int = option(
-        16,
-        help="masks that each group chooses from at the most, those that keep the higher scores "
-        "first: 2:4 has 6, 4:8 has 70",
-        minimum=2,
-        maximum=4096,
-    )
-    prior: str = option(
-        "scores",
-        help="what the first logits tell the candidates apart by: scores, the share of the "
-        "group's scores that a candidate keeps; or mask, its overlap with the one-shot mask",
-        choices=("scores", "mask"),
-    )
-    prior_strength: float = option(
-        1.0, help="times which the first logits take the prior (the paper's α)", minimum=0
-    )
-    spread: float = option(
-        0.0,
-        help="standard deviation σ of the random part of the first logits, "
-        "and the unit of prior mask",
-        minimum=0,
-    )
-    scale_start: float = option(
-        1.0, help="scale κ of the logits against the noise at the first step", minimum=1e-3
-    )
-    scale_end: float = option(
-        1.0, help="scale κ of the logits at the last step; linear between", minimum=1e-3
-    )
-    temperature_start: float = option(
-        0.2, help="softmax's temperature τ at the first step", minimum=1e-3
-    )
-    temperature_end: float = option(
-        0.05, help="softmax's temperature τ at the last step; linear between", minimum=1e-3
-    )
-    noise: float = option(
-        0.0, help="times which Gumbel noise is added to the scaled logits", minimum=0
-    )
-    hard: bool = option(
-        False,
-        help="go forward with hard masks, and backward with soft ones (straight-through)",
-    )
-    regularisation: float = option(
-        0.0,
-        help="λ of the term -λ‖W⊙M‖² in the loss, which keeps large weights; linear to zero, "
-        "as in the published code",
-        minimum=0,
-    )
-    learning_rate: float = option(0.005, help="learning rate at the first step", minimum=0)
-    weight_decay: float = option(0.0, help="decoupled weight decay of the logits", minimum=0)
-    square_decay: float = option(
-        0.95, help="AdamW's second β, of the mean square gradient", minimum=0, maximum=0.99999
-    )
-    epsilon: float = option(1e-12, help="AdamW's ε; gradients far below it hardly count", minimum=0)
-    moments: str = option(
-        "float32",
-        help="type of AdamW's two averages; bfloat16 saves 4 bytes a logit",
-        choices=tuple(DTYPES),
-    )
-
     def refine(self, window: Window, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores of 1 for what the learned masks keep and of 0 for the rest.
 
@@ -126,8 +67,6 @@ class MaskLlm(TrainingOptions, Pruner):
         Raises:
             RunFailed: the loss is not finite.
         """
-        from permllm_maskllm.training import LearnedMasks
-
         masks = LearnedMasks(self, window, permutations, window.linears_of(self))
         return masks.scores(self.train(masks, window))
 

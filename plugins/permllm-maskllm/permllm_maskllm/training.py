@@ -14,6 +14,7 @@ from permllm.core.permutations import invert
 from permllm.training.loop import Step, Trainee
 from permllm_maskllm.candidates import candidate_masks, ranked_places, similarity
 from permllm_maskllm.optimiser import DTYPES, AdamW
+from permllm_maskllm.options import MaskOptions
 from permllm_maskllm.soft_mask import (
     GumbelPool,
     Sampling,
@@ -24,7 +25,6 @@ from permllm_maskllm.soft_mask import (
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
-    from permllm_maskllm.pruner import MaskLlm
 
 MEAN_DECAY = 0.9
 """AdamW's first β."""
@@ -52,7 +52,7 @@ class LearnedLinear:
     @classmethod
     def of(
         cls,
-        options: MaskLlm,
+        options: MaskOptions,
         weight: Tensor,
         scores: Tensor,
         permutation: Tensor,
@@ -106,7 +106,7 @@ class LearnedMasks(Trainee[Choices]):
 
     def __init__(
         self,
-        options: MaskLlm,
+        options: MaskOptions,
         window: Window,
         permutations: Mapping[str, Tensor],
         linears: Sequence[str],
