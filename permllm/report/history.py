@@ -49,6 +49,14 @@ def training_starts(events: Iterable[Mapping[str, Any]]) -> dict[str, dict[Part,
     return starts
 
 
+def window_starts(events: Iterable[Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """For each run that trained, the steps of its history after which another part begins."""
+    return {
+        run: tuple(sorted({*parts.values()} - {0}))
+        for run, parts in training_starts(events).items()
+    }
+
+
 def _part(event: Mapping[str, Any]) -> Part:
     # Older logs name no stage.
     return event["window"], event.get("stage", "permutation")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permllm.report.comparison import PERPLEXITY, perplexities
-from permllm.report.history import Series, training_history
+from permllm.report.history import training_history, window_starts
 from permllm.report.repeats import Setting, Spread, settings, spread
 from permllm.results import DENSE, LayerReport, Results, RunResult
 from permllm.runs.events import read_events
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette, told apart by colour-blind readers too; yellow is too faint."""
 
-GREY = "#8C8C8C"
-"""For the dense model, and for what was before."""
+GREY, FAINT = "#8C8C8C", "#E5E5E5"
+"""For the dense model and what was before, and for the grid."""
 
 LINES = ("-", "--", "-.", ":")
 """Once the colours are used up, runs differ by these as well."""
@@ -39,7 +39,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#E5E5E5",
+    "grid.color": FAINT,
     "legend.frameon": False,
     # Labels hold whatever a pipeline file says; dollars are no formulae.
     "text.parse_math": False,
@@ -56,6 +56,12 @@ LOGARITHMIC = 50
 LEGEND_INSIDE = 6
 """More runs than these are named beside the picture."""
 
+Course = Sequence[tuple[float, float]]
+"""Steps and values, in order."""
+
+SCHEDULES = ("temperature",)
+"""What is drawn below the losses, where a run has it."""
+
 
 def write_plots(results: Results, plan: Plan) -> list[Path]:
     """Draw everything into ``plots/`` of the pipeline's folder and of each run's.
@@ -69,20 +75,22 @@ def write_plots(results: Results, plan: Plan) -> list[Path]:
     """
     import matplotlib as mpl
 
-    history = training_history(read_events(plan.out))
+    events = read_events(plan.out)
+    history, starts = training_history(events), window_starts(events)
     with mpl.rc_context(STYLE):
         written = _write_all(plan.out / "plots", _of_the_plan(results, history))
         for run in plan.runs:
-            figures = _of_a_run(results[run.label], history.get(run.label, {}))
+            label = run.label
+            figures = _of_a_run(results[label], history.get(label, {}), starts.get(label, ()))
             written += _write_all(run.directory / "plots", figures)
     return written
 
 
 def _of_the_plan(
-    results: Results, history: Mapping[str, Mapping[str, Series]]
+    results: Results, history: Mapping[str, Mapping[str, Course]]
 ) -> dict[str, Figure | None]:
     finished = [run for run in results.runs if run.error is None]
-    trained: dict[str, list[Mapping[str, Series]]] = {}
+    trained: dict[str, list[Mapping[str, Course]]] = {}
     for run in finished:
         if run.label in history:
             trained.setdefault(run.setting, []).append(history[run.label])
@@ -94,10 +102,12 @@ def _of_the_plan(
     }
 
 
-def _of_a_run(run: RunResult, history: Mapping[str, Series]) -> dict[str, Figure | None]:
+def _of_a_run(
+    run: RunResult, history: Mapping[str, Course], starts: Sequence[int]
+) -> dict[str, Figure | None]:
     return {
         "retained": retained_by_kind(run) if run.layers else None,
-        "training": training_curves({run.label: [history]}) if history else None,
+        "training": training_curves({run.label: [history]}, starts) if history else None,
     }
 
 
@@ -117,38 +127,43 @@ def _write_all(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]
 # --- the pictures -------------------------------------------------------------------
 
 
-def training_curves(history: Mapping[str, Sequence[Mapping[str, Series]]]) -> Figure:
-    """Loss and held-out loss per step above, temperature below, of each setting's repeats."""
+def training_curves(
+    history: Mapping[str, Sequence[Mapping[str, Course]]],
+    starts: Sequence[int] = (),
+    *,
+    titled: bool = True,
+    width: float = 6.4,
+) -> Figure:
+    """Loss and held-out loss per step above, temperature below, of each setting's repeats.
+
+    Args:
+        history: by setting, the figures of each repeat.
+        starts: the steps after which another part of the training begins.
+        titled: whether it says whose training it is.
+        width: in inches.
+    """
     every = [figures for repeats in history.values() for figures in repeats]
-    schedules = [name for name in ("temperature",) if any(name in figures for figures in every)]
+    schedules = [name for name in SCHEDULES if any(name in figures for figures in every)]
     heights = [3.0, *(1.0 for _ in schedules)]
-    figure = _figure(6.4, 3.0 + 1.3 * len(schedules))
+    figure = _figure(width, 3.0 + 1.3 * len(schedules))
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    single = len(history) == 1
     for index, (label, repeats) in enumerate(history.items()):
+        _losses(axes[0], repeats, starts, index, None if len(history) == 1 else label)
         colour, line = _look(index)
-        names = ("loss", "held-out loss") if single else (label, f"{label}, held out")
-        for figures in repeats:
-            # Losses of single batches scatter; what is measured on held-out text stands out.
-            loss, held_out = figures.get("loss", []), figures.get("held_out_loss", [])
-            _curve(axes[0], loss, names[0], color=colour, linestyle=line, alpha=0.55)
-            marked = colour if not single else COLOURS[1]
-            style = {"color": marked, "linestyle": line, "marker": "o", "markersize": 3.5}
-            _curve(axes[0], held_out, names[1], **style)
-            for panel, schedule in zip(axes[1:], schedules, strict=True):
-                course = figures.get(schedule, [])
-                _curve(panel, course, label, color=colour, linestyle=line)
-                panel.set_ylabel(schedule)
-                panel.set_ylim(bottom=0)
-            # Further repeats look alike and are not named again.
-            names = ("_", "_")
+        for panel, schedule in zip(axes[1:], schedules, strict=True):
+            for figures in repeats:
+                _curve(panel, figures.get(schedule, ()), starts, color=colour, linestyle=line)
+            panel.set_ylabel(schedule)
+            panel.set_ylim(bottom=0)
+    for panel in axes:
+        for start in starts:
+            panel.axvline(start + 0.5, color=GREY, linestyle=":", linewidth=0.8)
     axes[0].set_ylabel("loss")
     axes[-1].set_xlabel("training step")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
-    if single:
-        axes[0].set_title(f"Training of {next(iter(history))}", loc="left")
-    else:
-        axes[0].set_title("Training", loc="left")
+    if titled:
+        title = f"Training of {next(iter(history))}" if len(history) == 1 else "Training"
+        axes[0].set_title(title, loc="left")
     _legend(figure, axes[0], 2 * len(history))
     return figure
 
@@ -243,7 +258,7 @@ def perplexity_bars(results: Results) -> Figure | None:
         panel.tick_params(axis="y", length=0)
         panel.set_xlabel(f"perplexity on {name.removeprefix(PERPLEXITY)} (lower is better)")
     # By place: labels that are cropped to the same text are still two bars.
-    axes[0].set_yticks(range(len(every)), [_cropped(one.label, 40) for one in every])
+    axes[0].set_yticks(range(len(every)), [cropped(one.label, 40) for one in every])
     axes[0].invert_yaxis()
     return figure
 
@@ -262,10 +277,32 @@ def _look(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], LINES[index // len(COLOURS) % len(LINES)]
 
 
-def _curve(axes: Axes, course: Series, label: str, **style: Any) -> None:
+def _losses(
+    axes: Axes,
+    repeats: Sequence[Mapping[str, Course]],
+    starts: Sequence[int],
+    index: int,
+    label: str | None,
+) -> None:
+    """The losses of a setting's repeats; those of the only setting, without a label, differ."""
+    colour, line = _look(index)
+    names = ("loss", "held-out loss") if label is None else (label, f"{label}, held out")
+    # Losses of single batches scatter; what is measured on held-out text stands out.
+    loss = {"color": colour, "linestyle": line, "alpha": 0.55}
+    marked = {"color": COLOURS[1] if label is None else colour, "linestyle": line,
+              "marker": "o", "markersize": 3.5}  # fmt: skip
+    for figures in repeats:
+        _curve(axes, figures.get("loss", ()), starts, label=names[0], **loss)
+        _curve(axes, figures.get("held_out_loss", ()), starts, label=names[1], **marked)
+        # Further repeats look alike and are not named again.
+        names = ("_", "_")
+
+
+def _curve(axes: Axes, course: Course, starts: Sequence[int], **style: Any) -> None:
+    """A line through a course, with a gap where another part of the training begins."""
     if course:
-        steps, values = zip(*course, strict=True)
-        axes.plot(steps, values, label=label, **style)
+        gaps = [(start + 0.5, math.nan) for start in starts]
+        axes.plot(*zip(*sorted([*course, *gaps]), strict=True), **style)
 
 
 def _courses(reports: Sequence[LayerReport]) -> tuple[list[int], list[float], list[float]]:
@@ -312,12 +349,13 @@ def _dots(points: Sequence[int]) -> str:
 def _legend(figure: Figure, axes: Axes, entries: int) -> None:
     if entries > LEGEND_INSIDE:
         handles, labels = axes.get_legend_handles_labels()
-        short = [_cropped(label, 32) for label in labels]
+        short = [cropped(label, 32) for label in labels]
         figure.set_figwidth(figure.get_figwidth() + 2.2)
         figure.legend(handles, short, loc="outside right upper", fontsize=8)
     else:
         axes.legend()
 
 
-def _cropped(text: str, length: int) -> str:
+def cropped(text: str, length: int) -> str:
+    """The text, or its beginning and ``…``."""
     return text if len(text) <= length else text[: length - 1] + "…"

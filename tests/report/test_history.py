@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from permllm.observers.events import Events
-from permllm.report.history import training_history
+from permllm.report.history import training_history, window_starts
 from permllm.runs.events import read_events
 from permllm.testing.observers import lead_through, toy_plan, watched
 
@@ -41,6 +41,12 @@ def test_a_pruners_steps_follow_the_learners() -> None:
         step(1, 3, 3.0) | pruner,
     ]
     assert training_history(events) == {"lcp": {"loss": [(2, 2.0), (3, 1.0), (6, 4.0), (10, 3.0)]}}
+
+
+def test_parts_of_a_training_start_after_the_steps_before() -> None:
+    events = [step(0, 1, 1.0), step(1, 1, 1.0), step(2, 1, 1.0)]
+    assert window_starts(events) == {"lcp": (2, 4)}
+    assert window_starts(events[:1]) == {"lcp": ()}
 
 
 def test_history_of_a_logged_run(tmp_path: Path) -> None:

@@ -113,6 +113,15 @@ def test_repeats_of_training_share_a_colour_and_a_name() -> None:
     assert first.get_color() == second.get_color() != other.get_color()
 
 
+def test_no_line_leads_from_one_window_to_the_next() -> None:
+    course = {"loss": [(step, 1.0) for step in range(1, 5)]}
+    (axes,) = training_curves({"lcp": [course]}, [2], titled=False).axes
+    loss, boundary = axes.lines
+    assert [math.isnan(value) for value in loss.get_ydata()] == [False, False, True, False, False]
+    assert list(boundary.get_xdata()) == [2.5, 2.5]
+    assert axes.get_title(loc="left") == ""
+
+
 def test_study_with_failures_is_drawn_and_reported(study, tmp_path: Path) -> None:
     made = study(none=[100.0, 120.0], cp=[80.0, None], lcp=[math.inf, 1e9])
     plan = plan_of(made, tmp_path)

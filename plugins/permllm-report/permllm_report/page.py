@@ -106,7 +106,11 @@ def contents(record: Record, layers: Sequence[int] | None = None) -> dict[str, A
     table = comparison_table(results) if results.runs else ComparisonTable((), ())
     drawn = chosen_layers(record.pruned, layers)
     sections = run_sections(record, drawn)
-    charts = [chart for run in record.runs if (chart := loss_chart(run))]
+    charts = [
+        chart
+        for index, run in enumerate(record.runs)
+        if (chart := loss_chart(run, f"loss-{index}"))
+    ]
     costs = list(cost_charts(results, table.numbers))
     return {
         "record": record,
@@ -140,7 +144,10 @@ def run_sections(record: Record, layers: Sequence[int]) -> list[RunSection]:
             anchor=f"run-{index}",
             facts=facts(run, figures),
             heat=tuple(heat_maps(run.result.layers, scales)),
-            orders=tuple(draw_order(order, dots) for order in moved[run.label]),
+            orders=tuple(
+                draw_order(order, dots, f"run-{index}-order-{place}")
+                for place, order in enumerate(moved[run.label])
+            ),
             kept=tuple(
                 f"layer {order.layer}, {order.linears}"
                 for order in orders[run.label]

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError, did_you_mean
-from permllm.report.history import Series, training_history, training_starts
+from permllm.report.history import Series, training_history, window_starts
 from permllm.results import LayerReport, Results, RunResult
 from permllm.runs.events import read_events
 from permllm.runs.folder import ENVIRONMENT, PIPELINE, RESULTS, finished_runs, unique_slugs
@@ -165,7 +165,7 @@ def _runs(
     out: Path, labels: Sequence[str], results: Results | None, events: Sequence[Event]
 ) -> Iterator[RunRecord]:
     """Every run, from results.json or else from what its own folder and the log tell."""
-    history = training_history(events)
+    history, starts = training_history(events), window_starts(events)
     pruned = [label for label in labels if label != DENSE]
     slugs = dict(zip([DENSE, *pruned], unique_slugs([DENSE, *pruned]), strict=True))
     for label in labels:
@@ -176,8 +176,7 @@ def _runs(
             result, state = _unfinished(label, windows, events)
         else:
             state = State.FAILED if result.error is not None else State.FINISHED
-        starts = _window_starts(label, events)
-        yield RunRecord(result, state, windows, history.get(label, {}), starts)
+        yield RunRecord(result, state, windows, history.get(label, {}), starts.get(label, ()))
 
 
 def _planned(out: Path, events: Sequence[Event]) -> list[str]:
@@ -268,13 +267,6 @@ def _failure(events: Sequence[Event], label: str | None) -> str | None:
 def _times(events: Iterator[Event]) -> Iterator[str]:
     kinds = ("run_started", "run_finished", "run_failed", "window_finished")
     return (str(event["time"]) for event in events if event.get("event") in kinds)
-
-
-def _window_starts(label: str, events: Sequence[Event]) -> tuple[int, ...]:
-    """The last step of every window but the last, counted as ``training_history`` counts."""
-    found = training_starts(event for event in events if _of(event, label))
-    starts = {start for parts in found.values() for start in parts.values()}
-    return tuple(sorted(starts - {0}))
 
 
 def _pipeline_name(out: Path, events: Sequence[Event]) -> str:

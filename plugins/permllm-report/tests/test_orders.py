@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from math import isnan
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from permllm_report.order_picture import draw_order
+from permllm_report.order_picture import dots_each, draw_order, order_figure
 from permllm_report.orders import Order, chosen_layers, read_orders
 from permllm_report.record import read_record
 
@@ -49,28 +50,35 @@ def test_figures_of_an_order(drawn: tuple[list[int], list[float]]) -> None:
     assert after[0].item() == pytest.approx(sum(importance[channel] for channel in permutation[:4]))
 
 
-def dots(picture: str, class_: str) -> list[tuple[float, float]]:
-    paths = re.findall(rf'<path d="([^"]*)" class="dots {class_}"/>', picture)
-    return [(float(x), float(y)) for path in paths for x, y in re.findall(r"M(\S+) (\S+)h0", path)]
+def dots(figure, label: str) -> list[tuple[float, float]]:
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == label]
+    return [point for point in zip(*line.get_data(), strict=True) if not isnan(point[0])][::2]
 
 
 def test_every_channel_is_a_dot_at_its_place() -> None:
     permutation = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
-    drawn = draw_order(order(permutation, [float(16 - channel) for channel in range(16)]), 600)
-    found = [*dots(drawn.moves, "channel"), *dots(drawn.moves, "top")]
-    across = (330 - 16 - 52) / 15
-    up = (280 - 42 - 26) / 15
-    wanted = [(52 + place * across, 238 - permutation[place] * up) for place in range(16)]
-    assert sorted(found) == [pytest.approx(point, abs=0.06) for point in sorted(wanted)]
-    assert len(dots(drawn.moves, "top")) == 4
-    assert drawn.stride == 1
+    made = order(permutation, [float(16 - channel) for channel in range(16)])
+    figure = order_figure(made, 1)
+    top = dots(figure, "one of the most important")
+    assert sorted(top + dots(figure, "a channel")) == list(enumerate(permutation))
+    assert sorted(channel for _, channel in top) == [0, 1, 2, 3]
+    before, after = figure.axes[1].lines
+    sums = [line.get_ydata().tolist() for line in (before, after)]
+    assert sums == [values.sort().values.tolist() for values in made.sums]
 
 
 def test_wide_groups_have_a_share_of_their_dots() -> None:
-    drawn = draw_order(order(list(range(4096)), None), 100)
+    made = order(list(range(4096)), None)
+    drawn = draw_order(made, 100, "a")
     assert drawn.stride == 41
-    assert len(dots(drawn.moves, "channel")) == 100
-    assert drawn.balance is None
+    assert len(dots(order_figure(made, drawn.stride), "a channel")) == 100
+    assert max(path.count("h0") for path in re.findall(' d="([^"]*)"', drawn.picture)) == 100
+    assert "Importance" not in drawn.picture
+
+
+@given(st.integers(0, 100_000))
+def test_more_pictures_have_fewer_dots(pictures: int) -> None:
+    assert 48 <= dots_each(pictures + 1) <= dots_each(pictures) <= 600
 
 
 def test_orders_are_read_from_the_windows(study, tmp_path: Path) -> None:

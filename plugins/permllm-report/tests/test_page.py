@@ -38,7 +38,7 @@ def test_every_section_is_there_and_linked(study, page, tmp_path: Path) -> None:
 def test_nothing_comes_from_elsewhere(study, page, tmp_path: Path) -> None:
     study(tmp_path)
     html = render(read_record(tmp_path))
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<script|javascript:", html)
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)|<script|javascript:", html)
     for element in page(html).all():
         assert not {"src", "srcset", "onload", "onclick"} & set(element.attributes)
         if "href" in element.attributes:
@@ -142,9 +142,9 @@ def test_repeats_are_one_mark_with_their_numbers(study, made, page, tmp_path: Pa
     study(tmp_path, runs)
     chart = page(render(read_record(tmp_path))).id("cost").one("svg", "wide")
     assert "cp 82.00 after 11 s; lcp 50.00 after 1 min 40 s" in chart.attributes["aria-label"]
-    (dots,) = chart.all("path", "repeat")
-    assert str(dots.attributes["d"]).count("h0") == 2
-    assert [e.text for e in chart.all("text", "label")] == ["cp", "lcp"]
+    texts = [e.text for e in chart.all("text")]
+    assert "a repeat; marks are means" in texts
+    assert (texts.count("cp"), texts.count("lcp")) == (1, 1)
 
 
 def test_repeats_that_share_a_row(
@@ -172,8 +172,8 @@ def test_many_settings_are_numbered(study, made, page, tmp_path: Path) -> None:
     runs = [made(f"run {n}", perplexity=50 + n, seconds=1 + n, windows=0) for n in range(14)]
     study(tmp_path, runs)
     root = page(render(read_record(tmp_path)))
-    labels = {e.text for e in root.id("cost").one("svg", "wide").all("text", "label")}
-    assert labels == {str(number) for number in range(2, 16)}
+    texts = {e.text for e in root.id("cost").one("svg", "wide").all("text")}
+    assert {str(number) for number in range(2, 16)} <= texts
     assert "the numbers are those of the table" in root.id("cost").text
     assert not any("open" in e.attributes for e in root.id("runs").all("details"))
 
@@ -251,4 +251,4 @@ def test_a_large_study_stays_small(study, made, tmp_path: Path) -> None:
     ]
     html = render(attrs.evolve(record, runs=(dense, *many)))
     assert html.count("<h5>") == 40 * 6
-    assert len(html) < 2_500_000
+    assert len(html) < 3_500_000
