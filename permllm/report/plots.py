@@ -253,6 +253,8 @@ def perplexity_bars(results: Results) -> Figure | None:
         panel.bar_label(drawn, texts, padding=3)
         if max(finite) > LOGARITHMIC * max(min(finite), 1.0):
             panel.set_xscale("log")
+            # The usual one writes formulae.
+            panel.xaxis.set_major_formatter("{x:g}")
         panel.margins(x=0.15)
         panel.grid(visible=False, axis="y")
         panel.tick_params(axis="y", length=0)

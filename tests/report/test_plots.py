@@ -90,6 +90,14 @@ def test_repeats_are_bars_with_error_bars(study) -> None:
     assert "110.0 ± 14.1" in [text.get_text() for text in axes.texts]
 
 
+def test_perplexities_that_are_far_apart_are_written_as_numbers(study) -> None:
+    figure = perplexity_bars(study(none=[1e6], cp=[80.0]))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert {"100", "1e+06"} <= {text.get_text() for text in axes.get_xticklabels()}
+
+
 def test_repeats_are_one_course(study) -> None:
     made = study(none=[100.0, 120.0], cp=[80.0, 100.0])
     changed = attrs.evolve(

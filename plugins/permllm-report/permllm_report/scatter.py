@@ -160,7 +160,7 @@ def _draw_marks(axes: Axes, spots: Sequence[Spot]) -> None:
 
 def _scale(axes: Axes, spots: Sequence[Spot], dense: float) -> None:
     """Axes that tell apart values of different sizes, and few ticks."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
     points = [point for spot in spots for point in spot.runs]
     levels = [level for level in (*(y for _, y in points), dense) if math.isfinite(level)]
@@ -174,8 +174,8 @@ def _scale(axes: Axes, spots: Sequence[Spot], dense: float) -> None:
         low, high = axes.get_xlim()
         nice = [seconds for seconds in NICE_SECONDS if low <= seconds <= high]
         axes.xaxis.set_major_locator(FixedLocator(nice[:: len(nice) // 6 + 1]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _short(seconds)))
+    axes.yaxis.set_major_formatter("{x:.6g}")
+    axes.xaxis.set_major_formatter(lambda seconds, _: _short(seconds))
     axes.minorticks_off()
 
 
