@@ -27,15 +27,6 @@ def invert(permutation: Tensor) -> Tensor:
     return torch.empty_like(permutation).scatter_(-1, permutation, places)
 
 
-def compose(first: Tensor, second: Tensor) -> Tensor:
-    """The order that comes of ``first`` and then ``second``: ``x[first][second]``.
-
-    Args:
-        first, second: ``LongTensor[C_in]``.
-    """
-    return first.index_select(0, second)
-
-
 def is_permutation(permutation: Tensor, channels: int | None = None) -> bool:
     """Whether ``permutation`` is a vector of integers that holds each of ``0 … C_in-1`` once.
 
@@ -53,16 +44,6 @@ def is_permutation(permutation: Tensor, channels: int | None = None) -> bool:
             torch.arange(len(permutation), device=permutation.device),
         )
     )
-
-
-def apply_to_weight(weight: Tensor, permutation: Tensor) -> Tensor:
-    """``weight[..., permutation]`` for a weight ``[C_out, C_in]``: its input channels reordered."""
-    return weight.index_select(-1, permutation)
-
-
-def apply_to_input(inputs: Tensor, permutation: Tensor) -> Tensor:
-    """``inputs[..., permutation]`` for inputs ``[..., C_in]``: what a permuted weight expects."""
-    return inputs.index_select(-1, permutation)
 
 
 def block_permutation(local: Tensor) -> Tensor:

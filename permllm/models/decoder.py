@@ -250,18 +250,8 @@ class Decoder:
             hidden: ``[b, L, H]``; gradients flow back to it.
             tokens: ``LongTensor[b, L]``, of the same shape.
         """
-        logits: Tensor = self._after(self.model, hidden, tokens).logits
+        logits: Tensor = self._after(hidden, tokens).logits
         return logits
-
-    def final_hidden(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """The model's last hidden states ``[b, L, H]``, after its final norm.
-
-        Args:
-            hidden: ``[b, L, H]`` after the last layer; gradients flow back to it.
-            tokens: ``LongTensor[b, L]``, of the same shape.
-        """
-        output: Tensor = self._after(self._base(), hidden, tokens)[0]
-        return output
 
     # --- inside ------------------------------------------------------------------
 
@@ -298,8 +288,8 @@ class Decoder:
         inside = {id(module) for module in base.modules()}
         return base if all(id(layer) in inside for layer in self.layers) else self.model
 
-    def _after(self, model: Any, hidden: Tensor, tokens: Tensor) -> Any:
-        """The output of a model whose last layer gives ``hidden``."""
+    def _after(self, hidden: Tensor, tokens: Tensor) -> Any:
+        """The output of the model whose last layer gives ``hidden``."""
         last = len(self.layers) - 1
 
         def skip(index: int) -> Callable[..., Any]:
@@ -309,7 +299,7 @@ class Decoder:
 
             return stub
 
-        return self._run_around(model, tokens, skip)
+        return self._run_around(self.model, tokens, skip)
 
     def _run_around(
         self, model: Any, tokens: Tensor, make: Callable[[int], Callable[..., Any]]

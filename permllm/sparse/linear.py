@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from permllm.core.packing import pack, unpack, unpack_codes
@@ -70,15 +69,6 @@ class SparseLinear(nn.Module):
         values, indices = pack(linear.weight.detach(), pattern)
         bias = None if linear.bias is None else linear.bias.detach()
         return cls(values, indices, bias, pattern, linear.in_features)
-
-    def to_dense(self) -> nn.Linear:
-        """The dense layer, bit for bit, on the same device."""
-        with torch.device("meta"):
-            linear = nn.Linear(self.in_features, self.out_features, self.bias is not None)
-        linear.weight = nn.Parameter(self.weight, requires_grad=False)
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.clone(), requires_grad=False)
-        return linear
 
     @property
     def weight(self) -> Tensor:

@@ -35,7 +35,6 @@ class LinearReport:
         runs: what multiplies.
         reason: why it stays dense, as a clause; None where it runs sparse.
         bytes: of its weight, as it is held in memory now.
-        dense_bytes: of its weight when dense.
     """
 
     name: str
@@ -43,7 +42,6 @@ class LinearReport:
     runs: Runs
     reason: str | None
     bytes: int
-    dense_bytes: int
 
 
 def sparsify(model: nn.Module, patterns: Mapping[str, Pattern]) -> list[LinearReport]:
@@ -74,21 +72,15 @@ def _sparsify_one(
     module, weight = _find(model, name)
     reason = _reason_of_module(name, module, weight, shared)
     if reason is not None or not isinstance(module, nn.Linear):
-        return _report(name, pattern, "dense", reason, weight.nbytes, weight.nbytes)
+        return LinearReport(name, pattern, "dense", reason, weight.nbytes)
     runs: Runs = "semi-structured" if weight.device.type == "cuda" else "cpu kernel"
     if runs == "cpu kernel":
         reason, held = _pack_on_cpu(model, name, module, pattern)
     else:
         reason, held = _pack_on_cuda(module, pattern)
     if reason is not None:
-        return _report(name, pattern, "dense", reason, weight.nbytes, weight.nbytes)
-    return _report(name, pattern, runs, None, held, weight.nbytes)
-
-
-def _report(
-    name: str, pattern: Pattern, runs: Runs, reason: str | None, held: int, dense: int
-) -> LinearReport:
-    return LinearReport(name, pattern, runs, reason, held, dense)
+        return LinearReport(name, pattern, "dense", reason, weight.nbytes)
+    return LinearReport(name, pattern, runs, None, held)
 
 
 def _find(model: nn.Module, name: str) -> tuple[nn.Module | None, Tensor]:

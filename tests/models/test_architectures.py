@@ -115,19 +115,6 @@ def test_layers_run_one_by_one_as_the_model_does(name: str, tokens: Tensor) -> N
 
 
 @every_architecture
-def test_the_last_hidden_state_is_the_models(name: str, tokens: Tensor) -> None:
-    model = tiny_model(name)
-    decoder = Decoder.trace(model)
-    with torch.no_grad():
-        calls = decoder.embed(tokens)
-        hidden = calls.hidden
-        for index in range(len(decoder.layers)):
-            hidden = decoder.run_layer(index, hidden, calls)
-        expected = model(tokens, output_hidden_states=True).hidden_states[-1]
-        torch.testing.assert_close(decoder.final_hidden(hidden, tokens), expected)
-
-
-@every_architecture
 def test_given_weights_act_as_weights_in_place(name: str, tokens: Tensor) -> None:
     model = tiny_model(name)
     decoder = Decoder.trace(model)
