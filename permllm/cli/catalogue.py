@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from permllm.files import write_text
 from permllm.plugins.discovery import plugin_entry_points, switched_off
 from permllm.version import __version__
 
@@ -176,13 +177,9 @@ def _read(path: Path, state: str) -> Catalogue | None:
 
 
 def _keep(path: Path, state: str, found: Catalogue) -> None:
-    unfinished = path.with_suffix(f".{os.getpid()}")
     # Without a place to write to, the next call takes as long as this one.
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"state": state} | attrs.asdict(found))
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
+        write_text(path, json.dumps({"state": state} | attrs.asdict(found)))
 
 
 def _digest(text: str) -> str:

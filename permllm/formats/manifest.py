@@ -13,6 +13,7 @@ import attrs
 import cattrs
 
 from permllm.errors import UserError
+from permllm.files import write_text
 from permllm.models.checkpoint_files import read_json
 
 MANIFEST = "permllm.json"
@@ -150,9 +151,7 @@ class Manifest:
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write the manifest under a temporary name and rename it."""
     text = json.dumps(_CONVERTER.unstructure(manifest), indent=1, ensure_ascii=False) + "\n"
-    unfinished = directory / f"{MANIFEST}.partial"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(directory / MANIFEST)
+    write_text(directory / MANIFEST, text)
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import attrs
 
 from permllm.components import Observer
+from permllm.files import write_json
 from permllm.hooks import hookimpl
 from permllm.observers.events import FILE as EVENTS
 from permllm.observers.mlflow_store import Store, StoreError, without_password
@@ -191,8 +192,7 @@ class Recorder:
         known = self.ids.get(key)
         if known is None or not self.store.reopen(known):
             self.ids[key] = self.store.begin(name, {"mlflow.source.name": "permllm"} | tags)
-            text = json.dumps({"uri": without_password(self.store.uri), "runs": self.ids}, indent=2)
-            (self.out / IDS).write_text(text + "\n", encoding="utf-8")
+            write_json(self.out / IDS, {"uri": without_password(self.store.uri), "runs": self.ids})
 
     def _tag_failure(self, run: Run, error: Exception) -> None:
         if self.current:

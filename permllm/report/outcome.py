@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from permllm.files import holds, write_json
 from permllm.report.plots import write_plots
 from permllm.report.summary import REPORT, write_report
 from permllm.results import Results
@@ -22,10 +23,10 @@ def write_outcome(results: Results, plan: Plan, progress: Callable[[str, int, in
         progress: is told that plots are drawn.
     """
     path, report = plan.out / folder.RESULTS, plan.out / REPORT
-    if report.exists() and folder.holds(path, results.to_dict()):
+    if report.exists() and holds(path, results.to_dict()):
         return
     report.unlink(missing_ok=True)
-    folder.write_json(path, results.to_dict())
+    write_json(path, results.to_dict())
     progress("drawing the plots", 0, 1)
     write_plots(results, plan)
     write_report(results, plan)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from permllm.files import write_text
 from permllm.report.repeats import repeated
 from permllm.report.sentence import sentence
 from permllm.report.table import markdown
@@ -45,7 +46,7 @@ tokenizer = AutoTokenizer.from_pretrained({folder})"""
 def write_report(results: Results, plan: Plan) -> Path:
     """Write ``report.md``; plots that lie in ``plots/`` are shown in it."""
     from permllm.pipeline.reading import dump_yaml, resolved
-    from permllm.runs.folder import ENVIRONMENT, write_text
+    from permllm.runs.folder import ENVIRONMENT
 
     environment = _read_json(plan.out / ENVIRONMENT)
     pipeline = dump_yaml(resolved(plan.pipeline)).strip()

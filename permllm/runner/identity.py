@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from permllm.files import write_json
 from permllm.results import Results, RunResult
 from permllm.runner.caching.keys import Unhashable, digest, own_code
 from permllm.runner.one_run import OneRun
@@ -70,7 +71,7 @@ class RunIdentity:
     def write(self, directory: Path) -> None:
         """Make the folder of a run this run's own."""
         state = {"key": self.key, "threads": self.threads, "parts": dict(self.parts)}
-        folder.write_json(directory / STATE, state)
+        write_json(directory / STATE, state)
 
 
 def believed(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from permllm.components import Observer
 from permllm.errors import PermllmError
+from permllm.files import write_json
 from permllm.pipeline.reading import resolved
 from permllm.registry import Registry
 from permllm.results import Results, RunResult
@@ -83,7 +84,7 @@ def _results(shared: Shared) -> Results:
         plugin_files=shared.registry.digests(plan.pipeline.plugins),
     )
     folder.check_same_inputs(plan.out, environment)
-    folder.write_json(plan.out / folder.ENVIRONMENT, environment)
+    write_json(plan.out / folder.ENVIRONMENT, environment)
     only = OneRun(shared, plan.dense)
     dense = _once(only, only.dense)
     runs, errors = [], []
@@ -116,7 +117,7 @@ def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
         identity.write(run.directory)
         result = work()
         whole = Results(shared.plan.pipeline.name, str(shared.plan.out), (result,))
-        folder.write_json(run.directory / folder.RESULT, whole.to_dict())
+        write_json(run.directory / folder.RESULT, whole.to_dict())
     shared.reporter.hook.permllm_run_finished(run=run, result=result)
     return result
 

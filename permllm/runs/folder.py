@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from permllm.errors import UserError
+from permllm.files import write_text
 from permllm.pipeline.reading import differences, dump_yaml, load_plain_yaml
 
 PIPELINE, RESULTS, ENVIRONMENT = "pipeline.yaml", "results.json", "environment.json"
@@ -203,27 +204,3 @@ def fresh(path: Path) -> Path:
         shutil.rmtree(path)
     path.mkdir(parents=True)
     return path
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write ``data`` as JSON under a temporary name and rename it."""
-    write_text(path, _json(data))
-
-
-def _json(data: Any) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-
-
-def holds(path: Path, data: Any) -> bool:
-    """Whether a file holds just what :func:`write_json` would write there."""
-    if not path.is_file():
-        return False
-    return path.read_text(encoding="utf-8") == _json(data)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".partial")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

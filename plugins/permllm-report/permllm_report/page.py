@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import attrs
 from markupsafe import Markup
 
+from permllm.files import write_text
 from permllm.report.comparison import perplexities
 from permllm.report.sentence import sentence
 from permllm.runs.units import duration, number, percent
@@ -55,7 +55,7 @@ class RunSection:
 
 
 def write_page(record: Record, path: Path, layers: Sequence[int] | None = None) -> None:
-    """Write the page under a temporary name and rename it.
+    """Write the page, which appears as a whole.
 
     Args:
         record: what a run's folder tells.
@@ -66,14 +66,7 @@ def write_page(record: Record, path: Path, layers: Sequence[int] | None = None) 
         UserError: there is no such layer, or a window's file is damaged.
         OSError: the file cannot be written.
     """
-    html = render(record, layers)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        unfinished.write_text(html, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, render(record, layers))
 
 
 def render(record: Record, layers: Sequence[int] | None = None) -> str:

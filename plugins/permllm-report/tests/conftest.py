@@ -14,9 +14,10 @@ import attrs
 import pytest
 import torch
 
+from permllm.files import write_json
 from permllm.report.table import markdown
 from permllm.results import Cost, LayerReport, Results, RunResult
-from permllm.runs.folder import unique_slugs, write_json
+from permllm.runs.folder import unique_slugs
 from permllm.runs.windows import PrunedWindow, save_window, window_path
 
 PERPLEXITY = "perplexity/toy"
