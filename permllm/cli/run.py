@@ -136,7 +136,7 @@ def _resumable(command: str) -> Iterator[None]:
 
 def _too_many(plan: Plan, checked: Checked, file: Path) -> UserError:
     """The error that asks for ``--yes``."""
-    from permllm.runner.preflight.estimate import duration
+    from permllm.runs.units import duration
 
     took = duration(checked.estimate.seconds)
     return UserError(

@@ -53,10 +53,11 @@ class Sparse(Exporter):
                 the disk is too full.
             RunFailed: the saved model is not the pruned one.
         """
-        from permllm.exporters.writing import emptied_on_failure, named_dtype
+        from permllm.exporters.writing import emptied_on_failure
         from permllm.formats.export_files import check_claim
+        from permllm.models.devices import DTYPES
 
-        dtype = named_dtype(self.dtype)
+        dtype = None if self.dtype is None else DTYPES[self.dtype]
         check_claim(directory, _bytes(context, dtype))
         storage = context.storage
         with emptied_on_failure(directory):

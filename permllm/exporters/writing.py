@@ -33,14 +33,6 @@ def write_config(model: Any, directory: Path, dtype: torch.dtype | None) -> None
             generation.save_pretrained(directory)
 
 
-def named_dtype(name: str | None) -> torch.dtype | None:
-    """The type that an option names; None for None."""
-    import torch
-
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return None if name is None else known[name]
-
-
 @contextmanager
 def emptied_on_failure(directory: Path) -> Iterator[None]:
     """Empty the folder if the block fails."""

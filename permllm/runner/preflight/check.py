@@ -23,12 +23,12 @@ from permllm.pipeline.schema import Pipeline
 from permllm.runner.preflight.estimate import (
     Estimate,
     estimate,
-    gigabytes,
     measured_speed,
     workload_of,
 )
 from permllm.runner.selection import check_channels, settings_of
 from permllm.runs.plan import Plan
+from permllm.runs.units import memory
 
 try:
     import resource
@@ -223,14 +223,14 @@ def check_memory(cost: Estimate, available: int) -> list[str]:
     """
     if cost.least_memory_bytes > available:
         raise UserError(
-            f"not enough memory: at least {gigabytes(cost.least_memory_bytes)} are needed for "
-            f"the weights and the calibration text, {gigabytes(available)} are available",
+            f"not enough memory: at least {memory(cost.least_memory_bytes)} are needed for "
+            f"the weights and the calibration text, {memory(available)} are available",
             hint="a smaller model, dtype: bfloat16, or fewer and shorter calibration sequences",
         )
     if cost.memory_bytes > available:
         return [
-            f"memory may not suffice: about {gigabytes(cost.memory_bytes)} are needed, "
-            f"{gigabytes(available)} are available; a smaller layers.window needs less"
+            f"memory may not suffice: about {memory(cost.memory_bytes)} are needed, "
+            f"{memory(available)} are available; a smaller layers.window needs less"
         ]
     return []
 
@@ -244,12 +244,12 @@ def check_disk(cost: Estimate, out: Path) -> list[str]:
     free = shutil.disk_usage(existing_parent(out)).free
     if cost.disk_bytes > free:
         raise UserError(
-            f"not enough disk space: about {gigabytes(cost.disk_bytes)} are needed in {out}, "
-            f"{gigabytes(free)} are free",
+            f"not enough disk space: about {memory(cost.disk_bytes)} are needed in {out}, "
+            f"{memory(free)} are free",
             hint="choose an --out on another disk, or fewer runs and exports",
         )
     if 1.1 * cost.disk_bytes > free:
-        return [f"the disk will be nearly full: {gigabytes(free)} are free at {out}"]
+        return [f"the disk will be nearly full: {memory(free)} are free at {out}"]
     return []
 
 

@@ -17,6 +17,7 @@ from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.calibration import wished_sequences
 from permllm.runs.plan import Plan
+from permllm.runs.units import duration, memory
 
 FORWARD, BACKWARD = 2, 4
 """Floating-point operations per parameter and token."""
@@ -59,10 +60,10 @@ class Estimate:
     disk_bytes: int
 
     def summary(self) -> str:
-        """One line: ``about 8 minutes, 2.1 GB of memory and 1.6 GB of disk``."""
+        """One line: ``about 8 min 20 s, 2.1 GiB of memory and 1.6 GiB of disk``."""
         return (
-            f"about {duration(self.seconds)}, {gigabytes(self.memory_bytes)} of memory "
-            f"and {gigabytes(self.disk_bytes)} of disk"
+            f"about {duration(self.seconds)}, {memory(self.memory_bytes)} of memory "
+            f"and {memory(self.disk_bytes)} of disk"
         )
 
     def to_dict(self) -> dict[str, float]:
@@ -188,17 +189,3 @@ def measured_speed(device: torch.device, seconds: float = 0.3) -> float:
         # The fastest counts: the first is a warm-up, and others may be disturbed.
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return EFFICIENCY * best
-
-
-def duration(seconds: float) -> str:
-    """A rough duration in words: ``8 minutes``."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} seconds" if seconds >= 1.5 else "1 second"
-    if seconds < 5400:
-        return f"{round(seconds / 60)} minutes"
-    return f"{seconds / 3600:.1f} hours"
-
-
-def gigabytes(count: float) -> str:
-    """A number of bytes in words: ``2.1 GB``."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

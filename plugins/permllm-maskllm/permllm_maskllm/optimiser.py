@@ -13,9 +13,6 @@ from torch import Tensor
 PART = 2**20
 """Numbers that are updated at once, so that temporaries stay small."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""The types that moments can be kept in, by their names in a pipeline file."""
-
 
 @attrs.define(eq=False)
 class Moments:

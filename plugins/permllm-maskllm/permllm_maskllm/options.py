@@ -6,7 +6,6 @@ import attrs
 
 from permllm.components import option
 from permllm.training.options import TrainingOptions
-from permllm_maskllm.optimiser import DTYPES
 
 
 @attrs.frozen
@@ -69,5 +68,5 @@ class MaskOptions(TrainingOptions):
     moments: str = option(
         "float32",
         help="type of AdamW's two averages; bfloat16 saves 4 bytes a logit",
-        choices=tuple(DTYPES),
+        choices=("float32", "bfloat16"),
     )

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
+from permllm.models.devices import DTYPES
 from permllm.training.loop import Step, Trainee
 from permllm_maskllm.candidates import candidate_masks, ranked_places, similarity
-from permllm_maskllm.optimiser import DTYPES, AdamW
+from permllm_maskllm.optimiser import AdamW
 from permllm_maskllm.options import MaskOptions
 from permllm_maskllm.soft_mask import (
     GumbelPool,

@@ -13,10 +13,9 @@ import attrs
 
 from permllm.errors import UserError, did_you_mean
 from permllm.report.history import Series, training_history, window_starts
-from permllm.results import LayerReport, Results, RunResult
+from permllm.results import DENSE, LayerReport, Results, RunResult
 from permllm.runs.events import read_events
 from permllm.runs.folder import ENVIRONMENT, PIPELINE, RESULTS, finished_runs, unique_slugs
-from permllm.runs.plan import DENSE
 from permllm.runs.windows import load_window, window_path
 
 Event = Mapping[str, Any]

@@ -46,8 +46,8 @@ def pipeline(**changes: object) -> Pipeline:
 def test_memory() -> None:
     assert check.check_memory(FOUND, available=4 * 10**9) == []
     (warning,) = check.check_memory(FOUND, available=2 * 10**9)
-    assert "3.0 GB" in warning
-    with pytest.raises(UserError, match=r"not enough memory: at least 1\.0 GB"):
+    assert "2.8 GiB" in warning
+    with pytest.raises(UserError, match=r"not enough memory: at least 954 MiB"):
         check.check_memory(FOUND, available=10**9 - 1)
 
 

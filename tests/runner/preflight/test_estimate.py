@@ -99,19 +99,6 @@ def test_speed_is_measured_briefly() -> None:
     assert 1e7 < costs.measured_speed(torch.device("cpu"), seconds=0.02) < 1e14
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.1, "1 second"), (42.4, "42 seconds"), (600, "10 minutes"), (9000, "2.5 hours")],
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert costs.duration(seconds) == words
-
-
-@pytest.mark.parametrize(("count", "words"), [(2.14e9, "2.1 GB"), (5e7, "50 MB")])
-def test_sizes(count: float, words: str) -> None:
-    assert costs.gigabytes(count) == words
-
-
 def test_a_budget_takes_its_time() -> None:
     start = {"name": "none"}
     plain = of()
