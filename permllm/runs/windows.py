@@ -81,9 +81,7 @@ def save_window(path: Path, window: PrunedWindow) -> None:
         OSError: that fails.
     """
     tensors = {f"{WEIGHT}{name}": weight for name, weight in _contiguous(window.weights)}
-    tensors |= {
-        f"{PERMUTATION}{name}": one.contiguous() for name, one in window.permutations.items()
-    }
+    tensors |= {f"{PERMUTATION}{name}": one for name, one in _contiguous(window.permutations)}
     tensors |= {f"{IMPORTANCE}{name}": sums for name, sums in window.importance.items()}
     metadata = {
         "format": FORMAT,
