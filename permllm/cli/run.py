@@ -136,9 +136,7 @@ def _resumable(command: str) -> Iterator[None]:
 
 def _too_many(plan: Plan, checked: Checked, file: Path) -> UserError:
     """The error that asks for ``--yes``."""
-    from permllm.runs.units import duration
-
-    took = duration(checked.estimate.seconds)
+    took = checked.estimate.time
     return UserError(
         f"{file} asks for {_counted(len(plan.runs))}, which take about {took}",
         hint="start them with --yes, list them with --dry-run, or thin the matrix with exclude",

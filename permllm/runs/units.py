@@ -9,8 +9,8 @@ from collections.abc import Callable
 def duration(seconds: float) -> str:
     """Seconds in at most two units.
 
-    >>> duration(0.42), duration(83), duration(7265)
-    ('0.4 s', '1 min 23 s', '2 h 1 min')
+    >>> duration(0.42), duration(83), duration(480), duration(7265)
+    ('0.4 s', '1 min 23 s', '8 min', '2 h 1 min')
     """
     if not math.isfinite(seconds):
         return "–"
@@ -19,9 +19,10 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    large, small, names = (whole // 60, whole % 60, ("min", "s"))
+    if whole >= 3600:
+        large, small, names = whole // 3600, whole % 3600 // 60, ("h", "min")
+    return f"{large} {names[0]} {small} {names[1]}" if small else f"{large} {names[0]}"
 
 
 def clock(seconds: float) -> str:

@@ -59,10 +59,16 @@ class Estimate:
     least_memory_bytes: int
     disk_bytes: int
 
+    @property
+    def time(self) -> str:
+        """The time, no finer than an estimate can tell: ``8 min``."""
+        unit = 60 if self.seconds >= 120 else 10 if self.seconds >= 20 else 1
+        return duration(unit * max(1, round(self.seconds / unit)))
+
     def summary(self) -> str:
         """One line: ``about 8 min 20 s, 2.1 GiB of memory and 1.6 GiB of disk``."""
         return (
-            f"about {duration(self.seconds)}, {memory(self.memory_bytes)} of memory "
+            f"about {self.time}, {memory(self.memory_bytes)} of memory "
             f"and {memory(self.disk_bytes)} of disk"
         )
 

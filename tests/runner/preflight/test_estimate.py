@@ -107,3 +107,14 @@ def test_a_budget_takes_its_time() -> None:
     both = {"permutation": {"name": "lcp", "budget": "5m", "start": start}}
     both["pruner"] = {"name": "distil", "budget": "1m", "mask": "sparsegpt"}
     assert of(layers=both).seconds - plain.seconds == pytest.approx(360.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.2, "1.0 s"), (7.6, "8.0 s"), (64.0, "1 min"), (83.0, "1 min 20 s"), (512.0, "9 min"),
+     (7265.0, "2 h 1 min")],
+)  # fmt: skip
+def test_an_estimate_claims_no_more_than_it_can_tell(seconds: float, shown: str) -> None:
+    estimate = costs.Estimate(1, 1, seconds, 2**30, 2**30, 2**30)
+    assert estimate.time == shown
+    assert estimate.summary().startswith(f"about {shown}, 1.0 GiB of memory")
