@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from permllm.files import write_text
-from permllm.plugins.discovery import plugin_entry_points, switched_off
+from permllm.plugins.loading import plugin_entry_points, switched_off
 from permllm.version import __version__
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _state(disabled: tuple[str, ...]) -> str:
     parts = [
         __version__,
         sys.version,
-        sorted(switched_off(disabled)),
+        switched_off(disabled),
         [(entry_point.name, entry_point.value) for entry_point in found],
         sorted(_installed_packages()),
         sorted(fact for module in modules for fact in _source_files(module)),

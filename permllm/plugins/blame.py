@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from importlib.metadata import Distribution
 
-from permllm.plugins.discovery import plugin_entry_points
 from permllm.plugins.info import BUILT_IN, normal
+from permllm.plugins.loading import plugin_entry_points
 from permllm.plugins.requirements import missing_dependency
 from permllm.plugins.single_file import MODULE_PREFIX
 
@@ -18,20 +17,12 @@ def blamed(error: BaseException) -> tuple[str, str | None] | None:
         its package and version, or its file, and an installer's command or None; None
         where no plugin's code took part.
     """
-    owners = _owners()
+    owners = {point.module.partition(".")[0]: point.dist for point in plugin_entry_points()}
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         name = frame.f_globals.get("__name__", "")
         if name.startswith(MODULE_PREFIX):
             return frame.f_globals["__file__"], None
-        if dist := owners.get(name.partition(".")[0]):
+        dist = owners.get(name.partition(".")[0])
+        if dist and normal(dist.name) != BUILT_IN:
             return f"{dist.name} {dist.version}", missing_dependency(dist.name, error)
     return None
-
-
-def _owners() -> dict[str, Distribution]:
-    """The packages that have plugins, permllm aside, by the module that holds them."""
-    return {
-        entry_point.module.partition(".")[0]: entry_point.dist
-        for entry_point in plugin_entry_points()
-        if entry_point.dist and normal(entry_point.dist.name) != BUILT_IN
-    }

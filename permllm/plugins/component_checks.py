@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable
-from typing import Any
 
 import attrs
 
-from permllm.components import Component
+from permllm.components import KINDS, Component
 from permllm.errors import nearest
 
 METHODS = {
@@ -28,18 +26,21 @@ RESERVED = ("name", "preset", "source")
 """Keys of a component's mapping in a pipeline file that cannot be options."""
 
 
-def problem(kind: str, base: type[Component], offered: object) -> str | None:
+def problem(kind: str, offered: object) -> str | None:
     """What keeps ``offered`` from being a component of this kind; None if nothing does."""
+    base = KINDS[kind]
     if not inspect.isclass(offered):
         return f"{offered!r} is no class"
     shown = f"{offered.__module__}.{offered.__qualname__}"
     if not issubclass(offered, base):
         return f"{shown} does not inherit from permllm.components.{base.__name__}"
-    for check in CHECKS:
-        if found := check(offered):
-            return f"{shown} {found}"
-    found = _bad_method(offered, base, METHODS[kind])
-    return f"{shown} {found}" if found else None
+    try:
+        flaws = (check(offered) for check in CHECKS)
+        flaw = next(filter(None, flaws), None) or _bad_method(offered, base, METHODS[kind])
+    except Exception as error:
+        # Looking at a class runs its metaclass and properties: somebody else's code.
+        return f"{shown} cannot be used: {type(error).__name__}: {error}"
+    return f"{shown} {flaw}" if flaw else None
 
 
 def _not_frozen(cls: type[Component]) -> str | None:
@@ -62,8 +63,8 @@ def _no_summary(cls: type[Component]) -> str | None:
 
 def _bad_needs(cls: type[Component]) -> str | None:
     needs = getattr(cls, "needs", ())
+    # A property depends on the options, such as on another component among them.
     if isinstance(needs, property):
-        # Depends on the options, such as on another component among them.
         return None
     if isinstance(needs, tuple) and all(hasattr(need, "partial") for need in needs):
         return None
@@ -74,10 +75,7 @@ def _bad_options(cls: type[Component]) -> str | None:
     # Late: this module is imported where torch must not be, and Pattern brings it in.
     from permllm.pipeline.options import option_types
 
-    try:
-        taken = sorted(set(option_types(cls)) & set(RESERVED))
-    except TypeError as error:
-        return f"cannot be used: {error}"
+    taken = sorted(set(option_types(cls)) & set(RESERVED))
     return f"has an option '{taken[0]}', a name that pipeline files need" if taken else None
 
 
@@ -102,9 +100,8 @@ def _bad_defaults(cls: type[Component]) -> str | None:
 def _bad_presets(cls: type[Component]) -> str | None:
     from permllm.pipeline.options import option_types
 
-    presets = getattr(cls, "presets", {})
     known = set(option_types(cls))
-    for preset, options in presets.items():
+    for preset, options in getattr(cls, "presets", {}).items():
         for unknown in set(options) - known:
             near = nearest(unknown, known)
             hint = f"; did you mean '{near}'?" if near else ""
@@ -125,34 +122,18 @@ CHECKS = (
 
 
 def _bad_method(cls: type[Component], base: type[Component], name: str) -> str | None:
-    expected = inspect.signature(getattr(base, name))
-    # Types as they are written, whatever module they come from.
-    wanted = f"{name}({', '.join(expected.parameters)})"
+    # Names alone: types may be written in many ways.
+    arguments = list(inspect.signature(getattr(base, name)).parameters)
+    wanted = f"{name}({', '.join(arguments)})"
     method = inspect.getattr_static(cls, name)
     if method is inspect.getattr_static(base, name):
         return f"lacks the method {wanted}"
-    arguments = list(expected.parameters)
-    if not isinstance(method, types.FunctionType):
-        arguments = arguments[1:]
-    return _refusal(getattr(cls, name), arguments, wanted)
-
-
-def _refusal(method: Callable[..., Any], arguments: list[str], wanted: str) -> str | None:
+    signature = inspect.signature(getattr(cls, name))
     try:
-        signature = inspect.signature(method)
-    except (TypeError, ValueError):
-        return f"needs the method {wanted}"
-    try:
-        signature.bind(*arguments)
+        # Static methods and those of the class are given no self.
+        signature.bind(*arguments[0 if isinstance(method, types.FunctionType) else 1 :])
     except TypeError:
-        name = wanted.partition("(")[0]
-        return f"has {name}{_names(signature)} where {wanted} is expected"
+        bare = [part.replace(annotation=part.empty) for part in signature.parameters.values()]
+        shown = signature.replace(parameters=bare, return_annotation=signature.empty)
+        return f"has {name}{shown} where {wanted} is expected"
     return None
-
-
-def _names(signature: inspect.Signature) -> str:
-    parts = []
-    for parameter in signature.parameters.values():
-        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        parts.append(str(parameter).partition(":")[0] if variadic else parameter.name)
-    return f"({', '.join(parts)})"

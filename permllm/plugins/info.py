@@ -1,4 +1,4 @@
-"""One plugin, as the registry knows it."""
+"""One plugin, and one component of it, as the registry knows them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import attrs
+
+from permllm.components import Component
 
 BUILT_IN = "permllm"
 """The distribution whose plugins are the built-in components."""
@@ -49,11 +51,6 @@ class PluginInfo:
         """Whether it comes with permllm."""
         return normal(self.distribution) == BUILT_IN
 
-    @property
-    def unusable(self) -> bool:
-        """Whether something is wrong with it that its author or the user has to mend."""
-        return self.status in ("broken", "incompatible")
-
     def __str__(self) -> str:
         return str(self.file) if self.file else f"{self.package} {self.version}".strip()
 
@@ -65,6 +62,15 @@ class PluginInfo:
         """Remember one more thing that is wrong with it."""
         self.status = "broken"
         self.error = f"{self.error}; {error}" if self.error else error
+
+
+@attrs.frozen
+class Entry:
+    """A component class, its kind, and the plugin that it comes from."""
+
+    kind: str
+    cls: type[Component]
+    plugin: PluginInfo
 
 
 def normal(name: str) -> str:

@@ -9,50 +9,10 @@ import shlex
 from collections.abc import Iterator
 from importlib import metadata
 
-import attrs
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import Specifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from permllm.plugins.info import BUILT_IN, normal
-
-
-@attrs.frozen
-class Need:
-    """A package that a distribution requires.
-
-    Attributes:
-        name: the package, as indexes compare names.
-        versions: those that it may have.
-        extra: the extra of the distribution that asks for it; empty for all users.
-    """
-
-    name: str
-    versions: SpecifierSet
-    extra: str = ""
-
-    @property
-    def met(self) -> bool:
-        """Whether such a version of it is installed."""
-        try:
-            return self.versions.contains(metadata.version(self.name), True)
-        except (metadata.PackageNotFoundError, InvalidVersion):
-            return False
-
-
-def needs(dist: metadata.Distribution) -> Iterator[Need]:
-    """What a distribution requires on this machine, once for each extra that asks for it."""
-    extras = dist.metadata.get_all("Provides-Extra") or []
-    for line in dist.requires or []:
-        try:
-            found = Requirement(line)
-        except InvalidRequirement:
-            # Metadata of another age; installers pass over it, too.
-            continue
-        for extra in ("", *extras):
-            if found.marker is None or found.marker.evaluate({"extra": extra}):
-                yield Need(normal(found.name), found.specifier, extra)
-                break
 
 
 def incompatibility(dist: metadata.Distribution, version: str) -> str | None:
@@ -65,12 +25,15 @@ def incompatibility(dist: metadata.Distribution, version: str) -> str | None:
     Returns:
         a sentence; None where they go together, or the package states no range.
     """
-    mine = Version(version)
-    for need in needs(dist):
-        if need.name == BUILT_IN and not need.extra and not need.versions.contains(mine, True):
-            return (
-                f"it needs {_spelt(need)}, and this is permllm {version}: {_way(dist, need, mine)}"
-            )
+    for need, extra in _needs(dist):
+        if normal(need.name) != BUILT_IN or extra or need.specifier.contains(version, True):
+            continue
+        # The lower bound first: permllm>=0.1,<0.2
+        spelt = BUILT_IN + ",".join(sorted(map(str, need.specifier), reverse=True))
+        way = f"pip install {shlex.quote(spelt)}"
+        if not _is_for_later(need, Version(version)):
+            way = f"pip install --upgrade {dist.name}, or {way}"
+        return f"it needs {spelt}, and this is permllm {version}: {way}"
     return None
 
 
@@ -91,38 +54,52 @@ def missing_dependency(distribution: str, error: BaseException) -> str | None:
     if normal(module) == normal(distribution):
         return None
     try:
-        known = list(needs(metadata.distribution(distribution)))
+        needs = list(_needs(metadata.distribution(distribution)))
     except metadata.PackageNotFoundError:
         return None
-    named = [need for need in known if need.name == normal(module)]
+    named = [(need, extra) for need, extra in needs if normal(need.name) == normal(module)]
     # A module may be called otherwise than its package: then what is not installed is meant.
-    extras = sorted({need.extra for need in named or known if not need.met})
-    if not extras:
-        unknown = f"{distribution} does not say which package has '{module}': tell its authors"
-        return None if named else unknown
-    # Without an extra, everybody needs it: whoever installed the package left it out.
-    wanted = f"{distribution}[{','.join(extras)}]" if extras[0] else distribution
-    return f"pip install {shlex.quote(wanted)}"
+    extras = sorted({extra for need, extra in named or needs if not _is_met(need)})
+    if extras:
+        # Without an extra, everybody needs it: whoever installed the package left it out.
+        wanted = f"{distribution}[{','.join(extras)}]" if extras[0] else distribution
+        return f"pip install {shlex.quote(wanted)}"
+    unknown = f"{distribution} does not say which package has '{module}': tell its authors"
+    return None if named else unknown
 
 
-def _spelt(need: Need) -> str:
-    """``permllm>=0.1,<0.2``, the lower bound first."""
-    return need.name + ",".join(sorted(map(str, need.versions), reverse=True))
+def described(error: BaseException, distribution: str) -> str:
+    """An error of a plugin of this package, and how to install what it misses."""
+    way = missing_dependency(distribution, error)
+    return f"{type(error).__name__}: {error}" + (f" ({way})" if way else "")
 
 
-def _way(dist: metadata.Distribution, need: Need, mine: Version) -> str:
-    """The command that brings a plugin and permllm together."""
-    broken = [clause for clause in need.versions if not clause.contains(mine, True)]
-    if any(_is_above(clause, mine) for clause in broken):
-        return f"pip install {shlex.quote(_spelt(need))}"
-    return f"pip install --upgrade {dist.name}, or pip install {shlex.quote(_spelt(need))}"
+def _needs(dist: metadata.Distribution) -> Iterator[tuple[Requirement, str]]:
+    """What is required on this machine, once, with the extra that asks for it or ``""``."""
+    extras = ["", *(dist.metadata.get_all("Provides-Extra") or [])]
+    for line in dist.requires or []:
+        try:
+            need = Requirement(line)
+        except InvalidRequirement:
+            # Metadata of another age; installers pass over it, too.
+            continue
+        for extra in extras:
+            if need.marker is None or need.marker.evaluate({"extra": extra}):
+                yield need, extra
+                break
 
 
-def _is_above(clause: Specifier, mine: Version) -> bool:
-    """Whether a clause asks for something newer than ``mine``."""
-    if clause.operator in ("<", "<=", "!="):
-        return False
+def _is_met(need: Requirement) -> bool:
     try:
-        return Version(clause.version.removesuffix(".*")) > mine
-    except InvalidVersion:  # an arbitrary string after ===
+        return need.specifier.contains(metadata.version(need.name), True)
+    except (metadata.PackageNotFoundError, InvalidVersion):
         return False
+
+
+def _is_for_later(need: Requirement, version: Version) -> bool:
+    """Whether it asks for something newer than ``version``."""
+    return any(
+        clause.operator in (">", ">=", "==", "~=")
+        and Version(clause.version.removesuffix(".*")) > version
+        for clause in need.specifier
+    )

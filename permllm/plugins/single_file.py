@@ -6,8 +6,6 @@ import hashlib
 import sys
 import traceback
 import types
-from importlib.machinery import ModuleSpec
-from importlib.util import module_from_spec
 from pathlib import Path
 
 from permllm.errors import UserError, nearest
@@ -32,12 +30,11 @@ def load_file(path: Path) -> tuple[types.ModuleType, str]:
         UserError: there is no such file, or it fails to run; it names the file's line.
     """
     source = _read(path)
-    digest = _digest(source)
+    digest = hashlib.sha256(source).hexdigest()
     place = hashlib.sha256(str(path).encode()).hexdigest()
     name = f"{MODULE_PREFIX}{place[:8]}_{digest[:16]}"
     if name not in sys.modules:
-        spec = ModuleSpec(name, loader=None, origin=str(path))
-        module = module_from_spec(spec)
+        module = types.ModuleType(name)
         module.__file__ = str(path)
         # While it runs: attrs and dataclasses look a class's module up by its name.
         sys.modules[name] = module
@@ -46,7 +43,7 @@ def load_file(path: Path) -> tuple[types.ModuleType, str]:
         except BaseException as error:
             del sys.modules[name]
             if isinstance(error, Exception | SystemExit):
-                raise UserError(_failure(path, error)) from error
+                raise UserError(f"'{path}' cannot be imported: {_where(path, error)}") from error
             raise
     return sys.modules[name], digest
 
@@ -57,11 +54,7 @@ def digest_of(path: Path) -> str:
     Raises:
         UserError: it cannot be read.
     """
-    return _digest(_read(path))
-
-
-def _digest(source: bytes) -> str:
-    return hashlib.sha256(source).hexdigest()
+    return hashlib.sha256(_read(path)).hexdigest()
 
 
 def _read(path: Path) -> bytes:
@@ -75,16 +68,12 @@ def _read(path: Path) -> bytes:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
 
 
-def _failure(path: Path, error: BaseException) -> str:
-    """``'metric.py' cannot be imported: line 3: NameError: …``."""
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == str(path)
-    ]
+def _where(path: Path, error: BaseException) -> str:
+    """``line 3: NameError: …``, the line being the file's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    text = str(error)
     if isinstance(error, SyntaxError) and error.filename == str(path):
-        lines, text = [error.lineno], str(error.msg)
-    else:
-        text = str(error)
+        lines, text = [error.lineno], error.msg
     where = f"line {lines[-1]}: " if lines and lines[-1] else ""
-    return f"'{path}' cannot be imported: {where}{type(error).__name__}: {text}"
+    return f"{where}{type(error).__name__}: {text}"
