@@ -18,7 +18,7 @@ from permllm.plugins.diagnosis import ambiguous, plugin_warnings, unknown
 from permllm.plugins.guard import guard_hooks
 from permllm.plugins.info import Entry, PluginInfo
 from permllm.plugins.loading import (
-    components_of,
+    entries_of,
     load_entry_point,
     plugin_entry_points,
     register,
@@ -83,16 +83,23 @@ class Registry:
         for known in self._plugins:
             if known.file == path:
                 return _unchanged(known, path)
-        info = PluginInfo(path.stem, file=path)
+        info, module = PluginInfo(path.stem, file=path), None
         if any(map(info.is_called, self._off)):
             info.status = "disabled"
-            return self._take(info, None)
-        module, info.sha256 = load_file(path)
-        self._take(info, module)
-        self._refuse_built_in_names(info)
+        else:
+            module, info.sha256 = load_file(path)
+            register(self.manager, info, module)
+        entries = entries_of(self.manager, info, module)
+        for kind, name in ((entry.kind, entry.cls.name) for entry in entries):
+            # Nobody may take a file's own component for the built-in one of its name.
+            if any(other.plugin.built_in for other in self._called(kind, name)):
+                info.broke(f"the {kind} '{name}' is built in; give it another name")
         if info.error:
-            self._drop(info, module)
+            if self.manager.is_registered(module):
+                self.manager.unregister(module)
             raise UserError(f"'{path}' is no plugin that works: {info.error}")
+        self._plugins.append(info)
+        self._entries += entries
         return info
 
     @contextmanager
@@ -205,22 +212,7 @@ class Registry:
         """Ask plugins for components. Late, since that imports torch and what else they need."""
         while self._unasked:
             info, plugin = self._unasked.pop(0)
-            offered = components_of(self.manager, info, plugin)
-            self._entries += [Entry(kind, cls, info) for kind, cls in offered]
-
-    def _refuse_built_in_names(self, info: PluginInfo) -> None:
-        """Nobody may take a file's own component for the built-in one of its name."""
-        self._ask()
-        for kind, names in info.components.items():
-            for name in names:
-                if any(entry.plugin.built_in for entry in self._called(kind, name)):
-                    info.broke(f"the {kind} '{name}' is built in; give it another name")
-
-    def _drop(self, info: PluginInfo, plugin: object) -> None:
-        self._plugins.remove(info)
-        self._entries = [entry for entry in self._entries if entry.plugin is not info]
-        if self.manager.is_registered(plugin):
-            self.manager.unregister(plugin)
+            self._entries += entries_of(self.manager, info, plugin)
 
 
 def _unchanged(info: PluginInfo, path: Path) -> PluginInfo:

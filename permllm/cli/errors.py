@@ -109,7 +109,7 @@ def report(error: BaseException, *, debug: bool) -> int:
 def _blame(error: BaseException) -> tuple[str | None, ...]:
     """Whose code broke, if it is a plugin's, and how to install what it misses."""
     # Late: it takes a moment, and most commands end well.
-    from permllm.plugins.blame import blamed
+    from permllm.plugins.diagnosis import blamed
 
     blame = blamed(error)
     if blame is None:

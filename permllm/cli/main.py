@@ -54,7 +54,7 @@ class PermllmGroup(click.Group):
 
     def _load_plugins(self) -> Registry:
         if self.registry is None:
-            from permllm.cli.plugin_commands import add_plugin_commands
+            from permllm.cli.registry import add_plugin_commands
             from permllm.registry import Registry
 
             self.registry = Registry.load()

@@ -1,16 +1,22 @@
-"""``permllm plugins``: what is installed, from where, what it adds and whether it loads."""
+"""``permllm plugins``: what is installed, what it adds, how it is used, and how to add more."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
-from permllm.cli import plugins_info, plugins_new
 from permllm.cli.errors import debug_option
 from permllm.cli.registry import no_plugin_option
+from permllm.components import KINDS
+from permllm.errors import UserError, did_you_mean
+
+Plain = Mapping[str, Any]
+"""A plugin, a component or an option, as ``permllm plugins --json`` prints it."""
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -28,20 +34,85 @@ def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -
         return
     from permllm.cli.catalogue import installed
 
-    found = installed(no_plugin)
+    catalogue = installed(no_plugin)
     if as_json:
-        click.echo(json.dumps(found.plugins, indent=2))
+        click.echo(json.dumps(catalogue.plugins, indent=2))
         return
-    _print_table(found.plugins)
-    for warning in found.warnings:
+    _print_table(catalogue.plugins)
+    for warning in catalogue.warnings:
         click.echo(f"warning: {warning}")
 
 
-command.add_command(plugins_info.command)
-command.add_command(plugins_new.command)
+@command.command("info")
+@click.argument("name")
+@no_plugin_option
+@debug_option
+def info(name: str, no_plugin: tuple[str, ...]) -> None:
+    """Explain the component NAME (or package:NAME) and its options.
+
+    Where several kinds or several packages have one of this name, all are explained.
+    """
+    every = list(_components(no_plugin))
+    meant = [(component, plugin) for component, plugin in every if _is(name, component, plugin)]
+    if not meant:
+        known = {component["reference"] for component, _ in every}
+        raise UserError(f"there is no component '{name}'", hint=did_you_mean(name, known))
+    click.echo("\n\n".join("\n".join(_explained(*pair)) for pair in meant))
 
 
-def _print_table(plugins: Iterable[Mapping[str, Any]]) -> None:
+@command.command("new")
+@click.argument("name")
+@click.option(
+    "--kind",
+    type=click.Choice(tuple(KINDS)),
+    default="metric",
+    show_default=True,
+    help="What the package adds.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    help="The folder that it goes into.  [default: the current one]",
+)
+@debug_option
+def new(name: str, kind: str, out: Path) -> None:
+    """Write a package permllm-NAME that adds a component called NAME.
+
+    The component is a small one that works, with tests that pass: change it into yours.
+    """
+    from permllm.plugins.scaffold import named, write_package
+
+    taken = [(has["kind"], has["name"], _package(plugin)) for has, plugin in _components()]
+    plugin = named(name, kind, taken)
+    folder = write_package(plugin, out)
+    click.echo(
+        f"wrote {folder}\nnext:\n  cd {folder}\n  pip install -e '.[test]'\n  pytest\n"
+        f"  permllm plugins info {plugin.name}"
+    )
+
+
+def _components(disabled: Iterable[str] = ()) -> Iterator[tuple[Plain, Plain]]:
+    """Every component with its plugin."""
+    from permllm.cli.catalogue import installed
+
+    for plugin in installed(disabled).plugins:
+        yield from ((component, plugin) for component in plugin["components"])
+
+
+def _is(name: str, component: Plain, plugin: Plain) -> bool:
+    from permllm.plugins.info import normal
+
+    package, _, bare = name.rpartition(":")
+    owners = {normal(plugin["name"]), normal(plugin["distribution"])}
+    return component["name"] == bare and (not package or normal(package) in owners)
+
+
+def _package(plugin: Plain) -> str:
+    return f"{plugin['distribution']} {plugin['version']}".strip()
+
+
+def _print_table(plugins: Iterable[Plain]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -52,15 +123,40 @@ def _print_table(plugins: Iterable[Mapping[str, Any]]) -> None:
     table.add_column("status", no_wrap=True)
     table.add_column("adds", overflow="fold", min_width=24)
     for plugin in plugins:
-        package = f"{plugin['distribution']} {plugin['version']}".strip()
-        cells = (f"{plugin['name']}\n  {package}", plugin["status"], _adds(plugin["components"]))
-        table.add_row(*map(Text, cells))
+        names = f"{plugin['name']}\n  {_package(plugin)}"
+        table.add_row(*map(Text, (names, plugin["status"], _adds(plugin["components"]))))
     Console().print(table)
 
 
-def _adds(components: Iterable[Mapping[str, Any]]) -> str:
+def _adds(components: Iterable[Plain]) -> str:
     """``metric: wanda, ria``, a line for each kind."""
     by_kind: dict[str, list[str]] = {}
     for component in components:
         by_kind.setdefault(component["kind"], []).append(component["reference"])
     return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in by_kind.items())
+
+
+def _explained(component: Plain, plugin: Plain) -> Iterator[str]:
+    source = f"{component['kind']} from {_package(plugin)} ({plugin['name']})"
+    yield f"{component['reference']}: {source}\n\n{component['description']}\n"
+    if not component["options"]:
+        yield "It has no options."
+    for option in component["options"]:
+        yield from _option_lines(option)
+    for preset, options in component["presets"].items():
+        values = ", ".join(f"{key}: {json.dumps(value)}" for key, value in options.items())
+        yield f"  preset: {preset}\n" + _wrapped(f"stands for {values}")
+
+
+def _option_lines(option: Plain) -> Iterator[str]:
+    default = "required" if option["required"] else f"default {json.dumps(option['default'])}"
+    limits = f"; {option['range']}" if option["range"] else ""
+    yield f"  {option['name']}: {option['type']} ({default}{limits})"
+    yield _wrapped(option["help"])
+    if option["deprecated"]:
+        yield _wrapped(f"deprecated: {option['deprecated']}")
+
+
+def _wrapped(text: str) -> str:
+    width = min(100, max(40, shutil.get_terminal_size().columns))
+    return click.wrap_text(text, width, "      ", "      ")

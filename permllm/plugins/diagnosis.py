@@ -1,11 +1,15 @@
-"""What is wrong with plugins that are loaded, or not loaded, in sentences for the user."""
+"""What is wrong with plugins, in sentences for the user, and which of them an error comes from."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 
 from permllm.errors import UserError, did_you_mean
-from permllm.plugins.info import Entry, PluginInfo
+from permllm.plugins.info import BUILT_IN, Entry, PluginInfo, normal
+from permllm.plugins.loading import plugin_entry_points
+from permllm.plugins.requirements import missing_dependency
+from permllm.plugins.single_file import MODULE_PREFIX
 
 
 def plugin_warnings(plugins: Sequence[PluginInfo], entries: Iterable[Entry]) -> Iterator[str]:
@@ -18,19 +22,13 @@ def plugin_warnings(plugins: Sequence[PluginInfo], entries: Iterable[Entry]) -> 
     alike: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         alike.setdefault((entry.kind, entry.cls.name), []).append(entry)
-    yield from (
-        _clash(kind, name, group) for (kind, name), group in alike.items() if len(group) > 1
-    )
+    for (kind, name), group in alike.items():
+        if len(group) > 1:
+            yield _clash(kind, name, group)
 
 
 def unknown(kind: str, name: str, known: Iterable[str], plugins: Sequence[PluginInfo]) -> UserError:
-    """That there is no such component, and where it might have come from.
-
-    Args:
-        kind, name: what was asked for, the name maybe with its package.
-        known: what could have been.
-        plugins: all, loaded or not.
-    """
+    """That there is no component ``name`` or ``package:name``, and where it might be."""
     package, _, bare = name.rpartition(":")
     hint = did_you_mean(bare, known)
     if package and not any(info.is_called(package) for info in plugins):
@@ -45,24 +43,41 @@ def unknown(kind: str, name: str, known: Iterable[str], plugins: Sequence[Plugin
 def ambiguous(kind: str, name: str, entries: Sequence[Entry]) -> UserError:
     """That several plugins have a component of this name."""
     names = " or ".join(f"{entry.plugin.package}:{name}" for entry in entries)
-    return UserError(
-        f"{_owners(entries)} both have the {kind} '{name}'", hint=f"say which one: {names}"
-    )
+    return UserError(f"{_both(entries)} the {kind} '{name}'", hint=f"say which one: {names}")
+
+
+def blamed(error: BaseException) -> tuple[str, str | None] | None:
+    """The plugin whose code an error went through last, and what to install if it misses something.
+
+    Returns:
+        its package and version, or its file, and an installer's command or None; None
+        where no plugin's code took part.
+    """
+    owners = {point.module.partition(".")[0]: point.dist for point in plugin_entry_points()}
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith(MODULE_PREFIX):
+            return frame.f_globals["__file__"], None
+        dist = owners.get(name.partition(".")[0])
+        if dist and normal(dist.name) != BUILT_IN:
+            return f"{dist.name} {dist.version}", missing_dependency(dist.name, error)
+    return None
 
 
 def _clash(kind: str, name: str, entries: list[Entry]) -> str:
     others = [entry for entry in entries if not entry.plugin.built_in]
     if others == entries:
-        return f"{_owners(others)} both have the {kind} '{name}'; name it as 'package:{name}'"
+        return f"{_both(others)} the {kind} '{name}'; name it as 'package:{name}'"
+    owners = " and ".join(str(entry.plugin) for entry in others)
     names = " and ".join(f"'{entry.plugin.package}:{name}'" for entry in others)
     return (
-        f"the {kind} '{name}' is permllm's own, although {_owners(others)} has one, too; "
+        f"the {kind} '{name}' is permllm's own, although {owners} has one, too; "
         f"name that as {names}"
     )
 
 
-def _owners(entries: Iterable[Entry]) -> str:
-    return " and ".join(str(entry.plugin) for entry in entries)
+def _both(entries: Iterable[Entry]) -> str:
+    return " and ".join(str(entry.plugin) for entry in entries) + " both have"
 
 
 def _unusable(plugins: Iterable[PluginInfo]) -> list[PluginInfo]:

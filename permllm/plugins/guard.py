@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 import pluggy
 
 from permllm.errors import RunFailed
-from permllm.plugins.hook_checks import LIFE_CYCLE
+from permllm.plugins.checks import COMPONENT_HOOKS, HOOKS
 from permllm.plugins.requirements import described
+
+LIFE_CYCLE = frozenset(HOOKS) - {*COMPONENT_HOOKS.values(), "permllm_commands"}
+"""The hooks that tell observers how a run goes."""
 
 
 def guard_hooks(
@@ -28,45 +30,31 @@ def guard_hooks(
         who: what the warning calls it.
         distribution: its package, whose metadata say how to install what it misses.
     """
-    guard = _Guard(manager, plugin, who, distribution)
-    for caller in manager.get_hookcallers(plugin) or ():
-        for hook in caller.get_hookimpls() if caller.name in LIFE_CYCLE else ():
-            if hook.plugin is plugin and not (hook.wrapper or hook.hookwrapper):
-                hook.function = guard.around(caller.name, hook.function)  # type: ignore[misc]
+    broken: list[str] = []
 
-
-@attrs.define(eq=False)
-class _Guard:
-    """Whether one plugin has failed, for all its hooks."""
-
-    manager: pluggy.PluginManager
-    plugin: object
-    who: str
-    distribution: str
-    silent: bool = False
-
-    def around(self, hook: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The hook's implementation without its errors."""
-
+    def guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            if self.silent:
-                return None
             try:
-                return function(*arguments)
+                return None if broken else function(*arguments)
             except RunFailed:
                 raise
             except Exception as error:
-                self.silent = True
-                what = described(error, self.distribution)
-                self.warn(f"{self.who} broke in {hook} and is told nothing more: {what}")
-            return None
+                broken.append(name)
+                what = described(error, distribution)
+                _warn(manager, plugin, f"{who} broke in {name} and is told nothing more: {what}")
 
         return call
 
-    def warn(self, message: str) -> None:
-        """Tell the other plugins; Python's warning where none of them listens."""
-        tell = self.manager.hook.permllm_warning
-        if any(listener.plugin is not self.plugin for listener in tell.get_hookimpls()):
-            tell(message=message)
-        else:
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
+    for caller in manager.get_hookcallers(plugin) or ():
+        for hook in caller.get_hookimpls() if caller.name in LIFE_CYCLE else ():
+            if hook.plugin is plugin and not (hook.wrapper or hook.hookwrapper):
+                hook.function = guarded(caller.name, hook.function)  # type: ignore[misc]
+
+
+def _warn(manager: pluggy.PluginManager, broken: object, message: str) -> None:
+    """Tell the other plugins; Python's warning where none of them listens."""
+    tell = manager.hook.permllm_warning
+    if any(listener.plugin is not broken for listener in tell.get_hookimpls()):
+        tell(message=message)
+    else:
+        warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -14,13 +14,11 @@ from typing import Any
 
 import pluggy
 
-from permllm.components import Component
 from permllm.errors import DeprecatedWarning
 from permllm.hooks import PROJECT
-from permllm.plugins.component_checks import problem
+from permllm.plugins.checks import COMPONENT_HOOKS, wrong_component, wrong_hooks
 from permllm.plugins.guard import guard_hooks
-from permllm.plugins.hook_checks import COMPONENT_HOOKS, wrong_hooks
-from permllm.plugins.info import BUILT_IN, PluginInfo, normal
+from permllm.plugins.info import BUILT_IN, Entry, PluginInfo, normal
 from permllm.plugins.requirements import described, incompatibility
 from permllm.version import __version__
 
@@ -37,29 +35,28 @@ def switched_off(disabled: Iterable[str]) -> list[str]:
 def plugin_entry_points() -> list[EntryPoint]:
     """The plugins' entry points: permllm's own first, the others by package."""
     by_key: dict[tuple[str, str], EntryPoint] = {}
-    for entry_point in entry_points(group=PROJECT):
-        package = entry_point.dist.name if entry_point.dist else ""
+    for point in entry_points(group=PROJECT):
         # A package that two folders of the path hold counts once, as on import.
-        by_key.setdefault((normal(package), entry_point.name), entry_point)
+        by_key.setdefault((normal(point.dist.name if point.dist else ""), point.name), point)
     return [by_key[key] for key in sorted(by_key, key=lambda key: (key[0] != BUILT_IN, key))]
 
 
-def load_entry_point(entry_point: EntryPoint, off: Iterable[str]) -> tuple[PluginInfo, object]:
+def load_entry_point(point: EntryPoint, off: Iterable[str]) -> tuple[PluginInfo, object]:
     """An installed plugin, and what its entry point names: None unless its status is "loaded".
 
     Args:
-        entry_point: from :func:`plugin_entry_points`.
+        point: from :func:`plugin_entry_points`.
         off: what is switched off.
     """
-    dist = entry_point.dist
-    info = PluginInfo(entry_point.name, dist.name if dist else "", dist.version if dist else "")
+    dist = point.dist
+    info = PluginInfo(point.name, dist.name if dist else "", dist.version if dist else "")
     if any(map(info.is_called, off)):
         info.status = "disabled"
     elif dist and not info.built_in and (reason := incompatibility(dist, __version__)):
         info.status, info.error = "incompatible", reason
     else:
         try:
-            return info, entry_point.load()
+            return info, point.load()
         except (Exception, SystemExit) as error:
             # A stranger's module: whatever it raises is its own fault, not the run's.
             info.broke(f"it cannot be imported: {described(error, info.distribution)}")
@@ -76,34 +73,34 @@ def register(manager: pluggy.PluginManager, info: PluginInfo, plugin: object) ->
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DeprecatedWarning)
             manager.register(plugin, name)
+        wrong = wrong_hooks(manager, plugin)
     except (ValueError, TypeError, pluggy.PluginValidationError) as error:
-        info.broke(" ".join(str(error).split()))
-    else:
+        wrong = " ".join(str(error).split())
+    if not wrong:
         info.deprecations = tuple(str(warning.message) for warning in caught)
-        if wrong := wrong_hooks(manager, plugin):
-            info.broke(wrong)
-    if not info.error:
         guard_hooks(manager, plugin, f"the plugin '{info.name}' ({info})", info.distribution)
-    elif manager.is_registered(plugin):
+        return
+    info.broke(wrong)
+    if manager.is_registered(plugin):
         manager.unregister(plugin)
 
 
-def components_of(
-    manager: pluggy.PluginManager, info: PluginInfo, plugin: object
-) -> Iterator[tuple[str, type[Component]]]:
-    """Kind and class of each component of a registered plugin; ``info`` tells of the others.
+def entries_of(manager: pluggy.PluginManager, info: PluginInfo, plugin: object) -> list[Entry]:
+    """The components of a registered plugin; what is wrong with the others is in ``info`` then.
 
     To ask for them imports torch and what else they compute with.
     """
+    entries = []
     for kind, cls in _offered(manager, info, plugin):
         names = info.components.get(kind, ())
-        if wrong := problem(kind, cls):
+        if wrong := wrong_component(kind, cls):
             info.broke(f"{kind}: {wrong}")
         elif cls.name in names:
             info.broke(f"it has two {kind}s called '{cls.name}'")
         else:
             info.components[kind] = (*names, cls.name)
-            yield kind, cls
+            entries.append(Entry(kind, cls, info))
+    return entries
 
 
 def _offered(
@@ -114,9 +111,7 @@ def _offered(
             if implementation.plugin is not plugin:
                 continue
             try:
-                classes = list(implementation.function())
+                yield from [(kind, cls) for cls in implementation.function()]
             except (Exception, SystemExit) as error:
                 # As on import: somebody else's code.
                 info.broke(f"its hook {hook} failed: {described(error, info.distribution)}")
-            else:
-                yield from ((kind, cls) for cls in classes)

@@ -18,41 +18,31 @@ from permllm.plugins.info import BUILT_IN, normal
 def incompatibility(dist: metadata.Distribution, version: str) -> str | None:
     """Why a plugin's package does not go with a version of permllm, and what to install.
 
-    Args:
-        dist: the package; what it requires of permllm is the range that it was made for.
-        version: of permllm.
-
     Returns:
         a sentence; None where they go together, or the package states no range.
     """
     for need, extra in _needs(dist):
-        if normal(need.name) != BUILT_IN or extra or need.specifier.contains(version, True):
-            continue
-        # The lower bound first: permllm>=0.1,<0.2
-        spelt = BUILT_IN + ",".join(sorted(map(str, need.specifier), reverse=True))
-        way = f"pip install {shlex.quote(spelt)}"
-        if not _is_for_later(need, Version(version)):
-            way = f"pip install --upgrade {dist.name}, or {way}"
-        return f"it needs {spelt}, and this is permllm {version}: {way}"
+        if normal(need.name) == BUILT_IN and not extra and not _holds(need, version):
+            # The lower bound first: permllm>=0.1,<0.2
+            spelt = BUILT_IN + ",".join(sorted(map(str, need.specifier), reverse=True))
+            way = f"pip install {shlex.quote(spelt)}"
+            if not _is_for_later(need, Version(version)):
+                way = f"pip install --upgrade {dist.name}, or {way}"
+            return f"it needs {spelt}, and this is permllm {version}: {way}"
     return None
 
 
 def missing_dependency(distribution: str, error: BaseException) -> str | None:
-    """How to install what a plugin imports and does not find.
+    """How to install what a plugin's package imports and does not find, or whom to tell.
 
     Args:
-        distribution: the plugin's package.
-        error: what its import, or a call of it, raised.
-
-    Returns:
-        an installer's command, or whom to tell; None where nothing is missing.
+        distribution: the package; may be empty.
+        error: what its import, or a call of it, raised. None comes of one of another kind.
     """
     missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__
     if not distribution or not isinstance(missing, ModuleNotFoundError) or not missing.name:
         return None
     module = missing.name.partition(".")[0]
-    if normal(module) == normal(distribution):
-        return None
     try:
         needs = list(_needs(metadata.distribution(distribution)))
     except metadata.PackageNotFoundError:
@@ -60,12 +50,13 @@ def missing_dependency(distribution: str, error: BaseException) -> str | None:
     named = [(need, extra) for need, extra in needs if normal(need.name) == normal(module)]
     # A module may be called otherwise than its package: then what is not installed is meant.
     extras = sorted({extra for need, extra in named or needs if not _is_met(need)})
-    if extras:
-        # Without an extra, everybody needs it: whoever installed the package left it out.
-        wanted = f"{distribution}[{','.join(extras)}]" if extras[0] else distribution
-        return f"pip install {shlex.quote(wanted)}"
-    unknown = f"{distribution} does not say which package has '{module}': tell its authors"
-    return None if named else unknown
+    if normal(module) == normal(distribution) or (named and not extras):
+        return None
+    if not extras:
+        return f"{distribution} does not say which package has '{module}': tell its authors"
+    # Without an extra, everybody needs it: whoever installed the package left it out.
+    wanted = f"{distribution}[{','.join(extras)}]" if extras[0] else distribution
+    return f"pip install {shlex.quote(wanted)}"
 
 
 def described(error: BaseException, distribution: str) -> str:
@@ -83,23 +74,22 @@ def _needs(dist: metadata.Distribution) -> Iterator[tuple[Requirement, str]]:
         except InvalidRequirement:
             # Metadata of another age; installers pass over it, too.
             continue
-        for extra in extras:
-            if need.marker is None or need.marker.evaluate({"extra": extra}):
-                yield need, extra
-                break
+        marker = need.marker
+        asking = [extra for extra in extras if not marker or marker.evaluate({"extra": extra})]
+        yield from ((need, extra) for extra in asking[:1])
+
+
+def _holds(need: Requirement, version: str) -> bool:
+    return need.specifier.contains(version, prereleases=True)
 
 
 def _is_met(need: Requirement) -> bool:
     try:
-        return need.specifier.contains(metadata.version(need.name), True)
+        return _holds(need, metadata.version(need.name))
     except (metadata.PackageNotFoundError, InvalidVersion):
         return False
 
 
 def _is_for_later(need: Requirement, version: Version) -> bool:
-    """Whether it asks for something newer than ``version``."""
-    return any(
-        clause.operator in (">", ">=", "==", "~=")
-        and Version(clause.version.removesuffix(".*")) > version
-        for clause in need.specifier
-    )
+    bounds = [clause for clause in need.specifier if clause.operator in (">", ">=", "==", "~=")]
+    return any(Version(bound.version.removesuffix(".*")) > version for bound in bounds)

@@ -15,7 +15,7 @@ from packaging.version import Version
 
 from permllm.components import KINDS
 from permllm.errors import UserError
-from permllm.plugins.hook_checks import COMPONENT_HOOKS
+from permllm.plugins.checks import COMPONENT_HOOKS
 from permllm.plugins.info import normal
 from permllm.version import __version__
 

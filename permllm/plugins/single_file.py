@@ -15,16 +15,10 @@ MODULE_PREFIX = "permllm_file_"
 
 
 def load_file(path: Path) -> tuple[types.ModuleType, str]:
-    """The module that a file holds, run once in a process for each content.
+    """The module that a file holds, run once in a process for each content, and its SHA-256.
 
     Exactly the bytes that are hashed are run: no compiled copy of an earlier content is
     looked for, and none is left beside the file.
-
-    Args:
-        path: absolute.
-
-    Returns:
-        the module and the SHA-256 of the file in hexadecimal.
 
     Raises:
         UserError: there is no such file, or it fails to run; it names the file's line.
@@ -49,11 +43,7 @@ def load_file(path: Path) -> tuple[types.ModuleType, str]:
 
 
 def digest_of(path: Path) -> str:
-    """The SHA-256 of a file as it is now.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """The SHA-256 of a file as it is now; a ``UserError`` if it cannot be read."""
     return hashlib.sha256(_read(path)).hexdigest()
 
 
@@ -71,8 +61,7 @@ def _read(path: Path) -> bytes:
 def _where(path: Path, error: BaseException) -> str:
     """``line 3: NameError: …``, the line being the file's own."""
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    text = str(error)
+    lines, text = [frame.lineno for frame in frames if frame.filename == str(path)], str(error)
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines, text = [error.lineno], error.msg
     where = f"line {lines[-1]}: " if lines and lines[-1] else ""
