@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
+import tempfile
+import tomllib
 from collections.abc import Iterable
-from importlib import metadata, resources
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -22,52 +23,8 @@ from permllm.version import __version__
 MAX_NAME = 24
 """The longest name; lines of code with it have to fit."""
 
-FILES = {
-    ".github/workflows/test.yml": "common/workflow.yml",
-    ".gitignore": "common/gitignore",
-    "README.md": "common/README.md",
-    "pyproject.toml": "common/pyproject.toml",
-    "$module/__init__.py": "common/package.py",
-    "$module/plugin.py": "common/plugin.py",
-    "$module/$kind.py": "$kind/component.py",
-    "tests/test_plugin.py": "common/test_plugin.py",
-    "tests/test_$kind.py": "$kind/test.py",
-}
-"""The template of each file of a package."""
-
-
-@attrs.frozen
-class Example:
-    """The component that is written for a kind.
-
-    Attributes:
-        what: the kind in prose.
-        suffix: what its class's name ends in.
-        description: of the package.
-        requires: what its code imports beside permllm.
-    """
-
-    what: str
-    suffix: str
-    description: str
-    requires: tuple[str, ...] = ("attrs>=24.2", "torch>=2.4")
-
-
-EXAMPLES = {
-    "metric": Example("metric", "Metric", "Importance by the weight's size to a power"),
-    "permutation": Example("permutation learner", "Learner", "Channels dealt to groups by rank"),
-    "pruner": Example("pruner", "Pruner", "A mask that keeps the size of each row's output"),
-    "evaluator": Example("evaluator", "Evaluator", "Accuracy of the next token"),
-    "dataset": Example("dataset", "Dataset", "Text files of a folder", ("attrs>=24.2",)),
-    "exporter": Example(
-        "exporter",
-        "Exporter",
-        "The weights alone, in one file",
-        ("attrs>=24.2", "safetensors>=0.4.5", "torch>=2.4"),
-    ),
-    "observer": Example("observer", "Observer", "Training losses as a table", ("attrs>=24.2",)),
-}
-"""By kind of component."""
+TEMPLATES = Path(__file__).parent / "templates"
+"""The files of every package (``common``) and of each kind, whose paths are templates, too."""
 
 
 @attrs.frozen
@@ -96,14 +53,13 @@ class NewPlugin:
     def cls(self) -> str:
         """Such as ``PowerMetric``."""
         words = "".join(word.capitalize() for word in self.name.split("-"))
-        suffix = EXAMPLES[self.kind].suffix
+        suffix = self._base_words[-1]
         says_so = words.endswith(suffix) and words != KINDS[self.kind].__name__
         return words if says_so else words + suffix
 
     def values(self) -> dict[str, str]:
         """What the templates' names stand for."""
-        example = EXAMPLES[self.kind]
-        return {
+        own = {
             "name": self.name,
             "kind": self.kind,
             "distribution": self.distribution,
@@ -111,11 +67,15 @@ class NewPlugin:
             "cls": self.cls,
             "base": KINDS[self.kind].__name__,
             "hook": COMPONENT_HOOKS[self.kind],
-            "what": example.what,
-            "description": example.description,
-            "dependencies": ", ".join(f'"{package}"' for package in example.requires),
+            "what": " ".join(self._base_words).lower(),
             "range": version_range(__version__),
         }
+        example = tomllib.loads((TEMPLATES / self.kind / "example.toml").read_text("utf-8"))
+        return own | {key: Template(text).substitute(own) for key, text in example.items()}
+
+    @property
+    def _base_words(self) -> list[str]:
+        return re.findall("[A-Z][a-z]+", KINDS[self.kind].__name__)
 
 
 def named(name: str, kind: str, taken: Iterable[tuple[str, str, str]]) -> NewPlugin:
@@ -129,16 +89,11 @@ def named(name: str, kind: str, taken: Iterable[tuple[str, str, str]]) -> NewPlu
     Raises:
         UserError: it is no package's name, or something has it already.
     """
-    if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?", name):
-        raise UserError(
-            f"'{name}' is no name for a package: it takes letters, digits and -_. between them, "
-            "and starts with a letter"
-        )
     plugin = NewPlugin(normal(name).removeprefix("permllm-"), kind)
-    if not plugin.name[0].isalpha() or len(plugin.name) > MAX_NAME:
+    if len(plugin.name) > MAX_NAME or not re.fullmatch("[a-z]([a-z0-9-]*[a-z0-9])?", plugin.name):
         raise UserError(
-            f"'{plugin.name}' is no name for a component: it starts with a letter and has at most "
-            f"{MAX_NAME} characters"
+            f"'{name}' is no name for a plugin: it starts with a letter, takes letters, digits and "
+            f"-_. between them, and has at most {MAX_NAME} characters"
         )
     if plugin.name == "permllm" or plugin.name in KINDS:
         raise UserError(f"'{plugin.name}' says nothing about a {kind}", hint="say what it does")
@@ -147,7 +102,12 @@ def named(name: str, kind: str, taken: Iterable[tuple[str, str, str]]) -> NewPlu
             raise UserError(
                 f"there is a {other_kind} '{other}' already, in {package}", hint="take another name"
             )
-    _refuse_installed(plugin)
+    if list(metadata.distributions(name=plugin.distribution)) or find_spec(plugin.module):
+        raise UserError(
+            f"a package '{plugin.distribution}' is installed already, or a module "
+            f"'{plugin.module}', which this would hide",
+            hint="take another name, or uninstall it",
+        )
     return plugin
 
 
@@ -163,32 +123,31 @@ def write_package(plugin: NewPlugin, parent: Path) -> Path:
     folder = parent / plugin.distribution
     if folder.exists():
         raise UserError(f"'{folder}' exists already", hint="take another name, or another --out")
-    unfinished = parent / f".{plugin.distribution}.partial"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
-        for path, text in rendered(plugin).items():
-            file = unfinished / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
-        unfinished.rename(folder)
+        with tempfile.TemporaryDirectory(dir=parent) as unfinished:
+            for path, text in rendered(plugin).items():
+                file = Path(unfinished, plugin.distribution, path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")
+            Path(unfinished, plugin.distribution).rename(folder)
     except OSError as error:
         raise UserError(f"'{folder}' cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
 def rendered(plugin: NewPlugin) -> dict[str, str]:
     """The text of every file of the package, by its path."""
     values = plugin.values()
-    values["usage"] = _filled(f"{plugin.kind}/usage.yaml", values)
-    files = {
-        Template(path).substitute(values): _filled(Template(template).substitute(values), values)
-        for path, template in FILES.items()
+    texts = {
+        file.relative_to(folder).with_suffix("").as_posix(): file.read_text("utf-8")
+        for folder in (TEMPLATES / "common", TEMPLATES / plugin.kind)
+        for file in sorted(folder.rglob("*.tmpl"))
     }
-    return files | {f"{plugin.module}/py.typed": ""}
+    return {
+        Template(path).substitute(values): Template(text).substitute(values)
+        for path, text in texts.items()
+    }
 
 
 def version_range(version: str) -> str:
@@ -196,25 +155,3 @@ def version_range(version: str) -> str:
     major, minor = Version(version).release[:2]
     above = f"{major}.{minor + 1}" if major == 0 else str(major + 1)
     return f">={major}.{minor},<{above}"
-
-
-def _filled(template: str, values: dict[str, str]) -> str:
-    folder = resources.files("permllm.plugins") / "templates"
-    return Template((folder / f"{template}.tmpl").read_text(encoding="utf-8")).substitute(values)
-
-
-def _refuse_installed(plugin: NewPlugin) -> None:
-    try:
-        found = metadata.version(plugin.distribution)
-    except metadata.PackageNotFoundError:
-        pass
-    else:
-        raise UserError(
-            f"a package '{plugin.distribution}' is installed already: {found}",
-            hint="take another name, or pip uninstall it",
-        )
-    if find_spec(plugin.module) is not None:
-        raise UserError(
-            f"there is a module '{plugin.module}' already, which this would hide",
-            hint="take another name",
-        )

@@ -200,7 +200,7 @@ def test_a_new_plugin(permllm, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["lcp"], "error: there is a permutation 'lcp' already, in permllm 0.1.0"),
-        (["a b"], "error: 'a b' is no name for a package"),
+        (["a b"], "error: 'a b' is no name for a plugin"),
         (["x", "--kind", "metrics"], "'metrics' is not one of 'metric', 'permutation'"),
     ],
 )

@@ -18,8 +18,8 @@ from permllm.components import KINDS
 from permllm.errors import UserError
 from permllm.pipeline.reading import read_text
 from permllm.plugins.scaffold import (
-    EXAMPLES,
     MAX_NAME,
+    TEMPLATES,
     NewPlugin,
     named,
     rendered,
@@ -138,14 +138,14 @@ def test_names_of_classes(name: str, kind: str, cls: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "is no name for a package"),
-        ("my plugin", "is no name for a package"),
-        ("../up", "is no name for a package"),
-        ("-x", "is no name for a package"),
-        ("x-", "is no name for a package"),
-        ("größe", "is no name for a package"),
-        ("permllm-3d", "is no name for a component"),
-        ("x" * (MAX_NAME + 1), "is no name for a component"),
+        ("", "is no name for a plugin"),
+        ("my plugin", "is no name for a plugin"),
+        ("../up", "is no name for a plugin"),
+        ("-x", "is no name for a plugin"),
+        ("x-", "is no name for a plugin"),
+        ("größe", "is no name for a plugin"),
+        ("permllm-3d", "is no name for a plugin"),
+        ("x" * (MAX_NAME + 1), "is no name for a plugin"),
         ("metric", "says nothing about a metric"),
         ("permllm", "says nothing about a metric"),
         ("Wanda", "there is a metric 'wanda' already, in permllm 0.1.0"),
@@ -163,9 +163,9 @@ def test_what_is_installed_is_not_shadowed(tmp_path: Path, monkeypatch: pytest.M
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: permllm-power\nVersion: 1.5\n")
     (tmp_path / "permllm_other.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"package 'permllm-power' is installed already: 1\.5"):
+    with pytest.raises(UserError, match="package 'permllm-power' is installed already"):
         named("power", "metric", TAKEN)
-    with pytest.raises(UserError, match="there is a module 'permllm_other' already"):
+    with pytest.raises(UserError, match="or a module 'permllm_other', which this would hide"):
         named("other", "metric", TAKEN)
 
 
@@ -195,12 +195,5 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_left(
     assert list((tmp_path / "new").iterdir()) == []
 
 
-def test_what_an_interrupted_call_left_goes(tmp_path: Path) -> None:
-    (tmp_path / ".permllm-power.partial" / "old").mkdir(parents=True)
-    folder = write_package(NewPlugin("power", "metric"), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["permllm-power"]
-    assert not (folder / "old").exists()
-
-
 def test_there_is_an_example_for_every_kind() -> None:
-    assert EXAMPLES.keys() == KINDS.keys()
+    assert {folder.name for folder in TEMPLATES.iterdir()} == {"common", *KINDS}
