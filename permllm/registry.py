@@ -61,20 +61,11 @@ class Registry:
     def add(
         self, plugin: object, name: str, *, distribution: str = "", version: str = ""
     ) -> PluginInfo:
-        """Add a plugin of this process, such as a module or an object with hooks.
-
-        Args:
-            plugin: what carries the hook implementations.
-            name: what to call it.
-            distribution, version: the package it belongs to, if it does.
-        """
+        """Add a plugin of this process: a module or an object with hooks, maybe of a package."""
         return self._take(PluginInfo(name, distribution, version), plugin)
 
     def add_file(self, path: Path) -> PluginInfo:
-        """Add a plugin of one file, as ``plugins:`` in a pipeline file names it; once each.
-
-        Args:
-            path: absolute.
+        """Add a plugin of one file, of an absolute path, as ``plugins:`` names it; once each.
 
         Raises:
             UserError: there is no such file, it cannot be imported, has no hooks, a broken
@@ -82,7 +73,8 @@ class Registry:
         """
         for known in self._plugins:
             if known.file == path:
-                return _unchanged(known, path)
+                _refuse_changed(known, path)
+                return known
         info, module = PluginInfo(path.stem, file=path), None
         if any(map(info.is_called, self._off)):
             info.status = "disabled"
@@ -145,9 +137,8 @@ class Registry:
     def components(self, kind: str) -> dict[str, Entry]:
         """Components of a kind by the name that a pipeline file uses (:meth:`reference`)."""
         self._ask()
-        entries = [entry for entry in self._entries if entry.kind == kind]
-        by_name = sorted(entries, key=lambda entry: entry.cls.name)
-        return {self.reference(entry): entry for entry in by_name}
+        by_name = sorted(self._entries, key=lambda entry: entry.cls.name)
+        return {self.reference(entry): entry for entry in by_name if entry.kind == kind}
 
     def component(self, kind: str, name: str) -> type[Component]:
         """The component class of a name or of ``package:name``.
@@ -215,11 +206,9 @@ class Registry:
             self._entries += entries_of(self.manager, info, plugin)
 
 
-def _unchanged(info: PluginInfo, path: Path) -> PluginInfo:
-    """The plugin of a file that holds still what was loaded."""
+def _refuse_changed(info: PluginInfo, path: Path) -> None:
     if info.sha256 and digest_of(path) != info.sha256:
         raise UserError(
             f"'{path}' changed since this registry loaded it",
             hint="read the pipeline file with a new Registry",
         )
-    return info

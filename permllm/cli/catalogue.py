@@ -71,20 +71,15 @@ def catalogue(registry: Registry) -> Catalogue:
 
 
 def _plugin(info: PluginInfo, registry: Registry) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "version": info.version,
-        "distribution": info.distribution,
-        "components": [
-            _component(reference, entry)
-            for kind in info.components
-            for reference, entry in registry.components(kind).items()
-            if entry.plugin is info
-        ],
-        "status": info.status,
-        "error": info.error,
-        "deprecations": list(info.deprecations),
-    }
+    components = [
+        _component(reference, entry)
+        for kind in info.components
+        for reference, entry in registry.components(kind).items()
+        if entry.plugin is info
+    ]
+    keys = ("name", "version", "distribution", "status", "error")
+    facts = {"components": components, "deprecations": list(info.deprecations)}
+    return {key: getattr(info, key) for key in keys} | facts
 
 
 def _component(reference: str, entry: Entry) -> dict[str, Any]:
@@ -107,9 +102,6 @@ def _option(option: OptionInfo) -> dict[str, Any]:
     keys = ("name", "required", "default", "range", "help")
     facts = {"type": option.type_text, "deprecated": option.deprecated or None}
     return {key: getattr(option, key) for key in keys} | facts
-
-
-# --- from one call to the next ------------------------------------------------
 
 
 def _kept_at() -> Path:

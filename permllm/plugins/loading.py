@@ -42,11 +42,9 @@ def plugin_entry_points() -> list[EntryPoint]:
 
 
 def load_entry_point(point: EntryPoint, off: Iterable[str]) -> tuple[PluginInfo, object]:
-    """An installed plugin, and what its entry point names: None unless its status is "loaded".
+    """An installed plugin that is not ``off``, and what its entry point names.
 
-    Args:
-        point: from :func:`plugin_entry_points`.
-        off: what is switched off.
+    That is None unless the plugin's status is ``"loaded"``.
     """
     dist = point.dist
     info = PluginInfo(point.name, dist.name if dist else "", dist.version if dist else "")
