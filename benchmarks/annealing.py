@@ -47,9 +47,9 @@ def _anneal(channels: Any, n: int, m: int, proposals: int, seed: int, best: Any)
     np.random.seed(seed)  # Numba keeps a generator of its own; nobody else's changes.
     size, rows = channels.shape
     order = np.arange(size)
-    hurdles, own = np.empty((size, rows), np.float32), np.empty(size, np.float32)
+    thresholds, own = np.empty((size, rows), np.float32), np.empty(size, np.float32)
     for group in range(size // m):
-        _hurdles(channels, order, group, n, m, hurdles, own)
+        _thresholds(channels, order, group, n, m, thresholds, own)
     temperature, reached, highest = HOTTEST, 0.0, 0.0
     cooling = (COLDEST / HOTTEST) ** (1 / proposals)
     best[:] = order
@@ -58,13 +58,15 @@ def _anneal(channels: Any, n: int, m: int, proposals: int, seed: int, best: Any)
         p, q = np.random.randint(size), np.random.randint(size)
         if p // m == q // m:
             continue
-        there = _max_sum(hurdles[p], channels[order[q]]) + _max_sum(hurdles[q], channels[order[p]])
+        there = _max_sum(thresholds[p], channels[order[q]]) + _max_sum(
+            thresholds[q], channels[order[p]]
+        )
         gain = there - own[p] - own[q]
         if gain < 0 and np.random.random() >= np.exp(gain / temperature):
             continue
         order[p], order[q] = order[q], order[p]
-        _hurdles(channels, order, p // m, n, m, hurdles, own)
-        _hurdles(channels, order, q // m, n, m, hurdles, own)
+        _thresholds(channels, order, p // m, n, m, thresholds, own)
+        _thresholds(channels, order, q // m, n, m, thresholds, own)
         reached += gain
         if reached > highest:
             highest = reached
@@ -80,7 +82,9 @@ def _max_sum(one: Any, other: Any) -> Any:
 
 
 @numba.njit(fastmath=True, cache=True)
-def _hurdles(channels: Any, order: Any, group: int, n: int, m: int, hurdles: Any, own: Any) -> None:
+def _thresholds(
+    channels: Any, order: Any, group: int, n: int, m: int, thresholds: Any, own: Any
+) -> None:
     """For each place of a group the N-th highest score of the others, and what it retains."""
     rows = channels.shape[1]
     highest = np.full((n + 1, rows), np.float32(-1))
@@ -94,7 +98,7 @@ def _hurdles(channels: Any, order: Any, group: int, n: int, m: int, hurdles: Any
                 known[row], score[row] = higher, lower
     nth, below = highest[n - 1], highest[n]
     for place in range(group * m, group * m + m):
-        channel, hurdle = channels[order[place]], hurdles[place]
+        channel, threshold = channels[order[place]], thresholds[place]
         for row in range(rows):
-            hurdle[row] = below[row] if channel[row] >= nth[row] else nth[row]
-        own[place] = _max_sum(hurdle, channel)
+            threshold[row] = below[row] if channel[row] >= nth[row] else nth[row]
+        own[place] = _max_sum(threshold, channel)

@@ -26,7 +26,7 @@ from torch import Tensor
 from permllm.core.patterns import Pattern, as_words, kept, nm_mask_by_rows
 from permllm.core.permutations import block_permutation, blocks_in_order, invert
 from permllm.core.placements import placement_gradient
-from permllm.core.precision import wide
+from permllm.core.precision import upcast
 
 
 def block_masked_weight(
@@ -62,7 +62,7 @@ def block_masked_weight(
     return _BlockMaskedWeight.apply(weight, scores, start, local, pattern, soft_mask, *soft)
 
 
-def block_order(local: Sequence[Tensor]) -> Tensor:
+def run_permutation(local: Sequence[Tensor]) -> Tensor:
     """``LongTensor[C_in]``: the global order of runs of blocks ``[G, B]``, one after another."""
     orders, offset = [], 0
     for places in local:
@@ -85,12 +85,12 @@ class _BlockMaskedWeight(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, scores, start, *local)
         ctx.pattern, ctx.soft_mask = pattern, soft_mask
-        return masked_in_order(weight, scores, block_order(local), start, pattern)
+        return masked_in_order(weight, scores, run_permutation(local), start, pattern)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, scores, start, *local = ctx.saved_tensors
-        scores = wide(scores)
+        scores = upcast(scores)
         # Of the mask, in the order `start`.
         mask_grad = gradients[0].index_select(0, start).to(scores.dtype)
         mask_grad = mask_grad.mul_(weight.index_select(0, start))
@@ -129,7 +129,7 @@ def masked_in_order(
     masked = torch.empty_like(words)
     masked_on_cpu(
         words.numpy(),
-        wide(scores.detach()).contiguous().numpy(),
+        upcast(scores.detach()).contiguous().numpy(),
         order.numpy(),
         channels.numpy(),
         pattern.n,

@@ -38,15 +38,15 @@ def mean_kl(logits: Tensor, target: Tensor) -> Tensor:
 class _MeanKl(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        wide = torch.promote_types(logits.dtype, torch.float32)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
         rows, size = logits.shape
         at_once = max(1, _AT_ONCE.get(logits.device.type, _AT_ONCE_ELSEWHERE) // size)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        total = logits.new_zeros((), dtype=wide)
+        total = logits.new_zeros((), dtype=dtype)
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)
-            ours = logits[part].to(wide).log_softmax(-1)
-            theirs = target[part].to(wide).log_softmax(-1)
+            ours = logits[part].to(dtype).log_softmax(-1)
+            theirs = target[part].to(dtype).log_softmax(-1)
             likely = theirs.exp()
             total += theirs.sub_(ours).mul_(likely).sum()
             if gradient is not None:

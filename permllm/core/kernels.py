@@ -124,18 +124,18 @@ def _placements(scores: Any, gradient: Any, local: Any, n: int, m: int, parts: A
         block, tile = unit // tiles, unit % tiles
         first, last = _rows_of(tile, tiles, rows)
         rivals = np.empty((2, size, last - first), scores.dtype)
-        hurdle, lost = rivals[0], rivals[1]
-        _rivals(scores[block], gradient[block], (first, last), local[block], n, m, hurdle, lost)
+        threshold, lost = rivals[0], rivals[1]
+        _rivals(scores[block], gradient[block], (first, last), local[block], n, m, threshold, lost)
         out = parts[block, tile]
         out[:] = 0
         for channel in range(0, size, 4):
             channels = channel, min(channel + 4, size)
-            _gains(scores[block], gradient[block], (first, last), hurdle, lost, channels, out)
+            _gains(scores[block], gradient[block], (first, last), threshold, lost, channels, out)
 
 
 @numba.njit(fastmath=True, inline="always", cache=True)
 def _rivals(
-    scores: Any, gradient: Any, tile: Any, local: Any, n: int, m: int, hurdle: Any, lost: Any
+    scores: Any, gradient: Any, tile: Any, local: Any, n: int, m: int, threshold: Any, lost: Any
 ) -> None:
     """For each place of a block the entry that a newcomer has to beat, and its gradient.
 
@@ -161,7 +161,7 @@ def _rivals(
                 highest[n],
                 theirs[n - 1],
                 theirs[n],
-                hurdle[place],
+                threshold[place],
                 lost[place],
             )
 
@@ -180,18 +180,18 @@ def _insert(score: Any, given: Any, highest: Any, theirs: Any) -> None:
 
 @numba.njit(fastmath=True, inline="always", cache=True)
 def _choose(
-    score: Any, nth: Any, below: Any, nth_given: Any, below_given: Any, hurdle: Any, lost: Any
+    score: Any, nth: Any, below: Any, nth_given: Any, below_given: Any, threshold: Any, lost: Any
 ) -> None:
     """The rank below for those that are among the N highest, else the N-th."""
     for row in range(len(score)):
         among = score[row] >= nth[row]
-        hurdle[row] = below[row] if among else nth[row]
+        threshold[row] = below[row] if among else nth[row]
         lost[row] = below_given[row] if among else nth_given[row]
 
 
 @numba.njit(fastmath=True, inline="always", cache=True)
 def _gains(
-    scores: Any, gradient: Any, tile: Any, hurdle: Any, lost: Any, channels: Any, out: Any
+    scores: Any, gradient: Any, tile: Any, threshold: Any, lost: Any, channels: Any, out: Any
 ) -> None:
     """Add what the rows of a tile say of up to four channels at all places."""
     (first, last), (channel, end) = tile, channels
@@ -206,8 +206,8 @@ def _gains(
             gradient[channel + 1, first:last],
             gradient[channel + 2, first:last],
             gradient[channel + 3, first:last],
-            hurdle[place],
-            hurdle[place + 1],
+            threshold[place],
+            threshold[place + 1],
             lost[place],
             lost[place + 1],
             out[channel : channel + 4, place : place + 2],
@@ -218,19 +218,19 @@ def _gains(
             out[i, left] += _gain(
                 scores[i, first:last],
                 gradient[i, first:last],
-                hurdle[left],
+                threshold[left],
                 lost[left],
             )
 
 
 @numba.njit(fastmath=True, inline="always", cache=True)
-def _gain(moved: Any, given: Any, hurdle: Any, lost: Any) -> Any:
+def _gain(moved: Any, given: Any, threshold: Any, lost: Any) -> Any:
     """What one channel gains at one place."""
     zero = given[0] - given[0]
     total = zero
     for row in range(len(moved)):
         more = given[row] - lost[row]
-        total += more if moved[row] > hurdle[row] else zero
+        total += more if moved[row] > threshold[row] else zero
     return total
 
 
@@ -247,16 +247,16 @@ def _gains_of_eight(
     zero = g0[0] - g0[0]
     t00, t01, t10, t11, t20, t21, t30, t31 = zero, zero, zero, zero, zero, zero, zero, zero
     for row in range(len(s0)):
-        hurdle, lost = h0[row], l0[row]
-        t00 += g0[row] - lost if s0[row] > hurdle else zero
-        t10 += g1[row] - lost if s1[row] > hurdle else zero
-        t20 += g2[row] - lost if s2[row] > hurdle else zero
-        t30 += g3[row] - lost if s3[row] > hurdle else zero
-        hurdle, lost = h1[row], l1[row]
-        t01 += g0[row] - lost if s0[row] > hurdle else zero
-        t11 += g1[row] - lost if s1[row] > hurdle else zero
-        t21 += g2[row] - lost if s2[row] > hurdle else zero
-        t31 += g3[row] - lost if s3[row] > hurdle else zero
+        threshold, lost = h0[row], l0[row]
+        t00 += g0[row] - lost if s0[row] > threshold else zero
+        t10 += g1[row] - lost if s1[row] > threshold else zero
+        t20 += g2[row] - lost if s2[row] > threshold else zero
+        t30 += g3[row] - lost if s3[row] > threshold else zero
+        threshold, lost = h1[row], l1[row]
+        t01 += g0[row] - lost if s0[row] > threshold else zero
+        t11 += g1[row] - lost if s1[row] > threshold else zero
+        t21 += g2[row] - lost if s2[row] > threshold else zero
+        t31 += g3[row] - lost if s3[row] > threshold else zero
     out[0, 0] += t00
     out[0, 1] += t01
     out[1, 0] += t10

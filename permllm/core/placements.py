@@ -20,7 +20,7 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import blocks_in_order
-from permllm.core.precision import wide
+from permllm.core.precision import upcast
 
 
 def placement_gradient(scores: Tensor, gradient: Tensor, local: Tensor, pattern: Pattern) -> Tensor:
@@ -35,7 +35,7 @@ def placement_gradient(scores: Tensor, gradient: Tensor, local: Tensor, pattern:
     Returns:
         ``[G, B, B]`` in float32 or better; costs ``G · B² · R``.
     """
-    scores, gradient = wide(scores), wide(gradient)
+    scores, gradient = upcast(scores), upcast(gradient)
     if scores.device.type != "cpu":
         return placement_gradient_by_operations(scores, gradient, local, pattern)
     # Imported late: numba takes a moment, and a machine with a GPU has no use for it.
@@ -55,10 +55,10 @@ def placement_gradient_by_operations(
     scores: Tensor, gradient: Tensor, local: Tensor, pattern: Pattern
 ) -> Tensor:
     """:func:`placement_gradient` in tensor operations, for devices that Numba does not know."""
-    hurdle, lost = rivals_of(scores, gradient, local, pattern)
+    threshold, lost = rivals_of(scores, gradient, local, pattern)
     result = scores.new_empty(*scores.shape[:2], scores.shape[1])
     for channel in range(scores.shape[1]):
-        enters = scores[:, channel, None] > hurdle
+        enters = scores[:, channel, None] > threshold
         gain = gradient[:, channel, None] - lost
         result[:, channel] = torch.where(enters, gain, 0).sum(-1)
     return result
@@ -84,6 +84,6 @@ def rivals_of(
     highest, places = grouped.topk(pattern.n + 1, 2)
     theirs = given.gather(2, places)
     among = grouped >= highest[:, :, -2, None]
-    hurdle = torch.where(among, highest[:, :, -1, None], highest[:, :, -2, None])
+    threshold = torch.where(among, highest[:, :, -1, None], highest[:, :, -2, None])
     lost = torch.where(among, theirs[:, :, -1, None], theirs[:, :, -2, None])
-    return hurdle.flatten(1, 2), lost.flatten(1, 2)
+    return threshold.flatten(1, 2), lost.flatten(1, 2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from permllm.core.patterns import Pattern, nm_mask_by_rows
+from permllm.core.precision import upcast
 
 CPU_ELEMENTS = 1 << 19
 """Elements of a temporary on the CPU: about what its cache holds."""
@@ -25,8 +26,9 @@ def channelwise(scores: Tensor) -> Tensor:
     low, high = torch.aminmax(scores) if scores.numel() else (torch.zeros(()), torch.zeros(()))
     if not (torch.isfinite(high) and low >= 0):
         raise ValueError("scores must be finite and not negative")
-    wide = scores if scores.dtype == torch.float64 else scores.float()
-    return (wide / high.to(wide.dtype).clamp_min(torch.finfo(wide.dtype).tiny)).T.contiguous().T
+    exact = upcast(scores)
+    smallest = torch.finfo(exact.dtype).tiny
+    return (exact / high.to(exact.dtype).clamp_min(smallest)).T.contiguous().T
 
 
 def retained_by_rows(channels: Tensor, pattern: Pattern, permutation: Tensor) -> float:
@@ -54,7 +56,7 @@ def nth_highest(channels: Tensor, members: Tensor, n: int) -> Tensor:
     return _highest((channels.index_select(0, member) for member in members.unbind(1)), n)[-1]
 
 
-def hurdles(grouped: Tensor, n: int) -> Tensor:
+def thresholds(grouped: Tensor, n: int) -> Tensor:
     """The N-th highest score of the others of its group, for each member, in every row.
 
     It is the group's N-th highest score, or the one below where the member is itself

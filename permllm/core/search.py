@@ -87,12 +87,12 @@ def refine_slot(
     # The other places of a group follow its free one, in a circle.
     others = (slot + torch.arange(1, pattern.m, device=permutation.device)) % pattern.m
     free = places.gather(1, slot).squeeze(1)
-    hurdle = nth_highest(channels, places.gather(1, others), pattern.n)
+    threshold = nth_highest(channels, places.gather(1, others), pattern.n)
     candidates = channels.index_select(0, free)
-    chosen = assign(pairwise_max_sums(hurdle, candidates))
+    chosen = assign(pairwise_max_sums(threshold, candidates))
     # The matrix is summed in the scores' precision; the decision is made in float64.
-    after = torch.maximum(hurdle, candidates.index_select(0, chosen))
-    before = torch.maximum(hurdle, candidates)
+    after = torch.maximum(threshold, candidates.index_select(0, chosen))
+    before = torch.maximum(threshold, candidates)
     gain = (after - before).sum(dtype=torch.float64).item()
     if gain <= 0:
         return permutation, 0.0

@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from permllm.core.precision import wide
+from permllm.core.precision import upcast
 
 
 @attrs.frozen
@@ -47,8 +47,8 @@ class Statistic:
 TOKENS = Statistic("tokens", lambda x: torch.tensor(float(x.shape[0])), channel_axes=0)
 """How many tokens reached the linear: a scalar."""
 
-SQUARE_SUM = Statistic("square_sum", lambda x: wide(x).square().sum(0))
+SQUARE_SUM = Statistic("square_sum", lambda x: upcast(x).square().sum(0))
 """``Σ x_j²`` per input channel, ``[C_in]``: the square of Wanda's ``‖X_j‖₂``."""
 
-GRAM = Statistic("gram", lambda x: wide(x).T @ wide(x), channel_axes=2)
+GRAM = Statistic("gram", lambda x: upcast(x).T @ upcast(x), channel_axes=2)
 """``Σ x xᵀ``, ``[C_in, C_in]``: SparseGPT's Hessian before dampening."""

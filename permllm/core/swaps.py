@@ -43,37 +43,39 @@ class SwapTable:
         channels: scores ``[C_in, C_out]``, channel by channel.
         pattern: N:M.
         permutation: ``LongTensor[C_in]``, the order.
-        hurdle: ``[C_in, C_out]``: for every place the N-th highest score of the other
+        threshold: ``[C_in, C_out]``: for every place the N-th highest score of the other
             channels of its group, in every row.
-        worth: ``[C_in, C_in]``: ``worth[p, c] = Σ max(hurdle[p], channels[c])``, what
+        worth: ``[C_in, C_in]``: ``worth[p, c] = Σ max(threshold[p], channels[c])``, what
             channel ``c`` retains in place ``p`` up to a constant of the place.
     """
 
     channels: Tensor
     pattern: Pattern
     permutation: Tensor
-    hurdle: Tensor
+    threshold: Tensor
     worth: Tensor
 
     @classmethod
     def of(cls, channels: Tensor, pattern: Pattern, permutation: Tensor) -> SwapTable:
         """The table of an order; costs ``C_out · C_in²``."""
-        hurdle = _hurdles(
+        threshold = _thresholds(
             channels,
             pattern,
             permutation,
             torch.arange(len(permutation), device=permutation.device),
         )
-        return cls(channels, pattern, permutation, hurdle, pairwise_max_sums(hurdle, channels))
+        return cls(
+            channels, pattern, permutation, threshold, pairwise_max_sums(threshold, channels)
+        )
 
     def reordered(self, permutation: Tensor) -> SwapTable:
         """The table of another order; only groups that differ are computed anew."""
         changed = (permutation != self.permutation).view(-1, self.pattern.m).any(1)
         places = changed.repeat_interleave(self.pattern.m).nonzero().squeeze(1)
-        hurdle, worth = self.hurdle.clone(), self.worth.clone()
-        hurdle[places] = _hurdles(self.channels, self.pattern, permutation, places)
-        worth[places] = pairwise_max_sums(hurdle[places], self.channels)
-        return attrs.evolve(self, permutation=permutation, hurdle=hurdle, worth=worth)
+        threshold, worth = self.threshold.clone(), self.worth.clone()
+        threshold[places] = _thresholds(self.channels, self.pattern, permutation, places)
+        worth[places] = pairwise_max_sums(threshold[places], self.channels)
+        return attrs.evolve(self, permutation=permutation, threshold=threshold, worth=worth)
 
     def best_swaps(self, limit: int) -> Tensor:
         """The best swaps that touch no group twice, best first.
@@ -110,14 +112,14 @@ class SwapTable:
         """What each swap of ``[swaps, 2]`` places adds to the retained score, in float64."""
         gains = torch.zeros(len(swaps), dtype=torch.float64, device=swaps.device)
         for place, other in (swaps.unbind(1), swaps.flip(1).unbind(1)):
-            hurdle = self.hurdle[place]
-            after = torch.maximum(hurdle, self.channels[self.permutation[other]])
-            before = torch.maximum(hurdle, self.channels[self.permutation[place]])
+            threshold = self.threshold[place]
+            after = torch.maximum(threshold, self.channels[self.permutation[other]])
+            before = torch.maximum(threshold, self.channels[self.permutation[place]])
             gains += (after - before).sum(1, dtype=torch.float64)
         return gains
 
 
-def _hurdles(channels: Tensor, pattern: Pattern, permutation: Tensor, places: Tensor) -> Tensor:
+def _thresholds(channels: Tensor, pattern: Pattern, permutation: Tensor, places: Tensor) -> Tensor:
     """``[places, C_out]``: the N-th highest score of the others of each place's group."""
     group = places // pattern.m * pattern.m
     steps = torch.arange(1, pattern.m, device=places.device)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from permllm.core.patterns import Pattern
-from permllm.core.retained import CPU_ELEMENTS, better, hurdles, pairwise_max_sums
+from permllm.core.retained import CPU_ELEMENTS, better, pairwise_max_sums, thresholds
 
 TENURE = 15
 """The most steps for which a channel may not go back, where there are channels enough."""
@@ -58,14 +58,14 @@ class Walks:
     def of(cls, channels: Tensor, pattern: Pattern, order: Tensor, walks: int) -> Walks:
         """So many walks that start from one order; costs ``C_out · C_in²``."""
         placed = channels.index_select(0, order)
-        hurdle = hurdles(placed.unflatten(0, (-1, pattern.m)), pattern.n).flatten(0, 1)
+        threshold = thresholds(placed.unflatten(0, (-1, pattern.m)), pattern.n).flatten(0, 1)
         groups = torch.arange(len(order) // pattern.m, device=order.device)
         own = groups.repeat_interleave(pattern.m).unsqueeze(1) == groups
         return cls(
             pattern,
             order.repeat(walks, 1),
             placed.repeat(walks, 1, 1),
-            pairwise_max_sums(hurdle, placed).repeat(walks, 1, 1),
+            pairwise_max_sums(threshold, placed).repeat(walks, 1, 1),
             torch.where(own, _NEVER, -1).int().repeat(walks, 1, 1),
         )
 
@@ -101,8 +101,10 @@ class Walks:
         for placed in (self.orders, self.scores, self.worth.mT):
             placed[walk, swaps] = placed[walk, others]
         members = groups.unsqueeze(2) * m + torch.arange(m, device=swaps.device)
-        hurdle = hurdles(self.scores[walk.unsqueeze(2), members], self.pattern.n).flatten(1, 2)
-        self.worth[walk, members.flatten(1)] = _worth(hurdle, self.scores)
+        threshold = thresholds(self.scores[walk.unsqueeze(2), members], self.pattern.n).flatten(
+            1, 2
+        )
+        self.worth[walk, members.flatten(1)] = _worth(threshold, self.scores)
 
 
 def walks_at_once(outputs: int, channels: int, pattern: Pattern) -> int:
@@ -161,8 +163,8 @@ def tabu_search(
     return found
 
 
-def _worth(hurdle: Tensor, scores: Tensor) -> Tensor:
-    """``[W, P, C_in]``, of hurdles ``[W, P, C_out]`` and scores ``[W, C_in, C_out]``."""
-    if len(hurdle) == 1:
-        return pairwise_max_sums(hurdle[0], scores[0]).unsqueeze(0)
-    return torch.maximum(hurdle.unsqueeze(2), scores.unsqueeze(1)).sum(-1)
+def _worth(threshold: Tensor, scores: Tensor) -> Tensor:
+    """``[W, P, C_in]``, of thresholds ``[W, P, C_out]`` and scores ``[W, C_in, C_out]``."""
+    if len(threshold) == 1:
+        return pairwise_max_sums(threshold[0], scores[0]).unsqueeze(0)
+    return torch.maximum(threshold.unsqueeze(2), scores.unsqueeze(1)).sum(-1)

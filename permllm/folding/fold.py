@@ -53,7 +53,7 @@ class Fold:
     segments: tuple[int, ...]
     producers: tuple[Producer, ...]
 
-    def atom_order(self, permutation: Tensor) -> Tensor | None:
+    def atom_permutation(self, permutation: Tensor) -> Tensor | None:
         """The order of atoms that delivers an order of channels, or None if there is none.
 
         Args:
@@ -108,7 +108,7 @@ class NoFold:
     reason: str
 
 
-def row_orders(
+def row_permutations(
     decoder: Decoder, folds: Mapping[str, Fold | NoFold], permutations: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The orders of rows that deliver the orders of some groups' channels.
@@ -127,7 +127,7 @@ def row_orders(
     orders: dict[str, Tensor] = {}
     for name, permutation in permutations.items():
         fold = folds[name]
-        atoms = None if isinstance(fold, NoFold) else fold.atom_order(permutation)
+        atoms = None if isinstance(fold, NoFold) else fold.atom_permutation(permutation)
         if isinstance(fold, NoFold) or atoms is None:
             raise ValueError(f"the order of {name} does not fold")
         for producer in fold.producers:

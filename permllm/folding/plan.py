@@ -12,7 +12,7 @@ from torch import Tensor
 
 from permllm.core.permutations import is_permutation
 from permllm.errors import UserError
-from permllm.folding.fold import Fold, NoFold, row_orders
+from permllm.folding.fold import Fold, NoFold, row_permutations
 from permllm.folding.gather_points import gather_points
 from permllm.folding.residual import Residual
 from permllm.folding.verify import prove
@@ -118,7 +118,7 @@ def plan_storage(
         here = {name: one for name, one in moved.items() if decoder.groups[name].layer == index}
         folds = _proved(decoder, index, known, here)
         folded = {name: one for name, one in here.items() if isinstance(folds[name], Fold)}
-        rows |= row_orders(decoder, folds, folded)
+        rows |= row_permutations(decoder, folds, folded)
         left = {name: permutation for name, permutation in here.items() if name not in folded}
         points = gather_points(decoder, index, left)
         for name, permutation in here.items():
@@ -209,7 +209,7 @@ def _proved(
     folds = {name: known[name] for name in permutations}
     for name, permutation in permutations.items():
         fold = folds[name]
-        if isinstance(fold, Fold) and fold.atom_order(permutation) is None:
+        if isinstance(fold, Fold) and fold.atom_permutation(permutation) is None:
             folds[name] = NoFold(_outside(fold))
     foldable = {
         name: permutation

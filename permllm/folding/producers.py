@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from permllm.folding.fold import Fold, NoFold, Producer, row_orders
+from permllm.folding.fold import Fold, NoFold, Producer, row_permutations
 from permllm.folding.trial import FAILURES, LayerProbe
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
@@ -261,7 +261,7 @@ def _with_segments(
         plain = _swapped(probe, seed, {})
         for parity in (0, 1):
             permutations = {name: _swap_order(fold, parity) for name, fold in folds.items()}
-            rows = row_orders(decoder, folds, permutations)
+            rows = row_permutations(decoder, folds, permutations)
             changed = _swapped(probe, seed, rows)
             for name in left & set(plain):
                 fold = folds[name]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from permllm.folding.fold import Fold, NoFold, reordered, row_orders
+from permllm.folding.fold import Fold, NoFold, reordered, row_permutations
 from permllm.folding.trial import FAILURES, LayerProbe, LayerRun
 from permllm.models.decoder import Decoder
 
@@ -115,7 +115,7 @@ class _Trial:
             self.decoder.layers[self.index],
             self.probe.linears,
             self.probe.parameters,
-            rows=row_orders(self.decoder, folds, permutations),
+            rows=row_permutations(self.decoder, folds, permutations),
             columns={
                 one: permutation
                 for name, permutation in permutations.items()

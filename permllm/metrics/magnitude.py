@@ -9,7 +9,7 @@ import attrs
 from torch import Tensor
 
 from permllm.components import Metric
-from permllm.core.precision import wide
+from permllm.core.precision import upcast
 
 
 @attrs.frozen
@@ -25,4 +25,4 @@ class Magnitude(Metric):
 
 def absolute(weight: Tensor) -> Tensor:
     """``|W|`` in float32, or in float64 if the weight is."""
-    return wide(weight.abs())
+    return upcast(weight.abs())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from permllm.core.assignment import assign_blocks
-from permllm.core.block_product import block_masked_weight, block_order
+from permllm.core.block_product import block_masked_weight, run_permutation
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import block_sizes
 
@@ -91,7 +91,7 @@ class BlockedGroup:
 
     def permutation(self, hard: list[Tensor]) -> Tensor:
         """``LongTensor[C_in]``: the group's, under each run's hard permutation."""
-        return self.start.index_select(0, block_order(hard))
+        return self.start.index_select(0, run_permutation(hard))
 
 
 @attrs.frozen(eq=False)

@@ -65,7 +65,7 @@ def test_learners_find_orders_that_fold(learner: PermutationLearner, shown: Any)
     folded = [name for name in window.groups if isinstance(folds[name], Fold)]
     assert any(name in view.folds for name in folded)
     for name in folded:
-        assert folds[name].atom_order(permutations[name]) is not None, name
+        assert folds[name].atom_permutation(permutations[name]) is not None, name
         assert len(permutations[name].unique()) == window.groups[name].channels
 
 

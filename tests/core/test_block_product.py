@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from permllm.core.block_product import (
     block_masked_weight,
-    block_order,
     dense_masked_weight,
     masked_in_order,
+    run_permutation,
 )
 from permllm.core.patterns import Pattern, is_nm, nm_mask
 
@@ -49,7 +49,7 @@ def problems(draw: st.DrawFn) -> dict:
 
 def dense_reference(problem: dict, soft: list[torch.Tensor]) -> torch.Tensor:
     """The paper's formulation on channels in start order, brought back to the original one."""
-    start, order = problem["start"], block_order(problem["local"])
+    start, order = problem["start"], run_permutation(problem["local"])
     channels = len(start)
     hard = torch.zeros(channels, channels, dtype=torch.float64)
     hard[order, torch.arange(channels)] = 1
@@ -98,7 +98,7 @@ def test_is_nm_in_permuted_order_and_else_the_weight(problem: dict) -> None:
         start,
         problem["pattern"],
     )
-    permutation = start[block_order(problem["local"])]
+    permutation = start[run_permutation(problem["local"])]
     assert sorted(permutation.tolist()) == list(range(len(permutation)))
     assert is_nm(masked[permutation].T, problem["pattern"])
     kept = masked != 0
@@ -113,7 +113,7 @@ def test_the_compiled_mask_equals_the_same_in_tensor_operations(
     weight, start, pattern = problem["weight"].to(dtype), problem["start"], problem["pattern"]
     scores = problem["scores"].round() if draws else problem["scores"]
     scores = scores.to(dtype)
-    order = block_order(problem["local"])
+    order = run_permutation(problem["local"])
     found = masked_in_order(weight, scores, order, start, pattern)
     places = start[order]
     mask = nm_mask(scores[order].T, pattern).T

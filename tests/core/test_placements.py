@@ -107,8 +107,8 @@ def test_the_compiled_kernel_takes_many_rows_and_other_dtypes() -> None:
 def test_rivals_of_equal_scores() -> None:
     scores = torch.tensor([[1.0], [1.0], [1.0], [0.5]])
     gradient = torch.tensor([[4.0], [2.0], [9.0], [7.0]])
-    hurdle, lost = rivals_of(scores[None], gradient[None], torch.arange(4)[None], Pattern(2, 4))
-    assert hurdle.flatten().tolist() == [1.0, 1.0, 1.0, 1.0]
+    threshold, lost = rivals_of(scores[None], gradient[None], torch.arange(4)[None], Pattern(2, 4))
+    assert threshold.flatten().tolist() == [1.0, 1.0, 1.0, 1.0]
     assert set(lost.flatten().tolist()) <= {4.0, 2.0, 9.0}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern, retained_score
 from permllm.core.permutations import identity, is_permutation
-from permllm.core.retained import channelwise, hurdles, nth_highest, pairwise_max_sums
+from permllm.core.retained import channelwise, nth_highest, pairwise_max_sums, thresholds
 from permllm.core.search import ROUNDS, Plan, heuristic_order, plan, refine_slot, search
 from permllm.core.swaps import SwapTable, swap_search
 from permllm.core.tabu import Walks, tabu_search, walks_at_once
@@ -257,13 +257,13 @@ def test_a_sweep_makes_the_best_swap_first_and_touches_no_group_twice(
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 6), st.data())
-def test_hurdles_equal_the_definition(seed: int, members: int, data: st.DataObject) -> None:
+def test_thresholds_equal_the_definition(seed: int, members: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(1, members - 1))
     grouped = (torch.rand(3, members, 4, generator=generator(seed)) * 5).floor()
     for place in range(members):
         others = grouped[:, [other for other in range(members) if other != place]]
         expected = others.sort(1, descending=True).values[:, n - 1]
-        assert torch.equal(hurdles(grouped, n)[:, place], expected)
+        assert torch.equal(thresholds(grouped, n)[:, place], expected)
 
 
 def several_groups(problem: tuple[Tensor, Pattern, int]) -> bool:

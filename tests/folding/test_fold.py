@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from permllm.folding.fold import Fold, NoFold, Producer, reordered, row_orders
+from permllm.folding.fold import Fold, NoFold, Producer, reordered, row_permutations
 from permllm.folding.layout import Layout
 from permllm.folding.residual import find_residual
 from permllm.models.decoder import Decoder
@@ -36,7 +36,7 @@ def moved_model(
     decoder: Decoder, folds: dict[str, Fold], permutations: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """All tensors of the model with the orders folded."""
-    rows = row_orders(decoder, folds, permutations)
+    rows = row_permutations(decoder, folds, permutations)
     columns = {
         one: permutation
         for name, permutation in permutations.items()
@@ -142,7 +142,7 @@ GROUPED = Fold(
 @given(st.permutations(range(3)), st.permutations(range(3)))
 def test_orders_of_atoms_are_found_again(first: list[int], second: list[int]) -> None:
     order = torch.tensor([*first, *(3 + place for place in second)])
-    found = GROUPED.atom_order(GROUPED.permutation(order))
+    found = GROUPED.atom_permutation(GROUPED.permutation(order))
     assert found is not None
     assert torch.equal(found, order)
 
@@ -150,7 +150,7 @@ def test_orders_of_atoms_are_found_again(first: list[int], second: list[int]) ->
 @given(st.permutations(range(12)))
 def test_an_order_folds_only_if_it_is_made_of_atoms(values: list[int]) -> None:
     permutation = torch.tensor(values)
-    order = GROUPED.atom_order(permutation)
+    order = GROUPED.atom_permutation(permutation)
     if order is not None:
         assert torch.equal(GROUPED.permutation(order), permutation)
 
@@ -166,16 +166,16 @@ def test_an_order_folds_only_if_it_is_made_of_atoms(values: list[int]) -> None:
     ],
 )
 def test_orders_that_do_not_fold(permutation: list[int]) -> None:
-    assert GROUPED.atom_order(torch.tensor(permutation)) is None
+    assert GROUPED.atom_permutation(torch.tensor(permutation)) is None
 
 
-def test_row_orders_refuse_what_does_not_fold() -> None:
+def test_row_permutations_refuse_what_does_not_fold() -> None:
     decoder = Decoder.trace(tiny_model("llama-gqa"))
     folds = Layout(decoder).folds()
     for name in list(folds)[:2]:
         permutation = torch.arange(decoder.groups[name].channels).flip(0)
         with pytest.raises(ValueError, match="does not fold"):
-            row_orders(decoder, folds, {name: permutation})
+            row_permutations(decoder, folds, {name: permutation})
 
 
 # --- wiring that does not fold ------------------------------------------------------
