@@ -20,8 +20,8 @@ from rich.table import Table
 
 from permllm.api import run_plan
 from permllm.observers.console import Console as ConsoleObserver
-from permllm.pipeline.matrix.expand import Cell
-from permllm.pipeline.reading import read_mapping
+from permllm.pipeline.matrix.cells import Cell
+from permllm.pipeline.reading import Study, read_mapping
 from permllm.registry import Registry
 from permllm.results import Results
 from permllm.runs.plan import plan_of
@@ -125,7 +125,7 @@ def main(
     combinations = list(product(patterns.split(","), metrics.split(","), methods.split(",")))
     registry = Registry.load()
     cells = cells_of(registry, calibration, texts, tokens, combinations, steps)
-    plan = plan_of(cells[0].pipeline, cells, out)
+    plan = plan_of(Study(cells[0].pipeline, tuple(cells)), out)
     results = run_plan(plan, registry, [ConsoleObserver()], resume=resume)
     Console(width=160).print(table_of(results))
 

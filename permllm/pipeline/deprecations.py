@@ -2,46 +2,54 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
 
 from permllm.components import KINDS, Component
-from permllm.errors import DeprecatedWarning
 from permllm.pipeline.document import Document, Keys
 from permllm.pipeline.options import default_of, option_fields
 
 
-def warn_of_deprecated(document: Document, made: Any) -> None:
-    """Warn of every deprecated option that a document sets, at its place.
+def deprecated_settings(document: Document, made: Any) -> dict[str, None]:
+    """What to say of every deprecated option that a document sets, each with its place.
 
     Args:
         document: what was read.
         made: the attrs class that it was structured to.
     """
-    for place, message in deprecated_settings(document, made, ()):
-        where = document.origin(place, key=True).error(message)
-        # From one line of code, so that a place which every run of a matrix reads is said once.
-        warnings.warn(str(where), DeprecatedWarning, stacklevel=1)
+    return {
+        str(document.origin(place, key=True).error(message)): None
+        for place, message in _settings(document.data, made, ())
+    }
 
 
-def deprecated_settings(document: Document, made: Any, place: Keys) -> Iterator[tuple[Keys, str]]:
-    """Where a document sets a deprecated option of ``made`` or of its parts, and what to say."""
-    if isinstance(made, tuple | list):
-        for index, item in enumerate(made):
-            yield from deprecated_settings(document, item, (*place, _key(document, place, index)))
-    elif isinstance(made, Mapping):
-        for key, item in made.items():
-            yield from deprecated_settings(document, item, (*place, key))
-    elif attrs.has(type(made)):
+def _settings(data: Any, made: Any, place: Keys) -> Iterator[tuple[Keys, str]]:
+    """Where plain data sets a deprecated option of what was made of it."""
+    for key, item, part in _parts(data, made):
+        yield from _settings(item, part, (*place, key))
+    if isinstance(data, dict) and attrs.has(type(made)):
         for field in option_fields(type(made)):
             key = field.alias or field.name
-            if field.metadata.get("deprecated") and document.holds((*place, key)):
-                advice = field.metadata["deprecated"]
+            if key in data and (advice := field.metadata.get("deprecated")):
                 yield (*place, key), f"{_named(made, key)} is deprecated: {advice}"
-            yield from deprecated_settings(document, getattr(made, field.name), (*place, key))
+
+
+def _parts(data: Any, made: Any) -> Iterator[tuple[str | int, Any, Any]]:
+    """The parts of plain data by their keys, with what was made of each."""
+    if isinstance(made, tuple | list) and isinstance(data, dict):
+        # ``track:`` may be a mapping of names.
+        yield from ((key, data[key], part) for key, part in zip(data, made, strict=False))
+    elif isinstance(made, tuple | list) and isinstance(data, list):
+        pairs = zip(data, made, strict=False)
+        yield from ((index, item, part) for index, (item, part) in enumerate(pairs))
+    elif isinstance(made, Mapping) and isinstance(data, dict):
+        yield from ((key, data[key], part) for key, part in made.items() if key in data)
+    elif isinstance(data, dict) and attrs.has(type(made)):
+        for field in option_fields(type(made)):
+            if (key := field.alias or field.name) in data:
+                yield key, data[key], getattr(made, field.name)
 
 
 def left_out(field: attrs.Attribute[Any], value: Any) -> bool:
@@ -50,17 +58,6 @@ def left_out(field: attrs.Attribute[Any], value: Any) -> bool:
     Else everybody who reads that back would be warned of what nobody set.
     """
     return bool(field.metadata.get("deprecated")) and value == default_of(field)
-
-
-def _key(document: Document, place: Keys, index: int) -> str | int:
-    """The key of a tuple's item: an index, or a name where ``track:`` is a mapping."""
-    if document.holds(place):
-        data = document.data
-        for key in place:
-            data = data[key]
-        if isinstance(data, dict):
-            return list(data)[index]
-    return index
 
 
 def _named(made: Any, key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -48,58 +48,60 @@ class Origin:
         return (self.setting is not None, self.line or 0, self.column or 0)
 
 
+ABSENT: Any = object()
+"""What stands where there is no value."""
+
+
 @attrs.frozen
 class Document:
     """Plain data (mappings with string keys, lists, scalars) and the origins of its parts.
 
     Attributes:
         data: the data.
-        values: the origin of each value, by where it stands; ``()`` is the root.
-        keys: the origin of each mapping's key, by where its value stands.
+        values: the origin of each value that was read, by where it stood; ``()`` is the root.
+        keys: the origin of each mapping's key, by where its value stood.
+        root: where ``data`` stands among these.
+        grafts: parts that were put in later, the latest first: where, what, and the origin
+            of its key. To look them up costs little, and mistakes are rare; copies of
+            ``values`` for every run of a matrix cost much.
     """
 
     data: Any
     values: Mapping[Keys, Origin]
     keys: Mapping[Keys, Origin] = attrs.field(factory=dict)
+    root: Keys = ()
+    grafts: tuple[tuple[Keys, Document, Origin], ...] = ()
 
     def origin(self, place: Keys, *, key: bool = False) -> Origin:
         """The origin of a value (or its key), or of the nearest thing that surrounds it."""
+        place = (*self.root, *place)
+        for at, part, its_key in self.grafts:
+            if place[: len(at)] == at:
+                inside = place[len(at) :]
+                return its_key if key and not inside else part.origin(inside, key=key)
         if key and place in self.keys:
             return self.keys[place]
         while place not in self.values:
             place = place[:-1]
         return self.values[place]
 
+    def at(self, place: Keys) -> Any:
+        """The value at a place, or :data:`ABSENT`."""
+        return value_at(self.data, place)
+
     def part(self, place: Keys) -> Document:
         """The document below a place."""
-        data = self.data
-        for key in place:
-            data = data[key]
-        size = len(place)
-        values = {at[size:]: origin for at, origin in self.values.items() if at[:size] == place}
-        keys = {at[size:]: origin for at, origin in self.keys.items() if at[:size] == place}
-        keys.pop((), None)
-        return Document(data, values or {(): self.origin(place)}, keys)
-
-    def holds(self, place: Keys) -> bool:
-        """Whether there is anything at a place."""
-        data = self.data
-        for key in place:
-            inside = isinstance(data, dict) and key in data
-            if not inside and not (isinstance(data, list) and key in range(len(data))):
-                return False
-            data = data[key]
-        return True
+        return attrs.evolve(self, data=self.at(place), root=(*self.root, *place))
 
     def without(self, key: str) -> Document:
         """A copy that lacks one key of the root."""
         data = {other: value for other, value in self.data.items() if other != key}
-        values = {at: origin for at, origin in self.values.items() if at[:1] != (key,)}
-        keys = {at: origin for at, origin in self.keys.items() if at[:1] != (key,)}
-        return Document(data, values, keys)
+        return attrs.evolve(self, data=data)
 
     def with_part(self, place: Keys, part: Document, key: Origin) -> Document:
         """A copy with another part at a place, whose surroundings have to exist.
+
+        What is not on the way to the place is shared with the copy.
 
         Args:
             place: where it goes.
@@ -114,13 +116,8 @@ class Document:
             inner[step] = copy.copy(inner[step])
             inner = inner[step]
         inner[place[-1]] = part.data
-        size = len(place)
-        values = {at: origin for at, origin in self.values.items() if at[:size] != place}
-        keys = {at: origin for at, origin in self.keys.items() if at[:size] != place}
-        values |= {(*place, *at): origin for at, origin in part.values.items()}
-        keys |= {(*place, *at): origin for at, origin in part.keys.items()}
-        keys[place] = key
-        return Document(data, values, keys)
+        graft = ((*self.root, *place), part, key)
+        return attrs.evolve(self, data=data, grafts=(graft, *self.grafts))
 
 
 def plain_document(data: Any, origin: Origin) -> Document:
@@ -302,6 +299,27 @@ def walk(data: Any, place: Keys = ()) -> Iterator[tuple[Keys, Any]]:
             yield from walk(value, (*place, index))
     else:
         yield place, data
+
+
+def value_at(data: Any, place: Iterable[str | int]) -> Any:
+    """The value of plain data at a place, or :data:`ABSENT`; indices may be texts."""
+    for key in place:
+        if isinstance(data, dict) and key in data:
+            data = data[key]
+        elif isinstance(data, list) and str(key).isdecimal() and int(key) < len(data):
+            data = data[int(key)]
+        else:
+            return ABSENT
+    return data
+
+
+def identity(value: Any) -> Hashable:
+    """What two plain values share exactly if they are the same, types included."""
+    if isinstance(value, dict):
+        return frozenset((key, identity(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(identity(item) for item in value)
+    return type(value), value
 
 
 def dotted(place: Keys) -> str:

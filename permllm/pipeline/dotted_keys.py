@@ -8,7 +8,16 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError
-from permllm.pipeline.document import Document, Keys, Origin, dotted, parse_yaml, plain_document
+from permllm.pipeline.document import (
+    ABSENT,
+    Document,
+    Keys,
+    Origin,
+    dotted,
+    parse_yaml,
+    plain_document,
+    value_at,
+)
 from permllm.pipeline.options import REFERENCE, option_fields, option_types
 from permllm.pipeline.schema import Pipeline
 
@@ -58,9 +67,25 @@ def place_value(document: Document, key: str, value: Document, origin: Origin) -
     place: Keys = ()
     for part in _parts(document, key):
         document = _opened(document, place, origin)
-        holder = _at(document, place)
-        place = (*place, _index(holder, part, place, origin) if _is_list(holder) else part)
+        holder = document.at(place)
+        step = _index(holder, part, place, origin) if isinstance(holder, list) else part
+        place = (*place, step)
     return document.with_part(place, value, origin)
+
+
+def by_depth(keys: Iterable[str]) -> list[str]:
+    """Dotted keys so that none comes before one that it is a part of."""
+    return sorted(keys, key=lambda key: key.count("."))
+
+
+def parts_of(key: str) -> Keys:
+    """A dotted key as a place; numbers are indices of lists."""
+    return tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+
+
+def value_of(data: Any, key: str) -> Any:
+    """The value of plain data at a dotted key, or :data:`~permllm.pipeline.document.ABSENT`."""
+    return value_at(data, key.split("."))
 
 
 def _parts(document: Document, key: str) -> list[str]:
@@ -72,8 +97,7 @@ def _parts(document: Document, key: str) -> list[str]:
     if rest[0] not in (INCLUDE, EXCLUDE):
         return [MATRIX, *_grouped(document.data.get(MATRIX), rest)]
     place = (MATRIX, rest[0], int(rest[1]) if rest[1:] and rest[1].isdecimal() else -1)
-    entry = _at(document, place) if document.holds(place) else None
-    return [MATRIX, *rest[:2], *_grouped(entry, rest[2:])]
+    return [MATRIX, *rest[:2], *_grouped(document.at(place), rest[2:])]
 
 
 def _grouped(holder: Any, parts: list[str]) -> list[str]:
@@ -86,29 +110,17 @@ def _grouped(holder: Any, parts: list[str]) -> list[str]:
 
 def _opened(document: Document, place: Keys, origin: Origin) -> Document:
     """The document with a mapping or list at ``place``."""
-    if document.holds(place) and (value := _at(document, place)) is not None:
-        if isinstance(value, (dict, list)):
-            return document
-        if not isinstance(value, str):
-            raise origin.error(f"'{dotted(place)}' is {value}, which has no keys")
-        named = Document(
-            {"name": value}, {(): document.origin(place), ("name",): document.origin(place)}
-        )
-        return document.with_part(place, named, document.origin(place, key=True))
-    default = _default(place)
-    data = {"name": default} if isinstance(default, str) else dict(default or {})
-    return document.with_part(place, plain_document(data, origin), origin)
-
-
-def _at(document: Document, place: Keys) -> Any:
-    data = document.data
-    for key in place:
-        data = data[key]
-    return data
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
+    value = document.at(place)
+    if value in (ABSENT, None):
+        default = _default(place)
+        data = {"name": default} if isinstance(default, str) else dict(default or {})
+        return document.with_part(place, plain_document(data, origin), origin)
+    if isinstance(value, (dict, list)):
+        return document
+    if not isinstance(value, str):
+        raise origin.error(f"'{dotted(place)}' is {value}, which has no keys")
+    named = plain_document({"name": value}, document.origin(place))
+    return document.with_part(place, named, document.origin(place, key=True))
 
 
 def _index(holder: list[Any], part: str, place: Keys, origin: Origin) -> int:

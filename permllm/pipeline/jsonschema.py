@@ -18,7 +18,7 @@ from permllm.core.durations import Duration
 from permllm.core.patterns import Pattern
 from permllm.pipeline.dotted_keys import EXCLUDE, INCLUDE, REPEAT
 from permllm.pipeline.lookup import Lookup
-from permllm.pipeline.matrix.expand import MAX_REPEAT
+from permllm.pipeline.matrix.shape import MAX_REPEAT
 from permllm.pipeline.options import (
     OptionInfo,
     component_kind,

@@ -13,8 +13,9 @@ import pathlib
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import attrs
 
@@ -42,6 +43,14 @@ _NAMES: dict[str, Any] = {
     "typing": typing,
 }
 # Names that a component may import for type checkers only, and use in its options.
+
+
+T = TypeVar("T")
+
+
+def once_per_class(describe: Callable[[type], T]) -> Callable[[type], T]:
+    """Keeps what a function says of a class, whose fields do not change."""
+    return cache(describe)
 
 
 def reference(default: Any, *, help: str) -> Any:
@@ -98,12 +107,14 @@ def range_text(minimum: float | None, maximum: float | None) -> str:
     return f"at most {maximum}" if maximum is not None else ""
 
 
-def option_fields(cls: type) -> Iterator[attrs.Attribute[Any]]:
+@once_per_class
+def option_fields(cls: type) -> tuple[attrs.Attribute[Any], ...]:
     """The attrs fields that a pipeline file can set."""
-    return (field for field in attrs.fields(cls) if field.init)
+    return tuple(field for field in attrs.fields(cls) if field.init)
 
 
-def option_types(cls: type) -> dict[str, Any]:
+@once_per_class
+def option_types(cls: type) -> Mapping[str, Any]:
     """The resolved type of each option, by its key in the file.
 
     Raises:
@@ -122,10 +133,11 @@ def option_types(cls: type) -> dict[str, Any]:
     return resolved
 
 
-def describe_options(cls: type) -> list[OptionInfo]:
+@once_per_class
+def describe_options(cls: type) -> tuple[OptionInfo, ...]:
     """Every option of a component (or section) class, in the order of its fields."""
     hints = option_types(cls)
-    return [_describe(field, hints[field.alias or field.name]) for field in option_fields(cls)]
+    return tuple(_describe(field, hints[field.alias or field.name]) for field in option_fields(cls))
 
 
 def _describe(field: attrs.Attribute[Any], hint: Any) -> OptionInfo:

@@ -1,4 +1,4 @@
-"""Pipeline files to :class:`~permllm.pipeline.schema.Pipeline`, and back to plain data."""
+"""Pipeline files to studies, and plain data to pipelines."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError
-from permllm.pipeline.deprecations import warn_of_deprecated
 from permllm.pipeline.document import Document, Origin, parse_yaml, plain_document
-from permllm.pipeline.dotted_keys import apply_settings
+from permllm.pipeline.dotted_keys import MATRIX, apply_settings
 from permllm.pipeline.field_errors import shown
 from permllm.pipeline.lookup import Lookup
-from permllm.pipeline.matrix.expand import MATRIX, base_document, check_axes, resolved_axes
+from permllm.pipeline.matrix.cells import Cell, only_cell
+from permllm.pipeline.matrix.expansion import base_of, expand
+from permllm.pipeline.matrix.shape import check_shape
+from permllm.pipeline.resolving import Resolver
 from permllm.pipeline.schema import MAX_NAME, VERSION, Pipeline
-from permllm.pipeline.structuring import structure
 from permllm.pipeline.unstructuring import differences, dump_yaml, resolved
 
 __all__ = [
+    "Study",
     "blaming",
     "differences",
     "dump_yaml",
     "load_plain_yaml",
     "read_mapping",
     "read_pipeline",
+    "read_study",
     "read_text",
     "resolved",
+    "study_of_text",
 ]
 
 PLUGINS = "plugins"
@@ -38,7 +42,21 @@ MAX_BYTES = 2**20
 """The largest pipeline file; larger ones are surely something else."""
 
 
-def read_pipeline(path: str | Path, registry: Lookup, settings: Iterable[str] = ()) -> Pipeline:
+@attrs.frozen
+class Study:
+    """What a pipeline file asks for.
+
+    Attributes:
+        pipeline: the file's, with all components made and paths absolute, but without the
+            matrix applied; its ``matrix`` holds resolved plain values.
+        cells: its runs: those of the matrix, or the only one.
+    """
+
+    pipeline: Pipeline
+    cells: tuple[Cell, ...]
+
+
+def read_study(path: str | Path, registry: Lookup, settings: Iterable[str] = ()) -> Study:
     """Read a pipeline file.
 
     Args:
@@ -46,31 +64,38 @@ def read_pipeline(path: str | Path, registry: Lookup, settings: Iterable[str] = 
         registry: where its components are looked up.
         settings: ``KEY=VALUE`` of each ``--set``, applied in order.
 
-    Returns:
-        the pipeline, with all components made and paths absolute; its ``matrix`` holds
-        resolved plain values, every combination of which was checked.
-
     Raises:
         UserError: anything that is wrong with the file, at its line and column.
     """
     path = Path(path)
-    text = _file_text(path)
-    return read_text(text, str(path), path.parent, registry, settings)
+    return study_of_text(_file_text(path), str(path), path.parent, registry, settings)
 
 
-def read_text(
+def study_of_text(
     text: str, name: str, base_dir: Path, registry: Lookup, settings: Iterable[str] = ()
-) -> Pipeline:
+) -> Study:
     """The same for text.
 
     Args:
         text: YAML.
         name: the file's name for error messages; its stem is the pipeline's default name.
         base_dir: the folder that relative paths start from.
-        registry, settings: as for :func:`read_pipeline`.
+        registry, settings: as for :func:`read_study`.
     """
     document = parse_yaml(text, Origin(file=name))
-    return _read_document(document, _default_name(name), base_dir, registry, settings)
+    return _study(document, _default_name(name), base_dir, registry, settings)
+
+
+def read_pipeline(path: str | Path, registry: Lookup, settings: Iterable[str] = ()) -> Pipeline:
+    """The pipeline of a file, as :func:`read_study` reads it."""
+    return read_study(path, registry, settings).pipeline
+
+
+def read_text(
+    text: str, name: str, base_dir: Path, registry: Lookup, settings: Iterable[str] = ()
+) -> Pipeline:
+    """The pipeline of a text, as :func:`study_of_text` reads it."""
+    return study_of_text(text, name, base_dir, registry, settings).pipeline
 
 
 def read_mapping(
@@ -81,16 +106,16 @@ def read_mapping(
     base_dir: Path | None = None,
     settings: Iterable[str] = (),
 ) -> Pipeline:
-    """The same for plain data, such as what :func:`resolved` gave.
+    """The pipeline of plain data, such as what :func:`resolved` gave.
 
     Args:
         data: what a file would hold.
-        registry, settings: as for :func:`read_pipeline`.
+        registry, settings: as for :func:`read_study`.
         name: the pipeline's name if ``data`` has none.
         base_dir: the folder that relative paths start from; None for the current one.
     """
     document = plain_document(_listed(data), Origin())
-    return _read_document(document, name, base_dir or Path.cwd(), registry, settings)
+    return _study(document, name, base_dir or Path.cwd(), registry, settings).pipeline
 
 
 def load_plain_yaml(path: Path) -> Any:
@@ -120,31 +145,29 @@ def blaming(path: Path | None, *keys: str | int) -> Iterator[None]:
         raise
 
 
-def _read_document(
+def _study(
     document: Document, name: str, base_dir: Path, registry: Lookup, settings: Iterable[str]
-) -> Pipeline:
-    root = document.origin(())
+) -> Study:
     if not isinstance(document.data, dict):
-        found = "it is empty" if document.data is None else f"it is {shown(document.data)}"
-        raise root.error(
-            f"a pipeline file must be a mapping, but {found}",
+        kind = "empty" if document.data is None else shown(document.data)
+        raise document.origin(()).error(
+            f"a pipeline file must be a mapping, but it is {kind}",
             "start from 'model:', 'pattern:' and 'layers:'",
         )
     document = attrs.evolve(document, data={"name": name} | document.data)
     document = apply_settings(document, settings)
     _check_version(document)
-    check_axes(document)
-    base_dir = base_dir.absolute()
-    _load_plugins(document, registry, base_dir)
-    base = base_document(document, registry, base_dir)
-    pipeline = structure(base, Pipeline, registry, base_dir)
-    warn_of_deprecated(base, pipeline)
+    check_shape(document)
+    resolver = Resolver(registry, base_dir.absolute())
+    _load_plugins(document, registry, resolver)
+    base = base_of(document, resolver)
     if not document.data.get(MATRIX):
-        return pipeline
-    return attrs.evolve(pipeline, matrix=resolved_axes(document, registry, base_dir))
+        return Study(base.pipeline, (only_cell(base.pipeline),))
+    matrix, cells = expand(document, base, resolver)
+    return Study(attrs.evolve(base.pipeline, matrix=matrix), cells)
 
 
-def _load_plugins(document: Document, registry: Lookup, base_dir: Path) -> None:
+def _load_plugins(document: Document, registry: Lookup, resolver: Resolver) -> None:
     """Add the files that ``plugins:`` names to the registry.
 
     Raises:
@@ -152,9 +175,7 @@ def _load_plugins(document: Document, registry: Lookup, base_dir: Path) -> None:
     """
     if PLUGINS not in document.data:
         return
-    hint: Any = tuple[Path, ...]
-    files = structure(document.part((PLUGINS,)), hint, registry, base_dir)
-    for index, path in enumerate(files):
+    for index, path in enumerate(resolver.paths(document.part((PLUGINS,)))):
         try:
             registry.add_file(path)
         except UserError as error:

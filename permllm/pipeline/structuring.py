@@ -7,6 +7,7 @@ the hooks here make it strict (true is no number, "3" is no number) and word the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_origin
@@ -56,49 +57,21 @@ T = TypeVar("T")
 _ERRORS = (FieldError, BaseValidationError)
 
 
-def structure(document: Document, cls: type[T], registry: Lookup, base_dir: Path) -> T:
-    """Make a ``cls`` of a document.
+class Structurer:
+    """Makes attrs classes of plain data; the hooks, with the registry and folder that they need.
+
+    Lists and mappings that are the very same object are made once: the runs of a matrix
+    share most of theirs.
 
     Args:
-        document: the data and where its parts stand.
-        cls: an attrs class of :mod:`permllm.pipeline.schema`.
         registry: where components are looked up.
         base_dir: the folder that relative paths start from.
-
-    Raises:
-        UserError: the first thing in the file that is wrong, at its place.
     """
-    try:
-        return _Structurer(registry, base_dir).converter.structure(document.data, cls)
-    except _ERRORS as error:
-        raise first_error(document, error) from None
-
-
-def missing_keys(
-    document: Document, cls: type, registry: Lookup, base_dir: Path
-) -> tuple[Keys, ...]:
-    """Where a document lacks what a ``cls`` cannot do without.
-
-    Args:
-        document, cls, registry, base_dir: as for :func:`structure`.
-    """
-    try:
-        _Structurer(registry, base_dir).converter.structure(document.data, cls)
-    except _ERRORS as error:
-        return tuple(
-            place
-            for place, leaf in leaves(error, ())
-            if isinstance(leaf, FieldError) and leaf.missing
-        )
-    return ()
-
-
-class _Structurer:
-    """The hooks, with the registry and the folder that they need."""
 
     def __init__(self, registry: Lookup, base_dir: Path) -> None:
         self.registry = registry
         self.base_dir = base_dir
+        self.made_of: dict[tuple[int, Any], tuple[Any, Any]] = {}
         self.converter = Converter(detailed_validation=True)
         for cls, hook in (
             *scalars.STRICT.items(),
@@ -116,8 +89,40 @@ class _Structurer:
         self.when(lambda hint: component_kind(hint) is not None, self.component)
         self.when(lambda hint: element(hint) is Observer, self.observers)
 
+    def structure(self, document: Document, cls: type[T]) -> T:
+        """Make a ``cls`` of a document.
+
+        Raises:
+            UserError: the first thing in the file that is wrong, at its place.
+        """
+        try:
+            return self.converter.structure(document.data, cls)
+        except _ERRORS as error:
+            raise first_error(document, error) from None
+
+    def missing_keys(self, document: Document, cls: type) -> tuple[Keys, ...]:
+        """Where a document lacks what a ``cls`` cannot do without."""
+        try:
+            self.converter.structure(document.data, cls)
+        except _ERRORS as error:
+            return tuple(
+                place
+                for place, leaf in leaves(error, ())
+                if isinstance(leaf, FieldError) and leaf.missing
+            )
+        return ()
+
     def when(self, test: Callable[[Any], bool], hook: Callable[[Any, Any], Any]) -> None:
-        self.converter.register_structure_hook_func(test, hook)
+        self.converter.register_structure_hook_func(test, partial(self.once, hook))
+
+    def once(self, hook: Callable[[Any, Any], Any], value: Any, hint: Any) -> Any:
+        if not isinstance(value, (dict, list)):
+            return hook(value, hint)
+        key = (id(value), hint)
+        if key not in self.made_of:
+            # With the value, so that no other can get its id.
+            self.made_of[key] = (value, hook(value, hint))
+        return self.made_of[key][1]
 
     def path(self, value: Any, hint: Any) -> Path:
         if not isinstance(value, str) or not value or "\0" in value:

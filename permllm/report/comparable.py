@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from permllm.datasets.local_files import label_of
-from permllm.pipeline.document import dotted, walk
-from permllm.pipeline.dotted_keys import MATRIX, REPEAT
-from permllm.pipeline.matrix.axes import by_depth, parts_of, value_at
-from permllm.pipeline.matrix.labels import identity
+from permllm.pipeline.document import dotted, identity, walk
+from permllm.pipeline.dotted_keys import MATRIX, REPEAT, by_depth, parts_of, value_of
 from permllm.runs.reading import Selection
 
 VERSIONS = ("permllm", "torch", "transformers")
@@ -57,7 +55,7 @@ def differences(selections: Sequence[Selection]) -> list[Difference]:
     compared by all that their chosen runs have.
     """
     found = _compared({one.folder.name: facts(one) for one in selections})
-    texts: dict[str, Facts] = {}
+    texts: dict[Hashable, Facts] = {}
     for one in selections:
         fingerprint = one.folder.environment.get("calibration_fingerprint")
         if fingerprint and one.pruned:
@@ -96,7 +94,7 @@ def calibration(selection: Selection, key: str) -> Any:
     """A key of the runs' ``calibration``; the file's own seed where repeats derive theirs."""
     pipeline = selection.folder.pipeline
     if key == "seed" and (pipeline.get(MATRIX) or {}).get(REPEAT, 1) > 1:
-        return value_at(pipeline, "calibration.seed")
+        return value_of(pipeline, "calibration.seed")
     return _several(selection, f"calibration.{key}")
 
 
@@ -139,7 +137,7 @@ def _compared(folders: Mapping[str, Facts]) -> list[Difference]:
 def _several(selection: Selection, key: str) -> Any:
     """The value of a key that all chosen runs have, or the list of their values."""
     pipeline = selection.folder.pipeline
-    values = [value_at(with_options(pipeline, run.options), key) for run in selection.pruned]
+    values = [value_of(with_options(pipeline, run.options), key) for run in selection.pruned]
     distinct = list({identity(value): value for value in values}.values())
     return distinct[0] if len(distinct) == 1 else distinct
 

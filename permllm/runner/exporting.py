@@ -16,8 +16,7 @@ from permllm.errors import UserError
 from permllm.folding.layout import Layout
 from permllm.models.devices import pick_dtype
 from permllm.models.loading import fingerprint, load
-from permllm.pipeline.matrix.expand import expand
-from permllm.pipeline.reading import dump_yaml, read_pipeline, resolved
+from permllm.pipeline.reading import dump_yaml, read_study, resolved
 from permllm.registry import Registry
 from permllm.results import DENSE, Results, RunResult
 from permllm.runner.opening import open_decoder
@@ -93,8 +92,7 @@ def _plan_of(directory: Path, registry: Registry) -> tuple[Plan, Run]:
         raise UserError(
             f"'{directory}' is no folder of a finished run", hint=_finished_beneath(directory)
         )
-    pipeline = read_pipeline(out / folder.PIPELINE, registry)
-    plan = plan_of(pipeline, expand(pipeline, registry), out)
+    plan = plan_of(read_study(out / folder.PIPELINE, registry), out)
     for run in plan.runs:
         if run.directory.name == directory.name:
             return plan, run

@@ -9,8 +9,7 @@ from typing import Any
 import attrs
 
 from permllm.pipeline.lookup import Lookup
-from permllm.pipeline.matrix.expand import Cell, expand
-from permllm.pipeline.reading import read_pipeline
+from permllm.pipeline.reading import Study, read_study
 from permllm.pipeline.schema import Pipeline
 from permllm.results import DENSE
 from permllm.runs import folder
@@ -74,20 +73,19 @@ def make_plan(
     Raises:
         UserError: the file or a setting is wrong.
     """
-    pipeline = read_pipeline(path, registry, settings)
-    cells = expand(pipeline, registry)
+    study = read_study(path, registry, settings)
     if out is None:
         find = folder.latest_unfinished if resume else folder.new_folder
-        out = find(pipeline.name)
-    return plan_of(pipeline, cells, out)
+        out = find(study.pipeline.name)
+    return plan_of(study, out)
 
 
-def plan_of(pipeline: Pipeline, cells: Sequence[Cell], out: Path) -> Plan:
-    """The plan of a pipeline and the cells of its matrix."""
-    names = folder.unique_slugs([DENSE, *(cell.label for cell in cells)])[1:]
+def plan_of(study: Study, out: Path) -> Plan:
+    """The plan of a study, whose folder is ``out``."""
+    names = folder.unique_slugs([DENSE, *(cell.label for cell in study.cells)])[1:]
     runs = tuple(
         Run(cell.label, cell.pipeline, cell.options, out / "runs" / name, cell.setting, cell.repeat)
-        for cell, name in zip(cells, names, strict=True)
+        for cell, name in zip(study.cells, names, strict=True)
     )
-    dense = Run(DENSE, pipeline, {}, out / "runs" / DENSE)
-    return Plan(pipeline, runs, dense, out)
+    dense = Run(DENSE, study.pipeline, {}, out / "runs" / DENSE)
+    return Plan(study.pipeline, runs, dense, out)

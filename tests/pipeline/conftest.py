@@ -21,7 +21,7 @@ from permllm.components import (
     option,
 )
 from permllm.errors import UserError
-from permllm.pipeline.reading import read_text
+from permllm.pipeline.reading import Study, study_of_text
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
 
@@ -227,11 +227,22 @@ def toys() -> Registry:
 
 
 @pytest.fixture
-def read(toys: Registry) -> Callable[..., Pipeline]:
+def study(toys: Registry) -> Callable[..., Study]:
     """Reads ``HEAD`` and the given YAML (or, with ``whole``, only that) with settings."""
 
+    def reader(text: str = "", *settings: str, whole: bool = False) -> Study:
+        whole_text = text if whole else HEAD + text
+        return study_of_text(whole_text, "p.yaml", Path("/base"), toys, settings)
+
+    return reader
+
+
+@pytest.fixture
+def read(study: Callable[..., Study]) -> Callable[..., Pipeline]:
+    """The pipeline of the same."""
+
     def reader(text: str = "", *settings: str, whole: bool = False) -> Pipeline:
-        return read_text(text if whole else HEAD + text, "p.yaml", Path("/base"), toys, settings)
+        return study(text, *settings, whole=whole).pipeline
 
     return reader
 

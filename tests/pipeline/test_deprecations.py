@@ -14,9 +14,8 @@ import permllm
 from permllm.components import Metric, Observer, PermutationLearner, Pruner, option
 from permllm.errors import DeprecatedWarning
 from permllm.pipeline.jsonschema import pipeline_schema
-from permllm.pipeline.matrix.expand import expand
 from permllm.pipeline.options import describe_options
-from permllm.pipeline.reading import dump_yaml, read_text, resolved
+from permllm.pipeline.reading import dump_yaml, read_text, resolved, study_of_text
 from permllm.registry import Registry
 
 HEAD = "model: {source: directory, path: m}\npattern: 2:4\n"
@@ -131,10 +130,10 @@ def test_observers_in_a_mapping_and_in_a_list(registry: Registry, track: str) ->
     assert message.endswith("option 'loud' of observer 'watch' is deprecated: it does nothing")
 
 
-def test_one_place_is_said_once_by_default(registry: Registry) -> None:
+def test_one_place_is_said_once(registry: Registry) -> None:
     text = LAYERS.replace("aged", "{name: aged, power: 7}") + "matrix: {pattern: [2:4, 4:8]}"
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
+        warnings.simplefilter("always")
         read_text(HEAD + text, "once.yaml", Path("/base"), registry)
     assert len(caught) == 1
 
@@ -153,10 +152,9 @@ def test_nobody_is_warned_of_defaults(registry: Registry) -> None:
 def test_a_matrix_over_one_keeps_all_its_values(registry: Registry) -> None:
     text = HEAD + LAYERS + "matrix: {layers.metric.power: [1, 2]}"
     with pytest.warns(DeprecatedWarning):
-        pipeline = read_text(text, "p.yaml", Path("/base"), registry)
-    assert pipeline.matrix == {"layers.metric.power": [1, 2]}
-    cells = expand(pipeline, registry)
-    assert [cell.pipeline.layers.metric.power for cell in cells] == [1, 2]
+        study = study_of_text(text, "p.yaml", Path("/base"), registry)
+    assert study.pipeline.matrix == {"layers.metric.power": [1, 2]}
+    assert [cell.pipeline.layers.metric.power for cell in study.cells] == [1, 2]
 
 
 def test_editors_know(registry: Registry) -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 import permllm
 from permllm.components import Metric
-from permllm.pipeline.matrix.expand import expand
 from permllm.pipeline.reading import (
     differences,
     dump_yaml,
@@ -20,6 +19,7 @@ from permllm.pipeline.reading import (
     read_mapping,
     read_text,
     resolved,
+    study_of_text,
 )
 from permllm.registry import Registry
 
@@ -122,12 +122,8 @@ def test_names_that_two_packages_share_are_qualified(toys: Registry) -> None:
         "model: {source: hub, id: x}\npattern: 2:4\n"
         "matrix: {layers.metric: ['other:wanda', 'toys:wanda', ria]}\n"
     )
-    pipeline = read_text(text, "a.yaml", Path("/base"), registry)
-    data = resolved(pipeline, registry)
+    study = study_of_text(text, "a.yaml", Path("/base"), registry)
+    data = resolved(study.pipeline, registry)
     assert data["layers"]["metric"] == {"name": "other:wanda"}
-    assert read_mapping(data, registry) == pipeline
-    assert [cell.label for cell in expand(pipeline, registry)] == [
-        "other:wanda",
-        "toys:wanda",
-        "ria",
-    ]
+    assert read_mapping(data, registry) == study.pipeline
+    assert [cell.label for cell in study.cells] == ["other:wanda", "toys:wanda", "ria"]

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from permllm.pipeline.document import dotted, walk
+from permllm.pipeline.document import dotted, identity, walk
+from permllm.pipeline.schema import Pipeline
 from permllm.results import DENSE
 
-Told = Mapping[str, Any]
+Traits = Mapping[str, Any]
 """What a label may say of a run: dotted keys and their resolved plain values."""
 
 Names = Mapping[str, Mapping[str, Any]]
 """The values that have names of their own: by dotted key, then by name."""
 
+_Values = Mapping[Hashable, Any]
+# Distinct plain values by their identities, in order of appearance.
 
-def single_label(permutation: str, pruner: str) -> str:
+
+def single_label(pipeline: Pipeline) -> str:
     """The label of a pipeline without a matrix: ``lcp``, or ``lcp+sparsegpt``."""
+    permutation, pruner = pipeline.layers.permutation.name, pipeline.layers.pruner.name
     label = permutation if pruner == "mask" else f"{permutation}+{pruner}"
     return f"permutation={label}" if label == DENSE else label
 
 
-def combination_labels(combinations: Sequence[Told], names: Names, bare: str) -> list[str]:
+def combination_labels(combinations: Sequence[Traits], names: Names, bare: str) -> list[str]:
     """A label for each combination; all of them distinct.
 
     Keys whose value is the same everywhere are left out, if there are others.
@@ -32,19 +38,29 @@ def combination_labels(combinations: Sequence[Told], names: Names, bare: str) ->
         names: named values, which go by their names.
         bare: the label of a combination of which nothing is left to say.
     """
-    keys = list(dict.fromkeys(key for told in combinations for key in told))
-    varied = [key for key in keys if _varies(key, combinations)] or keys
-    texts = {key: _texts(key, _values(key, combinations), names.get(key, {})) for key in varied}
-    labels = _joined(combinations, texts, bare)
-    if len(set(labels)) == len(labels) and DENSE not in labels:
-        return labels
-    for key in varied:
-        plain = _texts("", _values(key, combinations), names.get(key, {}))
-        texts[key] = {value: f"{key}={text}" for value, text in plain.items()}
-    labels = _joined(combinations, texts, bare)
-    if len(set(labels)) == len(labels):
-        return labels
-    return [f"{label} #{number}" for number, label in enumerate(labels, start=1)]
+    identities = [{key: identity(item) for key, item in one.items()} for one in combinations]
+    values: dict[str, dict[Hashable, Any]] = defaultdict(dict)
+    for traits, own in zip(combinations, identities, strict=True):
+        for key, value in traits.items():
+            values[key].setdefault(own[key], value)
+    varied = [
+        key
+        for key, several in values.items()
+        if len(several) > 1 or any(key not in traits for traits in combinations)
+    ] or list(values)
+
+    def labels(keyed: bool) -> list[str]:
+        texts = {key: _texts(key, values[key], names.get(key, {}), keyed) for key in varied}
+        return [
+            " ".join(texts[key][own[key]] for key in varied if key in own) or bare
+            for own in identities
+        ]
+
+    short = labels(keyed=False)
+    if _distinct(short) and DENSE not in short:
+        return short
+    long = labels(keyed=True)
+    return long if _distinct(long) else [f"{text} #{i}" for i, text in enumerate(long, start=1)]
 
 
 def repeat_labels(settings: Sequence[str], repeat: int) -> list[list[str]]:
@@ -60,14 +76,9 @@ def repeat_labels(settings: Sequence[str], repeat: int) -> list[list[str]]:
             [setting, *(f"{setting} {mark}{number}" for number in range(2, repeat + 1))]
             for setting in settings
         ]
-        if len({label for repeats in labels for label in repeats}) == repeat * len(settings):
+        if _distinct([label for repeats in labels for label in repeats]):
             return labels
         mark += "#"
-
-
-def identity(value: Any) -> str:
-    """A text that two plain values share exactly if they are the same, types included."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def short_text(value: Any) -> str:
@@ -79,36 +90,20 @@ def short_text(value: Any) -> str:
     return value if isinstance(value, str) else _json(value)
 
 
-def _joined(
-    combinations: Sequence[Told], texts: Mapping[str, Mapping[str, str]], bare: str
-) -> list[str]:
-    return [
-        " ".join(said[identity(told[key])] for key, said in texts.items() if key in told) or bare
-        for told in combinations
-    ]
+def _distinct(labels: Sequence[str]) -> bool:
+    return len(set(labels)) == len(labels)
 
 
-def _varies(key: str, combinations: Sequence[Told]) -> bool:
-    """Whether not all combinations have the same value of a key."""
-    everywhere = all(key in told for told in combinations)
-    return not everywhere or len(_values(key, combinations)) > 1
-
-
-def _values(key: str, combinations: Sequence[Told]) -> list[Any]:
-    """The distinct values of a key, in order of appearance."""
-    found = {identity(told[key]): told[key] for told in combinations if key in told}
-    return list(found.values())
-
-
-def _texts(key: str, values: Sequence[Any], names: Mapping[str, Any]) -> dict[str, str]:
-    """A distinct text for each value, by its identity; named values go by their names."""
+def _texts(key: str, values: _Values, names: Mapping[str, Any], keyed: bool) -> dict[Hashable, str]:
+    """A distinct text for each value, with its key or without; names stand for their values."""
     named = {identity(value): name for name, value in names.items()}
-    others = [value for value in values if identity(value) not in named]
-    texts = [
-        _json(value) if text in names else text
-        for text, value in zip(_value_texts(key, others), others, strict=True)
-    ]
-    return named | dict(zip(map(identity, others), texts, strict=True))
+    others = {own: value for own, value in values.items() if own not in named}
+    texts = _value_texts("" if keyed else key, list(others.values()))
+    unnamed = {
+        own: _json(value) if text in names else text
+        for (own, value), text in zip(others.items(), texts, strict=True)
+    }
+    return {own: f"{key}={text}" if keyed else text for own, text in (named | unnamed).items()}
 
 
 def _value_texts(key: str, values: Sequence[Any]) -> list[str]:
@@ -118,33 +113,37 @@ def _value_texts(key: str, values: Sequence[Any]) -> list[str]:
     texts = [last if _is_section(value) else short_text(value) for value in values]
     if key and any(not isinstance(value, (str, dict)) for value in values):
         texts = [f"{last}={text}" for text in texts]
-    texts = [
-        text if texts.count(text) == 1 else _with_options(text, index, texts, values)
-        for index, text in enumerate(texts)
-    ]
+    texts = _with_options(texts, values)
+    times = Counter(texts)
     # What reads alike although it differs, such as 1 and "1".
     return [
-        text if texts.count(text) == 1 else _json(value)
+        text if times[text] == 1 else _json(value)
         for text, value in zip(texts, values, strict=True)
     ]
 
 
-def _with_options(text: str, index: int, texts: Sequence[str], values: Sequence[Any]) -> str:
-    """``name(option=value)`` with the options that differ among the values of this name."""
-    namesakes = [_flat(value) for value, other in zip(values, texts, strict=True) if other == text]
-    own = _flat(values[index])
-    keys = dict.fromkeys(key for flat in namesakes for key in flat)
-    differing = [key for key in keys if len({_json(flat.get(key)) for flat in namesakes}) > 1]
-    inside = ", ".join(f"{key}={short_text(own[key])}" for key in differing if key in own)
-    return f"{text}({inside})" if inside else text
+def _with_options(texts: Sequence[str], values: Sequence[Any]) -> list[str]:
+    """``name(option=value)`` with the options in which the values of this name differ."""
+    flats = [{dotted(place): leaf for place, leaf in walk(value)} for value in values]
+    namesakes: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for text, flat in zip(texts, flats, strict=True):
+        namesakes[text].append(flat)
+    differing = {text: _differing(several) for text, several in namesakes.items()}
+    options = [
+        ", ".join(f"{key}={short_text(flat[key])}" for key in differing[text] if key in flat)
+        for text, flat in zip(texts, flats, strict=True)
+    ]
+    return [f"{text}({own})" if own else text for text, own in zip(texts, options, strict=True)]
+
+
+def _differing(flats: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that have several values."""
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    return [key for key in keys if len({identity(flat.get(key)) for flat in flats}) > 1]
 
 
 def _is_section(value: Any) -> bool:
     return isinstance(value, dict) and not {"name", "source"} & set(value)
-
-
-def _flat(value: Any) -> dict[str, Any]:
-    return {dotted(place): leaf for place, leaf in walk(value)}
 
 
 def _json(value: Any) -> str:

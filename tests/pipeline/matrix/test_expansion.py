@@ -5,24 +5,27 @@ from __future__ import annotations
 import doctest
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permllm.pipeline.matrix import expand as matrix
-from permllm.pipeline.matrix.expand import Cell, derived_seed, expand
+from permllm.pipeline.matrix import cells as matrix
+from permllm.pipeline.matrix.cells import Cell, derived_seed
 from permllm.pipeline.matrix.labels import combination_labels, repeat_labels, single_label
-from permllm.pipeline.reading import dump_yaml, read_mapping, read_text, resolved
+from permllm.pipeline.reading import Study, dump_yaml, read_mapping, resolved, study_of_text
 from permllm.pipeline.schema import MAX_SEED
 from permllm.registry import Registry
 
 
 @pytest.fixture
-def cells(read: Any, toys: Registry) -> Any:
+def cells(study: Any) -> Any:
     def expanded(text: str, *settings: str, **options: bool) -> tuple[Cell, ...]:
-        return expand(read(text, *settings, **options), toys)
+        cells: tuple[Cell, ...] = study(text, *settings, **options).cells
+        return cells
 
     return expanded
 
@@ -76,7 +79,12 @@ def test_no_label_is_dense(cells: Any) -> None:
 def test_without_a_matrix_the_learner_is_the_label(cells: Any) -> None:
     assert labels(cells("layers: {permutation: cp}")) == ["cp"]
     assert labels(cells("layers: {permutation: cp, pruner: sparsegpt}")) == ["cp+sparsegpt"]
-    assert single_label("dense", "mask") == "permutation=dense"
+
+
+def test_a_learner_called_dense_is_not_the_dense_model(read: Any) -> None:
+    pipeline = read()
+    layers = attrs.evolve(pipeline.layers, permutation=SimpleNamespace(name="dense"))
+    assert single_label(attrs.evolve(pipeline, layers=layers)) == "permutation=dense"
 
 
 def test_a_required_key_may_come_from_the_matrix(cells: Any) -> None:
@@ -419,8 +427,8 @@ def test_cells_are_the_product_less_the_excluded_and_the_included(
     text |= {key: drawn[key] for key in ("include", "exclude") if drawn[key]}
     text["repeat"] = drawn["repeat"]
     data = {"model": {"source": "hub", "id": "x"}, "pattern": "2:4", "matrix": text}
-    pipeline = read_mapping(data, toys)
-    cells = expand(pipeline, toys)
+    study = study_of_text(dump_yaml(data), "drawn.yaml", Path("/base"), toys)
+    cells = study.cells
 
     firsts = [cell for cell in cells if cell.repeat == 0]
     assert [meaning(cell) for cell in firsts] == [meant(combination) for combination in expected]
@@ -434,9 +442,14 @@ def test_cells_are_the_product_less_the_excluded_and_the_included(
     for cell in cells:
         assert (cell.pipeline.seed, cell.pipeline.calibration.seed) == seeds[cell.repeat]
     # What a run's folder keeps is the same study.
-    again = read_text(dump_yaml(resolved(pipeline)), "kept.yaml", Path("/else"), toys)
-    assert again == pipeline
-    assert expand(again, toys) == cells
+    assert reread(study, toys) == study
+    assert read_mapping(data, toys, name="drawn") == study.pipeline
+
+
+def reread(study: Study, registry: Registry) -> Study:
+    """What a run's folder keeps of a study, read again elsewhere."""
+    text = dump_yaml(resolved(study.pipeline))
+    return study_of_text(text, "kept.yaml", Path("/else"), registry)
 
 
 def meaning(cell: Cell) -> tuple[Any, ...]:
@@ -472,12 +485,9 @@ matrix:
 """
 
 
-def test_a_nested_study_reads_back(read: Any, toys: Registry) -> None:
-    pipeline = read(NESTED)
-    cells = expand(pipeline, toys)
-    assert len(cells) == 2 * (12 - 2 - 2 + 2)
-    again = read_mapping(resolved(pipeline), toys)
-    assert again == pipeline
-    assert expand(again, toys) == cells
-    last = cells[-1].pipeline
+def test_a_nested_study_reads_back(study: Any, toys: Registry) -> None:
+    nested = study(NESTED)
+    assert len(nested.cells) == 2 * (12 - 2 - 2 + 2)
+    assert reread(nested, toys) == nested
+    last = nested.cells[-1].pipeline
     assert (last.layers.permutation.rounds, last.calibration.sequences) == (2, 2)

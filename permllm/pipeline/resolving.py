@@ -1,0 +1,73 @@
+"""Documents to pipelines and their resolved plain data: once for each document."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from permllm.errors import DeprecatedWarning
+from permllm.pipeline.deprecations import deprecated_settings
+from permllm.pipeline.document import Document, Keys
+from permllm.pipeline.lookup import Lookup
+from permllm.pipeline.schema import Pipeline
+from permllm.pipeline.structuring import Structurer
+from permllm.pipeline.unstructuring import resolved
+
+
+@attrs.frozen(eq=False)
+class Resolved:
+    """A document with what it means.
+
+    Attributes:
+        document: what was read.
+        pipeline: what it is.
+        plain: the same as plain data with every default spelled out.
+    """
+
+    document: Document
+    pipeline: Pipeline
+    plain: dict[str, Any]
+
+
+class Resolver:
+    """Resolves the documents that come from one file.
+
+    Args:
+        registry: where components are looked up.
+        base_dir: the folder that relative paths start from.
+    """
+
+    def __init__(self, registry: Lookup, base_dir: Path) -> None:
+        self._registry = registry
+        self._structurer = Structurer(registry, base_dir)
+        self._warned: set[str] = set()
+
+    def resolve(self, document: Document) -> Resolved:
+        """What a document means; warns of deprecated options, of each place once.
+
+        Raises:
+            UserError: the first thing in it that is wrong, at its place.
+        """
+        pipeline = self._structurer.structure(document, Pipeline)
+        for message in deprecated_settings(document, pipeline):
+            if message not in self._warned:
+                self._warned.add(message)
+                warnings.warn(message, DeprecatedWarning, stacklevel=1)
+        return Resolved(document, pipeline, resolved(pipeline, self._registry))
+
+    def missing_keys(self, document: Document) -> tuple[Keys, ...]:
+        """Where a document lacks what no pipeline can do without."""
+        return self._structurer.missing_keys(document, Pipeline)
+
+    def paths(self, document: Document) -> tuple[Path, ...]:
+        """The paths that a document lists.
+
+        Raises:
+            UserError: it is no list of paths.
+        """
+        hint: Any = tuple[Path, ...]
+        files: tuple[Path, ...] = self._structurer.structure(document, hint)
+        return files
