@@ -16,8 +16,8 @@ from pictures import draw_all
 
 from permllm.cli.main import COMMANDS, cli
 from permllm.components import KINDS
+from permllm.fields.options import describe_options
 from permllm.pipeline import schema
-from permllm.pipeline.options import describe_options
 from permllm.registry import Registry
 
 SECTIONS = {

@@ -25,7 +25,7 @@ from permllm.plugins.loading import plugin_entry_points, switched_off
 from permllm.version import __version__
 
 if TYPE_CHECKING:
-    from permllm.pipeline.options import OptionInfo
+    from permllm.fields.options import OptionInfo
     from permllm.registry import Entry, PluginInfo, Registry
 
 
@@ -84,7 +84,7 @@ def _plugin(info: PluginInfo, registry: Registry) -> dict[str, Any]:
 
 def _component(reference: str, entry: Entry) -> dict[str, Any]:
     """A component; ``reference`` is the name that finds it, with its package on a clash."""
-    from permllm.pipeline.options import describe_options
+    from permllm.fields.options import describe_options
 
     presets = getattr(entry.cls, "presets", {})
     return {

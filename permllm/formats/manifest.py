@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal
 
 import attrs
-import cattrs
 
 from permllm.errors import UserError
 from permllm.files import write_text
+from permllm.fields.errors import ERRORS, leaves
+from permllm.fields.reading import Reader
+from permllm.fields.writing import writer
 from permllm.models.checkpoint_files import read_json
 
 MANIFEST = "permllm.json"
@@ -150,7 +152,7 @@ class Manifest:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write the manifest under a temporary name and rename it."""
-    text = json.dumps(_CONVERTER.unstructure(manifest), indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(writer().unstructure(manifest), indent=1, ensure_ascii=False) + "\n"
     write_text(directory / MANIFEST, text)
 
 
@@ -179,10 +181,13 @@ def read_manifest(directory: Path) -> Manifest:
             hint="install a newer version of permllm",
         )
     try:
-        return _CONVERTER.structure(data, Manifest)
-    except cattrs.BaseValidationError as error:
-        reasons = "; ".join(cattrs.transform_error(error)[:3])
-        raise UserError(f"the manifest is damaged: {reasons}", file=str(path)) from error
+        # Versions with the same number may add fields.
+        manifest: Manifest = Reader(lenient=True).read(data, Manifest)
+    except ERRORS as error:
+        wrong = [f"{'.'.join(map(str, place))}: {leaf}" for place, leaf in leaves(error)]
+        message = f"the manifest is damaged: {'; '.join(wrong[:3])}"
+        raise UserError(message, file=str(path)) from error
+    return manifest
 
 
 def _what(directory: Path) -> str | None:
@@ -194,34 +199,3 @@ def _what(directory: Path) -> str | None:
             "it looks like a model of transformers: AutoModelForCausalLM.from_pretrained opens it"
         )
     return "name the folder of an export, such as runs/NAME/runs/LABEL/exports/permuted"
-
-
-def _converter() -> Any:
-    converter = cattrs.Converter()
-
-    def plain(kind: type) -> Any:
-        def check(value: Any, _: Any) -> Any:
-            number = kind is float and isinstance(value, int) and not isinstance(value, bool)
-            if not number and type(value) is not kind:
-                raise ValueError(f"expected {kind.__name__}, got {value!r}")
-            return kind(value)
-
-        return check
-
-    def several(kind: Any) -> Any:
-        part = get_args(kind)[0]
-
-        def check(value: Any, _: Any) -> Any:
-            if not isinstance(value, list):
-                raise ValueError(f"expected a list, got {value!r}")
-            return tuple(converter.structure(entry, part) for entry in value)
-
-        return check
-
-    for kind in (str, int, float):
-        converter.register_structure_hook(kind, plain(kind))
-    converter.register_structure_hook_factory(lambda kind: get_origin(kind) is tuple, several)
-    return converter
-
-
-_CONVERTER = _converter()

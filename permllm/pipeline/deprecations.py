@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 
 from permllm.components import KINDS, Component
-from permllm.pipeline.document import Document, Keys
-from permllm.pipeline.options import default_of, option_fields
+from permllm.fields.declared import key_of, option_fields
+from permllm.fields.errors import Keys
+from permllm.pipeline.document import Document
 
 
 def deprecated_settings(document: Document, made: Any) -> dict[str, None]:
@@ -31,33 +32,23 @@ def _settings(data: Any, made: Any, place: Keys) -> Iterator[tuple[Keys, str]]:
         yield from _settings(item, part, (*place, key))
     if isinstance(data, dict) and attrs.has(type(made)):
         for field in option_fields(type(made)):
-            key = field.alias or field.name
+            key = key_of(field)
             if key in data and (advice := field.metadata.get("deprecated")):
                 yield (*place, key), f"{_named(made, key)} is deprecated: {advice}"
 
 
 def _parts(data: Any, made: Any) -> Iterator[tuple[str | int, Any, Any]]:
     """The parts of plain data by their keys, with what was made of each."""
-    if isinstance(made, tuple | list) and isinstance(data, dict):
+    if isinstance(made, tuple | list) and isinstance(data, dict | list):
         # ``track:`` may be a mapping of names.
-        yield from ((key, data[key], part) for key, part in zip(data, made, strict=False))
-    elif isinstance(made, tuple | list) and isinstance(data, list):
-        pairs = zip(data, made, strict=False)
-        yield from ((index, item, part) for index, (item, part) in enumerate(pairs))
+        pairs = data.items() if isinstance(data, dict) else enumerate(data)
+        yield from ((key, item, part) for (key, item), part in zip(pairs, made, strict=False))
     elif isinstance(made, Mapping) and isinstance(data, dict):
         yield from ((key, data[key], part) for key, part in made.items() if key in data)
     elif isinstance(data, dict) and attrs.has(type(made)):
         for field in option_fields(type(made)):
-            if (key := field.alias or field.name) in data:
+            if (key := key_of(field)) in data:
                 yield key, data[key], getattr(made, field.name)
-
-
-def left_out(field: attrs.Attribute[Any], value: Any) -> bool:
-    """Whether a resolved pipeline leaves a field out: it is deprecated and has its default.
-
-    Else everybody who reads that back would be warned of what nobody set.
-    """
-    return bool(field.metadata.get("deprecated")) and value == default_of(field)
 
 
 def _named(made: Any, key: str) -> str:

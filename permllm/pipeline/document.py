@@ -14,15 +14,13 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from permllm.errors import UserError
+from permllm.fields.errors import Keys
 
 MAX_NODES = 20_000
 """The most values a file may hold once its aliases are written out."""
 
 MAX_DEPTH = 50
 """The deepest nesting of lists and mappings."""
-
-Keys = tuple[str | int, ...]
-"""Where a value stands: keys of mappings and indices of lists, from the root."""
 
 _TAG = "tag:yaml.org,2002:"
 

@@ -8,17 +8,18 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError
+from permllm.fields.declared import REFERENCE, key_of, option_fields
+from permllm.fields.errors import Keys
+from permllm.fields.options import option_types
 from permllm.pipeline.document import (
     ABSENT,
     Document,
-    Keys,
     Origin,
     dotted,
     parse_yaml,
     plain_document,
     value_at,
 )
-from permllm.pipeline.options import REFERENCE, option_fields, option_types
 from permllm.pipeline.schema import Pipeline
 
 MATRIX = "matrix"
@@ -142,7 +143,7 @@ def _default(place: Keys) -> Any:
     for key in place:
         if not attrs.has(cls):
             return None
-        fields = {field.alias or field.name: field for field in option_fields(cls)}
+        fields = {key_of(field): field for field in option_fields(cls)}
         if key not in fields:
             return None
         default = fields[str(key)].metadata.get(REFERENCE)

@@ -11,9 +11,9 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError
+from permllm.fields.errors import shown
 from permllm.pipeline.document import Document, Origin, parse_yaml, plain_document
 from permllm.pipeline.dotted_keys import MATRIX, apply_settings
-from permllm.pipeline.field_errors import shown
 from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.matrix.cells import Cell, only_cell
 from permllm.pipeline.matrix.expansion import base_of, expand
@@ -175,7 +175,9 @@ def _load_plugins(document: Document, registry: Lookup, resolver: Resolver) -> N
     """
     if PLUGINS not in document.data:
         return
-    for index, path in enumerate(resolver.paths(document.part((PLUGINS,)))):
+    hint: Any = tuple[Path, ...]
+    files = resolver.structurer.structure(document.part((PLUGINS,)), hint)
+    for index, path in enumerate(files):
         try:
             registry.add_file(path)
         except UserError as error:

@@ -10,11 +10,11 @@ import attrs
 
 from permllm.errors import DeprecatedWarning
 from permllm.pipeline.deprecations import deprecated_settings
-from permllm.pipeline.document import Document, Keys
+from permllm.pipeline.document import Document
 from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.schema import Pipeline
 from permllm.pipeline.structuring import Structurer
-from permllm.pipeline.unstructuring import resolved
+from permllm.pipeline.unstructuring import registry_writer, resolved
 
 
 @attrs.frozen(eq=False)
@@ -38,11 +38,14 @@ class Resolver:
     Args:
         registry: where components are looked up.
         base_dir: the folder that relative paths start from.
+
+    Attributes:
+        structurer: makes their parts.
     """
 
     def __init__(self, registry: Lookup, base_dir: Path) -> None:
-        self._registry = registry
-        self._structurer = Structurer(registry, base_dir)
+        self.structurer = Structurer(registry, base_dir)
+        self._writer = registry_writer(registry)
         self._warned: set[str] = set()
 
     def resolve(self, document: Document) -> Resolved:
@@ -51,23 +54,9 @@ class Resolver:
         Raises:
             UserError: the first thing in it that is wrong, at its place.
         """
-        pipeline = self._structurer.structure(document, Pipeline)
+        pipeline = self.structurer.structure(document, Pipeline)
         for message in deprecated_settings(document, pipeline):
             if message not in self._warned:
                 self._warned.add(message)
                 warnings.warn(message, DeprecatedWarning, stacklevel=1)
-        return Resolved(document, pipeline, resolved(pipeline, self._registry))
-
-    def missing_keys(self, document: Document) -> tuple[Keys, ...]:
-        """Where a document lacks what no pipeline can do without."""
-        return self._structurer.missing_keys(document, Pipeline)
-
-    def paths(self, document: Document) -> tuple[Path, ...]:
-        """The paths that a document lists.
-
-        Raises:
-            UserError: it is no list of paths.
-        """
-        hint: Any = tuple[Path, ...]
-        files: tuple[Path, ...] = self._structurer.structure(document, hint)
-        return files
+        return Resolved(document, pipeline, resolved(pipeline, converter=self._writer))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import attrs
 
@@ -22,22 +22,15 @@ from permllm.components import (
     Pruner,
 )
 from permllm.core.patterns import Pattern
-from permllm.models.sources import DirectorySource, GgufSource, HubSource, PackageSource
+from permllm.fields.declared import reference
+from permllm.models.sources import Source
 from permllm.option import option
-from permllm.pipeline.options import reference
 
 VERSION = 1
 """The schema version that this permllm reads and writes."""
 
-SOURCES: dict[str, type] = {
-    "package": PackageSource,
-    "gguf": GgufSource,
-    "directory": DirectorySource,
-    "hub": HubSource,
-}
+SOURCES: dict[str, type] = {cls.source: cls for cls in get_args(Source)}
 """The places that a model may come from, by the value of ``source``."""
-
-ModelSource = PackageSource | GgufSource | DirectorySource | HubSource
 
 RESIDUAL = ("free", "shared", "original")
 """What the order of groups that read the residual stream may be."""
@@ -152,7 +145,7 @@ class Pipeline:
     plugins: tuple[Path, ...] = option(
         (), help="Python files with hooks, run before components are looked up"
     )
-    model: ModelSource = option(help="the model to prune")
+    model: Source = option(help="the model to prune")
     calibration: Calibration = reference({}, help="the calibration text")
     pattern: Pattern = option(help="N:M: of every M consecutive weights at most N are kept")
     layers: Layers = reference({}, help="what is done to the decoder layers")

@@ -89,9 +89,10 @@ def _needs_flaws(cls: type[Component]) -> Iterator[str]:
 
 def _option_flaws(cls: type[Component]) -> Iterator[str]:
     # Late: this module is imported where torch must not be, and these bring it in.
-    from permllm.pipeline.field_errors import FieldError
-    from permllm.pipeline.options import default_of, option_fields, option_types
-    from permllm.pipeline.scalars import STRICT, check_range
+    from permllm.fields.declared import default_of, option_fields
+    from permllm.fields.errors import FieldError
+    from permllm.fields.options import check_range, option_types
+    from permllm.fields.reading import STRICT
 
     hints = option_types(cls)
     for taken in RESERVED & set(hints):
@@ -108,7 +109,7 @@ def _option_flaws(cls: type[Component]) -> Iterator[str]:
 
 
 def _preset_flaws(cls: type[Component]) -> Iterator[str]:
-    from permllm.pipeline.options import option_types
+    from permllm.fields.options import option_types
 
     options = option_types(cls)
     for preset, values in getattr(cls, "presets", {}).items():

@@ -61,10 +61,17 @@ def test_fields_of_later_versions_are_left_aside(tmp_path: Path) -> None:
         (lambda data: data.update(permllm=2, version="9.0"), "permllm 9.0 wrote this manifest"),
         (lambda data: data.update(permllm="one"), "'permllm' is not its number"),
         (lambda data: data.pop("permllm"), "'permllm' is not its number"),
-        (lambda data: data.pop("tensors"), "the manifest is damaged"),
-        (lambda data: data.update(format="holographic"), "the manifest is damaged"),
-        (lambda data: data["groups"][0].update(channels="many"), "the manifest is damaged"),
-        (lambda data: data["groups"][0].update(linears="a.down"), "the manifest is damaged"),
+        (lambda data: data.pop("tensors"), "the manifest is damaged: tensors: 'tensors' is miss"),
+        (lambda data: data.update(format="holographic"), "damaged: format: expected 'permuted' or"),
+        (
+            lambda data: data["groups"][0].update(channels="many"),
+            "the manifest is damaged: groups.0.channels: expected a whole number, not the text",
+        ),
+        (
+            lambda data: data["groups"][0].update(linears="a.down"),
+            "the manifest is damaged: groups.0.linears: expected a list of texts",
+        ),
+        (lambda data: data["logits"]["values"][0].append(True), "values.0.2: expected a number"),
     ],
 )
 def test_bad_manifests(

@@ -13,8 +13,8 @@ import pytest
 import permllm
 from permllm.components import Metric, Observer, PermutationLearner, Pruner, option
 from permllm.errors import DeprecatedWarning
+from permllm.fields.options import describe_options
 from permllm.pipeline.jsonschema import pipeline_schema
-from permllm.pipeline.options import describe_options
 from permllm.pipeline.reading import dump_yaml, read_text, resolved, study_of_text
 from permllm.registry import Registry
 

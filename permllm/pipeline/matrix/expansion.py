@@ -7,7 +7,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from permllm.errors import UserError, did_you_mean
-from permllm.pipeline.document import ABSENT, Document, Keys, Origin, identity
+from permllm.fields.errors import Keys
+from permllm.pipeline.document import ABSENT, Document, Origin, identity
 from permllm.pipeline.dotted_keys import (
     EXCLUDE,
     INCLUDE,
@@ -28,6 +29,7 @@ from permllm.pipeline.matrix.labels import (
 )
 from permllm.pipeline.matrix.shape import SEEDS, axes_of, check_count, included_places
 from permllm.pipeline.resolving import Resolved, Resolver
+from permllm.pipeline.schema import Pipeline
 
 Choice = Mapping[str, Keys]
 """What a combination puts into the file, or an exclusion matches: dotted keys, and where in the
@@ -46,7 +48,7 @@ def base_of(document: Document, resolver: Resolver) -> Resolved:
     firsts = {key: places[0] for key, places in axes_of(document).items()}
     for place in included_places(document):
         firsts.setdefault(str(place[-1]), place)
-    missing = resolver.missing_keys(base) if firsts else ()
+    missing = resolver.structurer.missing_keys(base, Pipeline) if firsts else ()
     for key in by_depth(firsts):
         parts = parts_of(key)
         if base.at(parts) is ABSENT and any(_on_one_way(parts, place) for place in missing):

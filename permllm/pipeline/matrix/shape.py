@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from permllm.errors import did_you_mean, nearest
-from permllm.pipeline.document import Document, Keys
+from permllm.fields.errors import Keys, shown
+from permllm.fields.options import describe_options
+from permllm.pipeline.document import Document
 from permllm.pipeline.dotted_keys import EXCLUDE, INCLUDE, MATRIX, REPEAT, RESERVED
-from permllm.pipeline.field_errors import shown
-from permllm.pipeline.options import describe_options
 from permllm.pipeline.schema import Pipeline
 
 MAX_CELLS = 1000
