@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permllm.pipeline.matrix import cells as matrix
-from permllm.pipeline.matrix.cells import Cell, derived_seed
-from permllm.pipeline.matrix.labels import combination_labels, repeat_labels, single_label
+from permllm.fields.reading import Reader
+from permllm.pipeline.matrix.cells import Cell
 from permllm.pipeline.reading import Study, dump_yaml, read_mapping, resolved, study_of_text
-from permllm.pipeline.schema import MAX_SEED
+from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
 
 
@@ -49,31 +45,31 @@ def test_values_take_their_places(cells: Any) -> None:
 
 
 def test_the_first_key_is_slowest(cells: Any) -> None:
-    found = cells("matrix: {pattern: [2:4, 4:8], layers.permutation: [cp, lcp]}")
-    assert labels(found) == ["2:4 cp", "2:4 lcp", "4:8 cp", "4:8 lcp"]
-    assert [str(cell.pipeline.pattern) for cell in found] == ["2:4", "2:4", "4:8", "4:8"]
+    runs = cells("matrix: {pattern: [2:4, 4:8], layers.permutation: [cp, lcp]}")
+    assert labels(runs) == ["2:4 cp", "2:4 lcp", "4:8 cp", "4:8 lcp"]
+    assert [str(cell.pipeline.pattern) for cell in runs] == ["2:4", "2:4", "4:8", "4:8"]
 
 
 def test_a_single_value_is_not_said(cells: Any) -> None:
-    found = cells("matrix: {pattern: [2:4], layers.permutation: [cp, lcp]}")
-    assert labels(found) == ["cp", "lcp"]
+    runs = cells("matrix: {pattern: [2:4], layers.permutation: [cp, lcp]}")
+    assert labels(runs) == ["cp", "lcp"]
     assert labels(cells("matrix: {pattern: [4:8]}")) == ["4:8"]
 
 
 def test_options_tell_namesakes_apart(cells: Any) -> None:
-    found = cells("matrix: {layers.permutation: [lcp, {name: lcp, block: 32}, none]}")
-    assert labels(found) == ["lcp(block=64)", "lcp(block=32)", "none"]
+    runs = cells("matrix: {layers.permutation: [lcp, {name: lcp, block: 32}, none]}")
+    assert labels(runs) == ["lcp(block=64)", "lcp(block=32)", "none"]
 
 
 def test_numbers_carry_their_key(cells: Any) -> None:
-    found = cells("matrix: {layers.permutation.block: [32, 64], layers.window: [1, all]}")
-    assert labels(found)[:2] == ["block=32 window=1", "block=32 window=all"]
-    assert found[2].pipeline.layers.permutation.block == 64
+    runs = cells("matrix: {layers.permutation.block: [32, 64], layers.window: [1, all]}")
+    assert labels(runs)[:2] == ["block=32 window=1", "block=32 window=all"]
+    assert runs[2].pipeline.layers.permutation.block == 64
 
 
 def test_no_label_is_dense(cells: Any) -> None:
-    found = cells("matrix: {layers.inputs: [pruned, dense]}")
-    assert labels(found) == ["layers.inputs=pruned", "layers.inputs=dense"]
+    runs = cells("matrix: {layers.inputs: [pruned, dense]}")
+    assert labels(runs) == ["layers.inputs=pruned", "layers.inputs=dense"]
 
 
 def test_without_a_matrix_the_learner_is_the_label(cells: Any) -> None:
@@ -81,16 +77,10 @@ def test_without_a_matrix_the_learner_is_the_label(cells: Any) -> None:
     assert labels(cells("layers: {permutation: cp, pruner: sparsegpt}")) == ["cp+sparsegpt"]
 
 
-def test_a_learner_called_dense_is_not_the_dense_model(read: Any) -> None:
-    pipeline = read()
-    layers = attrs.evolve(pipeline.layers, permutation=SimpleNamespace(name="dense"))
-    assert single_label(attrs.evolve(pipeline, layers=layers)) == "permutation=dense"
-
-
 def test_a_required_key_may_come_from_the_matrix(cells: Any) -> None:
     text = "model: {source: hub, id: x}\nmatrix: {pattern: [1:4, 2:4]}\n"
-    found = cells(text, whole=True)
-    assert [str(cell.pipeline.pattern) for cell in found] == ["1:4", "2:4"]
+    runs = cells(text, whole=True)
+    assert [str(cell.pipeline.pattern) for cell in runs] == ["1:4", "2:4"]
 
 
 def test_names_are_the_labels(cells: Any) -> None:
@@ -101,21 +91,21 @@ def test_names_are_the_labels(cells: Any) -> None:
     assert plain.pipeline.layers.permutation.name == "none"
     assert searched.pipeline.layers.permutation.rounds == 50
     assert searched.options["layers.permutation"]["rounds"] == 50
-    found = cells("matrix: {layers.permutation.block: {small: 8, large: 64}, seed: [1, 2]}")
-    assert labels(found)[:3] == ["small seed=1", "small seed=2", "large seed=1"]
+    runs = cells("matrix: {layers.permutation.block: {small: 8, large: 64}, seed: [1, 2]}")
+    assert labels(runs)[:3] == ["small seed=1", "small seed=2", "large seed=1"]
 
 
 def test_nested_keys_apply_from_the_outside_in(cells: Any) -> None:
-    found = cells(
+    runs = cells(
         "matrix: {layers.permutation.block: [32, 16], layers: [{window: 1}, {window: 2}], "
         "layers.permutation: [lcp, {name: lcp, passes: 9}]}"
     )
-    assert len(found) == 8
-    assert labels(found)[1] == "block=32 layers(window=1) lcp(passes=9)"
-    last = found[-1].pipeline.layers
+    assert len(runs) == 8
+    assert labels(runs)[1] == "block=32 layers(window=1) lcp(passes=9)"
+    last = runs[-1].pipeline.layers
     assert (last.window, last.permutation.block, last.permutation.passes) == (2, 16, 9)
     # What a key comes to together with the keys below it.
-    assert found[-1].options["layers.permutation"]["block"] == 16
+    assert runs[-1].options["layers.permutation"]["block"] == 16
 
 
 def test_exclude_matches_by_name_and_by_meaning(cells: Any) -> None:
@@ -138,13 +128,13 @@ def test_excluded_combinations_may_be_impossible(cells: Any) -> None:
         "  layers.permutation.block: [32, 16]\n"
         "  exclude: [{layers.permutation: none}]\n"
     )
-    found = cells(text)
-    assert labels(found) == ["block=32", "block=16"]
-    assert [cell.pipeline.layers.permutation.block for cell in found] == [32, 16]
+    runs = cells(text)
+    assert labels(runs) == ["block=32", "block=16"]
+    assert [cell.pipeline.layers.permutation.block for cell in runs] == [32, 16]
 
 
 def test_include_is_beside_the_product(cells: Any) -> None:
-    found = cells(
+    runs = cells(
         "layers: {metric: ria, permutation: lcp}\n"
         "matrix:\n"
         "  layers.permutation.block: [16, 32]\n"
@@ -153,58 +143,58 @@ def test_include_is_beside_the_product(cells: Any) -> None:
         "    - {calibration.sequences: 3, layers.permutation.block: 8}\n"
         "    - {layers.permutation.rounds: 1, layers.permutation: cp}\n"
     )
-    assert labels(found) == ["block=16", "block=32", "none", "block=8 sequences=3", "cp rounds=1"]
-    assert all(cell.pipeline.layers.metric.name == "ria" for cell in found)
-    assert found[2].pipeline.layers.permutation.name == "none"
-    assert found[3].pipeline.calibration.sequences == 3
-    assert found[4].pipeline.layers.permutation.rounds == 1
+    assert labels(runs) == ["block=16", "block=32", "none", "block=8 sequences=3", "cp rounds=1"]
+    assert all(cell.pipeline.layers.metric.name == "ria" for cell in runs)
+    assert runs[2].pipeline.layers.permutation.name == "none"
+    assert runs[3].pipeline.calibration.sequences == 3
+    assert runs[4].pipeline.layers.permutation.rounds == 1
     # Every run has every key that some run has from the matrix, where there is such a key.
-    assert found[0].options["calibration.sequences"] == 16
-    assert found[0].options["layers.permutation"]["block"] == 16
-    assert "layers.permutation.block" not in found[2].options
+    assert runs[0].options["calibration.sequences"] == 16
+    assert runs[0].options["layers.permutation"]["block"] == 16
+    assert "layers.permutation.block" not in runs[2].options
 
 
 def test_what_an_included_run_leaves_open_is_as_in_the_file(cells: Any) -> None:
-    found = cells("matrix: {layers.permutation: [none, cp], include: [{layers.metric: ria}]}")
+    runs = cells("matrix: {layers.permutation: [none, cp], include: [{layers.metric: ria}]}")
     # The file has no permutation outside the matrix, so that is the default.
-    assert labels(found) == ["none", "cp", "lcp ria"]
-    found = cells(
+    assert labels(runs) == ["none", "cp", "lcp ria"]
+    runs = cells(
         "model: {source: hub, id: x}\n"
         "matrix: {pattern: [1:4, 2:4], include: [{layers.metric: ria}]}",
         whole=True,
     )
-    assert labels(found) == ["1:4", "2:4", "1:4 ria"]
+    assert labels(runs) == ["1:4", "2:4", "1:4 ria"]
 
 
 def test_include_takes_named_values(cells: Any) -> None:
-    found = cells(
+    runs = cells(
         "layers: {permutation: none}\n"
         "matrix: {layers.metric: [wanda], layers.permutation: {cp: {name: cp, rounds: 9}}, "
         "include: [{layers.permutation: cp, layers.metric: ria}, {layers.permutation: lcp}]}"
     )
-    assert labels(found) == ["wanda cp", "ria cp", "wanda lcp"]
-    assert [getattr(cell.pipeline.layers.permutation, "rounds", 0) for cell in found] == [9, 9, 0]
+    assert labels(runs) == ["wanda cp", "ria cp", "wanda lcp"]
+    assert [getattr(cell.pipeline.layers.permutation, "rounds", 0) for cell in runs] == [9, 9, 0]
 
 
 def test_a_list_of_runs_without_a_product(cells: Any) -> None:
-    found = cells(
+    runs = cells(
         "matrix: {include: [{layers.permutation: none}, {layers.metric: ria, pattern: 4:8}, {}]}"
     )
-    assert labels(found) == ["none", "ria 4:8", "lcp"]
+    assert labels(runs) == ["none", "ria 4:8", "lcp"]
 
 
 def test_repeats_differ_in_their_seeds_alone(cells: Any) -> None:
-    found = cells(
+    runs = cells(
         "seed: 5\ncalibration: {seed: 9}\nmatrix: {layers.permutation: [none, cp], repeat: 3}"
     )
-    assert labels(found) == ["none", "none #2", "none #3", "cp", "cp #2", "cp #3"]
-    assert [cell.setting for cell in found] == ["none"] * 3 + ["cp"] * 3
-    assert [cell.repeat for cell in found] == [0, 1, 2] * 2
-    seeds = [(cell.pipeline.seed, cell.pipeline.calibration.seed) for cell in found]
+    assert labels(runs) == ["none", "none #2", "none #3", "cp", "cp #2", "cp #3"]
+    assert [cell.setting for cell in runs] == ["none"] * 3 + ["cp"] * 3
+    assert [cell.repeat for cell in runs] == [0, 1, 2] * 2
+    seeds = [(cell.pipeline.seed, cell.pipeline.calibration.seed) for cell in runs]
     assert seeds[0] == (5, 9)
     assert seeds[:3] == seeds[3:]
     assert len({seed for pair in seeds for seed in pair}) == 6
-    assert [(c.options["seed"], c.options["calibration.seed"]) for c in found] == seeds
+    assert [(c.options["seed"], c.options["calibration.seed"]) for c in runs] == seeds
 
 
 def test_a_pipeline_repeated_as_it_is(cells: Any) -> None:
@@ -213,10 +203,27 @@ def test_a_pipeline_repeated_as_it_is(cells: Any) -> None:
     assert (once.label, once.options) == ("lcp", {})
 
 
-def test_examples_in_docstrings() -> None:
-    found = doctest.testmod(matrix)
-    assert found.attempted > 0
-    assert found.failed == 0
+def test_each_run_is_made_once(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    fields = Reader.fields
+
+    def counted(self: Reader, cls: type, *arguments: Any) -> Any:
+        made.append(cls)
+        return fields(self, cls, *arguments)
+
+    monkeypatch.setattr(Reader, "fields", counted)
+    assert len(study("matrix: {seed: [1, 2, 3]}").cells) == 3
+    # The file and each run, which is the file with one value.
+    assert made.count(Pipeline) == 1 + 3
+    # The permutation is not among what is varied.
+    assert [cls.__name__ for cls in made].count("Lcp") == 1
+    made.clear()
+    axes = (
+        "layers.window: [1, 2, 3], layers.metric: [wanda, ria, {name: ria, exponent: 2}], repeat: 5"
+    )
+    assert len(study(f"matrix: {{{axes}}}").cells) == 45
+    # Each value alone is compared with others.
+    assert made.count(Pipeline) == 1 + 3 + 3 + 9
 
 
 @pytest.mark.parametrize(
@@ -314,52 +321,6 @@ def test_mistakes_are_placed_in_the_matrix(refused: Any, matrix: str, message: s
     assert message in refused(f"matrix: {matrix}")
 
 
-scalars = st.one_of(
-    st.integers(0, 3), st.booleans(), st.sampled_from(["dense", "a", "b", "1", "a b"])
-)
-components = st.builds(
-    lambda name, block, passes: {"name": name, "block": block, "passes": passes},
-    st.sampled_from(["a", "dense", "lcp"]),
-    st.integers(1, 3),
-    st.integers(1, 3),
-)
-values = st.lists(
-    st.one_of(scalars, components, st.lists(components, max_size=2)),
-    min_size=1,
-    max_size=4,
-    unique_by=repr,
-)
-
-
-@given(st.dictionaries(st.sampled_from(["x", "a.x", "b.y", "c"]), values, min_size=1, max_size=3))
-def test_labels_are_distinct_and_never_dense(axes: dict[str, list[Any]]) -> None:
-    told = [dict(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]
-    names = {
-        key: {"a": found[0], "b c": found[-1]} for key, found in axes.items() if len(found) > 3
-    }
-    found = combination_labels(told, names, "lcp")
-    assert len(set(found)) == len(told)
-    assert "dense" not in found
-
-
-@given(
-    st.lists(st.sampled_from(["a", "a #2", "a ##2", "a #3", "b"]), unique=True), st.integers(1, 4)
-)
-def test_labels_of_repeats_are_distinct(names: list[str], repeat: int) -> None:
-    found = repeat_labels(names, repeat)
-    assert [repeats[0] for repeats in found] == names
-    assert len({label for repeats in found for label in repeats}) == repeat * len(names)
-
-
-@given(st.integers(0, MAX_SEED), st.integers(2, 100))
-def test_derived_seeds_are_distinct_seeds(seed: int, repeat: int) -> None:
-    for key in ("seed", "calibration.seed"):
-        seeds = [derived_seed(seed, key, number) for number in range(repeat)]
-        assert len(set(seeds)) == repeat
-        assert all(0 <= found <= MAX_SEED for found in seeds)
-    assert derived_seed(seed, "seed", 1) != derived_seed(seed, "calibration.seed", 1)
-
-
 ORDERS = {"plain": "none", "cp": {"name": "cp", "rounds": 9}, "lcp": "lcp"}
 VALUES: dict[str, list[Any]] = {
     "pattern": ["1:4", "2:4", "4:8"],
@@ -378,7 +339,7 @@ def matrices(draw: Any) -> dict[str, Any]:
     some = st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in axes.items()})
     exclude = draw(st.lists(some.filter(bool), max_size=3))
     other = st.fixed_dictionaries(
-        {}, optional={key: st.sampled_from(found) for key, found in VALUES.items()}
+        {}, optional={key: st.sampled_from(values) for key, values in VALUES.items()}
     )
     include = draw(st.lists(other, max_size=3))
     return {"axes": axes, "exclude": exclude, "include": include, "repeat": draw(st.integers(1, 3))}
@@ -399,17 +360,17 @@ def brute_force(drawn: dict[str, Any]) -> list[dict[str, Any]]:
         fewer = [combination for combination in kept if not agrees(combination, entry)]
         if len(fewer) < len(kept):
             kept, exclude = fewer, [*exclude, entry]
-    found, include = [file | combination for combination in kept], []
+    runs, include = [file | combination for combination in kept], []
     for entry in drawn["include"]:
         whole = file | entry
         # A name stands for a value only where its axis has it, else for a component.
         nameless = entry.get("layers.permutation") in ("plain", "cp") and entry[
             "layers.permutation"
         ] not in axes.get("layers.permutation", ())
-        if not nameless and whole not in found and not any(agrees(whole, e) for e in exclude):
-            found, include = [*found, whole], [*include, entry]
+        if not nameless and whole not in runs and not any(agrees(whole, e) for e in exclude):
+            runs, include = [*runs, whole], [*include, entry]
     drawn["exclude"], drawn["include"] = exclude, include
-    return found
+    return runs
 
 
 @settings(max_examples=25, deadline=None)
@@ -421,8 +382,8 @@ def test_cells_are_the_product_less_the_excluded_and_the_included(
     if not expected:
         return
     text: dict[str, Any] = {
-        key: {name: ORDERS[name] for name in found} if key == "layers.permutation" else found
-        for key, found in drawn["axes"].items()
+        key: {name: ORDERS[name] for name in values} if key == "layers.permutation" else values
+        for key, values in drawn["axes"].items()
     }
     text |= {key: drawn[key] for key in ("include", "exclude") if drawn[key]}
     text["repeat"] = drawn["repeat"]
