@@ -17,15 +17,13 @@ from cattrs import Converter
 from permllm.errors import UserError, did_you_mean
 from permllm.fields.declared import REFERENCE, default_of, key_of, option_fields
 from permllm.fields.errors import ERRORS, FieldError, at, each, leaves, shown
+from permllm.fields.once import Once
 from permllm.fields.options import check_range, option_types
 from permllm.fields.types import TYPES, FieldType, component_kind, members, type_text
 
 
 class Reader:
-    """Makes values of plain data.
-
-    Lists and mappings that are the very same object are made once: the runs of a matrix
-    share most of theirs.
+    """Makes values of plain data, of the very same list or mapping once.
 
     Args:
         base_dir: the folder that relative paths start from.
@@ -36,7 +34,7 @@ class Reader:
         self.base_dir = base_dir
         self.lenient = lenient
         self.converter = Converter()
-        self._kept: dict[tuple[int, Any], tuple[Any, Any]] = {}
+        self._once = Once()
         # Later registrations are tried first.
         for row in reversed(TYPES):
             if row.cls is None:
@@ -54,19 +52,15 @@ class Reader:
 
     def when(self, fits: Callable[[Any], bool], read: Callable[[Any, Any], Any]) -> None:
         """Read types that fit so, rather than in the way that was registered before."""
-        self.converter.register_structure_hook_func(fits, partial(self._once, read))
+        self.converter.register_structure_hook_func(fits, partial(self._shared, read))
 
     def _reads(self, row: FieldType) -> Callable[[Any, Any], Any]:
         return lambda value, hint: row.read(value, hint, self)
 
-    def _once(self, read: Callable[[Any, Any], Any], value: Any, hint: Any) -> Any:
-        if not isinstance(value, (dict, list)):
-            return read(value, hint)
-        key = (id(value), hint)
-        if key not in self._kept:
-            # With the value, so that no other can get its id.
-            self._kept[key] = (value, read(value, hint))
-        return self._kept[key][1]
+    def _shared(self, read: Callable[[Any, Any], Any], value: Any, hint: Any) -> Any:
+        if isinstance(value, (dict, list)):
+            return self._once(lambda: read(value, hint), value, hint)
+        return read(value, hint)
 
     def path(self, text: str) -> Path:
         """The absolute path that a text names."""

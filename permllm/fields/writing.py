@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -11,6 +12,7 @@ from cattrs import Converter
 
 from permllm.components import Component
 from permllm.fields.declared import key_of, left_out, option_fields
+from permllm.fields.once import Once
 from permllm.fields.types import TAG, TYPES, tag_of
 
 
@@ -18,6 +20,8 @@ def writer(
     name: Callable[[type[Component]], str] = attrgetter("name"), *, bare: bool = False
 ) -> Converter:
     """What unstructures values: every default is spelled out, classes of a union get their tag.
+
+    The very same object is written once, to plain data that must not be changed.
 
     Args:
         name: what a file calls a class of components.
@@ -28,13 +32,16 @@ def writer(
         if row.as_text:
             converter.register_unstructure_hook(row.cls, str)
 
+    once = Once()
+
     def component(value: Component) -> Any:
         own = name(type(value))
         return own if bare else {"name": own, **fields_of(value, converter)}
 
     # Later registrations are tried first.
-    converter.register_unstructure_hook_func(attrs.has, lambda value: _section(value, converter))
-    converter.register_unstructure_hook_func(_is_component, component)
+    for fits, write in ((attrs.has, partial(_section, converter)), (_is_component, component)):
+        hook = partial(_written, once, write)
+        converter.register_unstructure_hook_func(fits, hook)
     return converter
 
 
@@ -47,7 +54,11 @@ def fields_of(value: Any, converter: Converter) -> dict[str, Any]:
     }
 
 
-def _section(value: Any, converter: Converter) -> dict[str, Any]:
+def _written(once: Once, write: Callable[[Any], Any], value: Any) -> Any:
+    return once(lambda: write(value), value)
+
+
+def _section(converter: Converter, value: Any) -> dict[str, Any]:
     tag = tag_of(type(value))
     return ({} if tag is None else {TAG: tag}) | fields_of(value, converter)
 

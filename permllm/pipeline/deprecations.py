@@ -13,28 +13,41 @@ from permllm.fields.errors import Keys
 from permllm.pipeline.document import Document
 
 
-def deprecated_settings(document: Document, made: Any) -> dict[str, None]:
-    """What to say of every deprecated option that a document sets, each with its place.
+class Deprecations:
+    """Finds the deprecated options that documents of one file set, each once."""
 
-    Args:
-        document: what was read.
-        made: the attrs class that it was structured to.
-    """
-    return {
-        str(document.origin(place, key=True).error(message)): None
-        for place, message in _settings(document.data, made, ())
-    }
+    def __init__(self) -> None:
+        self._seen: dict[int, Any] = {}
+        self._messages: set[str] = set()
 
+    def new(self, document: Document, made: Any) -> list[str]:
+        """What to say of each option that is set, with its place, unless it was said before.
 
-def _settings(data: Any, made: Any, place: Keys) -> Iterator[tuple[Keys, str]]:
-    """Where plain data sets a deprecated option of what was made of it."""
-    for key, item, part in _parts(data, made):
-        yield from _settings(item, part, (*place, key))
-    if isinstance(data, dict) and attrs.has(type(made)):
-        for field in option_fields(type(made)):
-            key = key_of(field)
-            if key in data and (advice := field.metadata.get("deprecated")):
-                yield (*place, key), f"{_named(made, key)} is deprecated: {advice}"
+        Args:
+            document: what was read.
+            made: the attrs class that it was structured to.
+        """
+        messages = {
+            str(document.origin(place, key=True).error(message)): None
+            for place, message in self._settings(document.data, made, ())
+        }
+        news = [message for message in messages if message not in self._messages]
+        self._messages.update(news)
+        return news
+
+    def _settings(self, data: Any, made: Any, place: Keys) -> Iterator[tuple[Keys, str]]:
+        """Where plain data sets a deprecated option of what was made of it."""
+        if not isinstance(data, dict | list) or id(data) in self._seen:
+            return
+        # With the data, so that no other can get its id.
+        self._seen[id(data)] = data
+        for key, item, part in _parts(data, made):
+            yield from self._settings(item, part, (*place, key))
+        if isinstance(data, dict) and attrs.has(type(made)):
+            for field in option_fields(type(made)):
+                key = key_of(field)
+                if key in data and (advice := field.metadata.get("deprecated")):
+                    yield (*place, key), f"{_named(made, key)} is deprecated: {advice}"
 
 
 def _parts(data: Any, made: Any) -> Iterator[tuple[str | int, Any, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from permllm.errors import DeprecatedWarning
-from permllm.pipeline.deprecations import deprecated_settings
+from permllm.pipeline.deprecations import Deprecations
 from permllm.pipeline.document import Document
 from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.schema import Pipeline
@@ -46,7 +46,7 @@ class Resolver:
     def __init__(self, registry: Lookup, base_dir: Path) -> None:
         self.structurer = Structurer(registry, base_dir)
         self._writer = registry_writer(registry)
-        self._warned: set[str] = set()
+        self._deprecations = Deprecations()
 
     def resolve(self, document: Document) -> Resolved:
         """What a document means; warns of deprecated options, of each place once.
@@ -55,8 +55,6 @@ class Resolver:
             UserError: the first thing in it that is wrong, at its place.
         """
         pipeline = self.structurer.structure(document, Pipeline)
-        for message in deprecated_settings(document, pipeline):
-            if message not in self._warned:
-                self._warned.add(message)
-                warnings.warn(message, DeprecatedWarning, stacklevel=1)
+        for message in self._deprecations.new(document, pipeline):
+            warnings.warn(message, DeprecatedWarning, stacklevel=1)
         return Resolved(document, pipeline, resolved(pipeline, converter=self._writer))

@@ -32,7 +32,10 @@ def resolved(
         converter: what writes, made for the registry, where many pipelines are written.
     """
     data = fields_of(pipeline, converter or registry_writer(registry))
-    data["track"] = {observer.pop("name"): observer for observer in data["track"]}
+    data["track"] = {
+        observer["name"]: {key: value for key, value in observer.items() if key != "name"}
+        for observer in data["track"]
+    }
     return data
 
 
