@@ -12,10 +12,10 @@ from typing import Literal
 import attrs
 
 from permllm.errors import UserError
-from permllm.files import write_text
 from permllm.fields.errors import ERRORS, leaves
 from permllm.fields.reading import Reader
 from permllm.fields.writing import writer
+from permllm.files import write_text
 from permllm.models.checkpoint_files import read_json
 
 MANIFEST = "permllm.json"

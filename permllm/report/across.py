@@ -63,9 +63,7 @@ def compare(arguments: Sequence[str]) -> Comparison:
         rows += [
             Row(setting, folder.results, (folder.name,)) for setting in _settings(selection.pruned)
         ]
-    warned = [
-        Warned(found.what, found.message(), found.values) for found in differences(selections)
-    ]
+    warned = [Warned(gap.what, gap.message(), gap.values) for gap in differences(selections)]
     return Comparison(tuple(rows), (*warned, *_lone_repeats(selections)))
 
 
@@ -108,7 +106,7 @@ def record(row: Row) -> dict[str, Any]:
     """A row as plain data."""
     setting = row.setting
     names = list(dict.fromkeys(name for run in setting.runs for name in run.figures))
-    spreads = {name: found for name in names if (found := setting.spread(name))}
+    spreads = {name: spread for name in names if (spread := setting.spread(name))}
     closed = {
         name: gap.closed.mean
         for name in perplexities(row.results)
@@ -120,9 +118,11 @@ def record(row: Row) -> dict[str, Any]:
         "from": list(row.sources),
         "n": len(setting.runs),
         "failed": len(setting.failed),
-        "figures": {name: found.mean for name, found in spreads.items()},
+        "figures": {name: spread.mean for name, spread in spreads.items()},
         "deviations": {
-            name: found.deviation for name, found in spreads.items() if found.deviation is not None
+            name: spread.deviation
+            for name, spread in spreads.items()
+            if spread.deviation is not None
         },
         "gap_closed": closed,
         "difference": _differences(row, names),
@@ -138,49 +138,51 @@ def _differences(row: Row, names: Sequence[str]) -> dict[str, Any] | None:
     other = rival(row.results, row.setting)
     if other is None:
         return None
-    found = {name: difference(row.results, row.setting, name) for name in names}
+    differences = {name: difference(row.results, row.setting, name) for name in names}
     return {
         "from": other.label,
-        "figures": {name: attrs.asdict(one) for name, one in found.items() if one is not None},
+        "figures": {
+            name: attrs.asdict(one) for name, one in differences.items() if one is not None
+        },
     }
 
 
 def _settings(runs: Sequence[RunResult]) -> list[Setting]:
     """The chosen runs by setting; a repeat that is alone goes by its own label."""
-    found: dict[str, list[RunResult]] = {}
+    settings: dict[str, list[RunResult]] = {}
     for run in runs:
-        found.setdefault(run.setting, []).append(run)
+        settings.setdefault(run.setting, []).append(run)
     return [
         setting_of(setting if len(same) > 1 else same[0].label, same)
-        for setting, same in found.items()
+        for setting, same in settings.items()
     ]
 
 
 def _dense_rows(selections: Sequence[Selection]) -> list[Row]:
     """A row for each dense result that differs from those before it."""
-    found: list[Row] = []
+    rows: list[Row] = []
     for selection in selections:
         results = selection.folder.results
         for run in results.runs:
             if run.label != DENSE or run.error is not None:
                 continue
-            same = [n for n, row in enumerate(found) if row.setting.runs[0].figures == run.figures]
+            same = [n for n, row in enumerate(rows) if row.setting.runs[0].figures == run.figures]
             if same:
-                row = found[same[0]]
-                found[same[0]] = attrs.evolve(row, sources=(*row.sources, selection.folder.name))
+                row = rows[same[0]]
+                rows[same[0]] = attrs.evolve(row, sources=(*row.sources, selection.folder.name))
             else:
-                found.append(Row(setting_of(DENSE, [run]), results, (selection.folder.name,)))
-    return found
+                rows.append(Row(setting_of(DENSE, [run]), results, (selection.folder.name,)))
+    return rows
 
 
 def _lone_repeats(selections: Sequence[Selection]) -> list[Warned]:
     """Chosen runs whose setting has more repeats than were chosen."""
-    found = []
+    warnings = []
     for selection in selections:
         name, chosen = selection.folder.name, {run.label for run in selection.runs}
         for run in selection.pruned:
             repeats = [one for one in selection.folder.results.runs if one.setting == run.setting]
             if len(repeats) > 1 and sum(one.label in chosen for one in repeats) == 1:
                 message = f"'{run.label}' in {name} is one of {len(repeats)} repeats"
-                found.append(Warned("repeats", message, {name: str(len(repeats))}))
-    return found
+                warnings.append(Warned("repeats", message, {name: str(len(repeats))}))
+    return warnings

@@ -54,7 +54,7 @@ def differences(selections: Sequence[Selection]) -> list[Difference]:
     What the matrix of one folder varies is its subject and no difference; folders are
     compared by all that their chosen runs have.
     """
-    found = _compared({one.folder.name: facts(one) for one in selections})
+    gaps = _compared({one.folder.name: facts(one) for one in selections})
     texts: dict[Hashable, Facts] = {}
     for one in selections:
         fingerprint = one.folder.environment.get("calibration_fingerprint")
@@ -62,32 +62,32 @@ def differences(selections: Sequence[Selection]) -> list[Difference]:
             # With other options, another text is no news.
             key = identity([calibration(one, key) for key in CALIBRATION])
             texts.setdefault(key, {})[one.folder.name] = {"calibration text": fingerprint[:12]}
-    return [*found, *(gap for same in texts.values() for gap in _compared(same))]
+    return [*gaps, *(gap for same in texts.values() for gap in _compared(same))]
 
 
 def facts(selection: Selection) -> Facts:
     """What the chosen runs of a folder depend on, as far as the folder says so."""
     folder = selection.folder
     environment = folder.environment
-    found: Facts = {}
+    known: Facts = {}
     if fingerprint := environment.get("model_fingerprint"):
-        found["model"] = f"{environment.get('model', 'a model')} ({fingerprint[:12]})"
+        known["model"] = f"{environment.get('model', 'a model')} ({fingerprint[:12]})"
     if "dtype" in folder.pipeline:
-        found["dtype"] = folder.pipeline["dtype"]
+        known["dtype"] = folder.pipeline["dtype"]
     if selection.pruned and folder.pipeline:
-        found["pattern"] = _several(selection, "pattern")
-        found |= {f"calibration.{key}": calibration(selection, key) for key in CALIBRATION}
+        known["pattern"] = _several(selection, "pattern")
+        known |= {f"calibration.{key}": calibration(selection, key) for key in CALIBRATION}
     for figure in dict.fromkeys(name for run in selection.runs for name in run.figures):
         if figure not in OWN_FIGURES:
             options = evaluation(selection, figure)
-            found |= {f"{figure}: {dotted(place)}": leaf for place, leaf in walk(options) if place}
+            known |= {f"{figure}: {dotted(place)}": leaf for place, leaf in walk(options) if place}
     versions = environment.get("versions", {})
-    found |= {f"{name}'s version": versions[name] for name in VERSIONS if name in versions}
+    known |= {f"{name}'s version": versions[name] for name in VERSIONS if name in versions}
     if "threads" in environment:
-        found["threads"] = environment["threads"]
+        known["threads"] = environment["threads"]
     if "cuda_device" in environment:
-        found["CUDA device"] = environment["cuda_device"] or "none"
-    return found
+        known["CUDA device"] = environment["cuda_device"] or "none"
+    return known
 
 
 def calibration(selection: Selection, key: str) -> Any:
@@ -108,8 +108,8 @@ def evaluation(selection: Selection, figure: str) -> Any:
     others = [one for one in evaluators if _name(one) not in measured]
     candidates = named or others
     labelled = [one for one in candidates if rest.partition("/")[0] in _labels(one)]
-    found = labelled or candidates
-    return found[0] if len(found) == 1 else found
+    chosen = labelled or candidates
+    return chosen[0] if len(chosen) == 1 else chosen
 
 
 def with_options(pipeline: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,12 +126,12 @@ def with_options(pipeline: Mapping[str, Any], options: Mapping[str, Any]) -> dic
 
 def _compared(folders: Mapping[str, Facts]) -> list[Difference]:
     """The facts that not all folders that have them agree on."""
-    found = []
+    gaps = []
     for what in dict.fromkeys(what for facts in folders.values() for what in facts):
         values = {name: facts[what] for name, facts in folders.items() if what in facts}
         if len(set(map(identity, values.values()))) > 1:
-            found.append(Difference(what, {name: _text(value) for name, value in values.items()}))
-    return found
+            gaps.append(Difference(what, {name: _text(value) for name, value in values.items()}))
+    return gaps
 
 
 def _several(selection: Selection, key: str) -> Any:
@@ -148,15 +148,15 @@ def _name(evaluator: Mapping[str, Any]) -> str:
 
 def _labels(options: Any) -> set[str]:
     """What figures may be called after: the datasets and files in an evaluator's options."""
-    found = set()
+    labels = set()
     for place, leaf in walk(options):
         if not isinstance(leaf, str):
             continue
         if place[-1:] == ("path",):
-            found.add(label_of(Path(leaf)))
+            labels.add(label_of(Path(leaf)))
         elif place[-1:] in (("id",), ("name",)):
-            found.add(leaf.rpartition("/")[2])
-    return found
+            labels.add(leaf.rpartition("/")[2])
+    return labels
 
 
 def _text(value: Any) -> str:

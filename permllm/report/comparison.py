@@ -145,7 +145,7 @@ def gap(results: Results, run: RunResult, figure: str) -> Gap | None:
 
 def gaps(results: Results, setting: Setting, figure: str) -> Gaps | None:
     """The gaps of a setting's repeats in one perplexity; None if none has one."""
-    each = [found for run in setting.runs if (found := gap(results, run, figure))]
+    each = [one for run in setting.runs if (one := gap(results, run, figure))]
     return Gaps(tuple(each)) if each else None
 
 
@@ -165,6 +165,6 @@ def _other_options(run: RunResult) -> dict[str, Any]:
 
 
 def _spread(values: Iterable[float]) -> Spread:
-    found = spread(values)
-    assert found is not None
-    return found
+    over = spread(values)
+    assert over is not None
+    return over

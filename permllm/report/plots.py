@@ -180,7 +180,7 @@ def retained_by_setting(pruned: Sequence[Setting]) -> Figure:
         _average([_courses(run.layers) for run in one.runs if run.layers]) for one in pruned
     ]
     for setting, (layers, before, _) in zip(pruned, averages, strict=True):
-        course = [found.mean for found in before]
+        course = [share.mean for share in before]
         # Settings of one metric and pattern have the original order in common.
         if course not in courses:
             courses.append(course)
@@ -189,10 +189,10 @@ def retained_by_setting(pruned: Sequence[Setting]) -> Figure:
     for index, (setting, (layers, before, after)) in enumerate(zip(pruned, averages, strict=True)):
         if after != before:
             colour, line = _look(index)
-            course = [found.mean for found in after]
+            course = [share.mean for share in after]
             axes.plot(layers, course, color=colour, linestyle=line, marker=_dots(layers),
                       markersize=3, label=setting.label)  # fmt: skip
-            off = [found.deviation or 0.0 for found in after]
+            off = [share.deviation or 0.0 for share in after]
             low = [value - width for value, width in zip(course, off, strict=True)]
             high = [value + width for value, width in zip(course, off, strict=True)]
             if any(off):
@@ -238,8 +238,8 @@ def perplexity_bars(results: Results) -> Figure | None:
     figure = _figure(6.4 if len(names) == 1 else 9.0, 1.0 + 0.32 * len(every))
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for panel, name in zip(axes, names, strict=True):
-        found = [(place, one.label, one.spread(name)) for place, one in enumerate(every)]
-        bars = [(place, label, value) for place, label, value in found if value]
+        spreads = [(place, one.label, one.spread(name)) for place, one in enumerate(every)]
+        bars = [(place, label, value) for place, label, value in spreads if value]
         finite = [_finite(value.mean) for _, _, value in bars]
         deviations = [_finite(value.deviation or 0.0) for _, _, value in bars]
         drawn = panel.barh(
@@ -325,7 +325,9 @@ def _average(
 
     def averaged(courses: Sequence[list[float]]) -> list[Spread]:
         return [
-            found for values in zip(*courses, strict=True) if (found := spread(values)) is not None
+            average
+            for values in zip(*courses, strict=True)
+            if (average := spread(values)) is not None
         ]
 
     return runs[0][0], averaged([run[1] for run in runs]), averaged([run[2] for run in runs])

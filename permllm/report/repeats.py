@@ -72,7 +72,7 @@ def settings(results: Results) -> list[Setting]:
     runs: dict[str, list[RunResult]] = {}
     for run in results.runs:
         runs.setdefault(run.setting, []).append(run)
-    return [setting_of(label, found) for label, found in runs.items()]
+    return [setting_of(label, same) for label, same in runs.items()]
 
 
 def setting_of(label: str, runs: Iterable[RunResult]) -> Setting:
@@ -107,13 +107,17 @@ def paired(setting: Setting, other: Setting, figure: str) -> Paired | None:
         for run in setting.runs
         if figure in run.figures and (theirs := others.get(run.repeat)) is not None
     ]
-    found = spread(ours - theirs for ours, theirs in pairs)
-    if found is None:
+    differences = spread(ours - theirs for ours, theirs in pairs)
+    if differences is None:
         return None
-    error = None if found.deviation is None else found.deviation / math.sqrt(found.count)
+    error = (
+        None
+        if differences.deviation is None
+        else differences.deviation / math.sqrt(differences.count)
+    )
     lower = sum(ours < theirs for ours, theirs in pairs)
     higher = sum(ours > theirs for ours, theirs in pairs)
-    return Paired(found.mean, error, lower, higher, found.count)
+    return Paired(differences.mean, error, lower, higher, differences.count)
 
 
 def _mean(values: list[float]) -> float:

@@ -20,17 +20,17 @@ def sentence(results: Results) -> str:
     Runs that failed are counted and otherwise left out. The figures of repeated runs are
     means, with standard deviations.
     """
-    found = [setting for setting in settings(results) if setting.runs]
-    dense = next((setting for setting in found if setting.label == DENSE), None)
-    pruned = [setting for setting in found if setting is not dense]
-    said = _on_runs(results, dense, pruned)
+    finished = [setting for setting in settings(results) if setting.runs]
+    dense = next((setting for setting in finished if setting.label == DENSE), None)
+    pruned = [setting for setting in finished if setting is not dense]
+    text = _on_runs(results, dense, pruned)
     if repeated(results) and pruned:
-        said += f" {_on_repeats(pruned)}"
+        text += f" {_on_repeats(pruned)}"
     failed = sum(run.error is not None for run in results.runs)
     if failed:
         counted = "1 run failed and counts" if failed == 1 else f"{failed} runs failed and count"
-        said += f" {counted} for nothing."
-    return said
+        text += f" {counted} for nothing."
+    return text
 
 
 def _on_runs(results: Results, dense: Setting | None, pruned: list[Setting]) -> str:
@@ -40,7 +40,7 @@ def _on_runs(results: Results, dense: Setting | None, pruned: list[Setting]) -> 
         return _on_scores(pruned)
     figure = figures[0]
     what = f"perplexity on {figure.removeprefix(PERPLEXITY)}"
-    measured = {setting.label: found for setting in pruned if (found := setting.spread(figure))}
+    measured = {setting.label: spread for setting in pruned if (spread := setting.spread(figure))}
     if not measured:
         return f"The dense model has a {what} of {number(start.mean)}."
     opened = {setting.label: gap for setting in pruned if (gap := gaps(results, setting, figure))}
@@ -64,30 +64,30 @@ def _on_gaps(results: Results, pruned: list[Setting], opened: dict[str, Gaps], w
         if setting.label in opened and (base := rival(results, setting))
     }
     best = min(opened, key=lambda label: opened[label].ordered.mean)
-    found = opened[best]
+    gaps = opened[best]
     base = bases[best]
     where = f" ({base.label})" if len({other.label for other in bases.values()}) > 1 else ""
-    unordered = base.spread(found.each[0].figure) or found.unordered
+    unordered = base.spread(gaps.each[0].figure) or gaps.unordered
     start = (
         f"Pruned in the original channel order{where}, the {what} goes from "
-        f"{number(found.dense)} to {_shown(unordered)}"
+        f"{number(gaps.dense)} to {_shown(unordered)}"
     )
-    if found.closed is None:
-        none = ": there is no gap to close" if found.unordered.mean <= found.dense else ""
-        return f"{start}{none}. With {best} it is {_shown(found.ordered)}."
+    if gaps.closed is None:
+        none = ": there is no gap to close" if gaps.unordered.mean <= gaps.dense else ""
+        return f"{start}{none}. With {best} it is {_shown(gaps.ordered)}."
     rivals = {
         label: other.closed.mean
         for label, other in opened.items()
         if label != best and other.closed is not None and bases[label] == base
     }
-    return f"{start}. {_on_the_best(best, found, found.closed.mean, rivals)}"
+    return f"{start}. {_on_the_best(best, gaps, gaps.closed.mean, rivals)}"
 
 
-def _on_the_best(best: str, found: Gaps, closed: float, rivals: dict[str, float]) -> str:
+def _on_the_best(best: str, gaps: Gaps, closed: float, rivals: dict[str, float]) -> str:
     listing = ", ".join(f"{label}: {percent(share, 0)}" for label, share in rivals.items())
     beside = f" ({listing})" if rivals else ""
-    end, share = _shown(found.ordered), percent(closed, 0)
-    change = found.ordered.mean - found.unordered.mean
+    end, share = _shown(gaps.ordered), percent(closed, 0)
+    change = gaps.ordered.mean - gaps.unordered.mean
     if closed > 0 and change < 0:
         return f"{best} brings it back to {end}, which closes {share} of that gap{beside}."
     if closed == 0 and change == 0:
@@ -103,7 +103,7 @@ def _on_the_best(best: str, found: Gaps, closed: float, rivals: dict[str, float]
 
 def _on_scores(pruned: list[Setting]) -> str:
     """Without perplexities, the retained scores tell the runs apart."""
-    kept = {setting.label: found for setting in pruned if (found := setting.spread("retained"))}
+    kept = {setting.label: spread for setting in pruned if (spread := setting.spread("retained"))}
     if not kept:
         return "No perplexity was measured."
     best = max(kept, key=lambda label: kept[label].mean)
@@ -123,5 +123,5 @@ def _on_repeats(pruned: list[Setting]) -> str:
     return f"Figures are means ± standard deviations of {many} repeat{'s' * (counts[-1] > 1)}."
 
 
-def _shown(found: Spread) -> str:
-    return with_deviation(found.mean, found.deviation)
+def _shown(figure: Spread) -> str:
+    return with_deviation(figure.mean, figure.deviation)

@@ -82,16 +82,16 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     perplexities = [name for name in names if name.startswith(PERPLEXITY)]
     # Without a perplexity, the first other figure has to tell settings apart.
     compared = (perplexities or [name for name in names if name != "sparsity"][:1]) * repeated
-    found = [Column("n", _count)] if repeated else []
+    chosen = [Column("n", _count)] if repeated else []
     for name in [*perplexities, *(name for name in names if name not in perplexities)]:
-        found.append(_figure(name))
+        chosen.append(_figure(name))
         if name in perplexities:
-            found.append(_gap_column(name))
+            chosen.append(_gap_column(name))
         if name in compared:
-            found.append(_difference_column(rows, name))
-    found.append(Column("time", _time))
-    found.append(Column("peak\nmemory", _memory))
-    return found
+            chosen.append(_difference_column(rows, name))
+    chosen.append(Column("time", _time))
+    chosen.append(Column("peak\nmemory", _memory))
+    return chosen
 
 
 def shown_figures(rows: Sequence[Row]) -> list[str]:
@@ -197,16 +197,16 @@ def _figure(name: str) -> Column:
     form = percent if name in SHARES else number
 
     def show(row: Row) -> str:
-        found = row.setting.spread(name)
-        return with_deviation(found.mean, found.deviation, form) if found else NOTHING
+        spread = row.setting.spread(name)
+        return with_deviation(spread.mean, spread.deviation, form) if spread else NOTHING
 
     return Column(heading(name), show)
 
 
 def _gap_column(name: str) -> Column:
     def show(row: Row) -> str:
-        found = gaps(row.results, row.setting, name)
-        closed = found and found.closed
+        gap = gaps(row.results, row.setting, name)
+        closed = gap and gap.closed
         return with_deviation(closed.mean, closed.deviation, percent) if closed else NOTHING
 
     return Column("gap\nclosed", show)
@@ -217,15 +217,17 @@ def _difference_column(rows: Sequence[Row], name: str) -> Column:
     lower_is_better = name.startswith(PERPLEXITY)
 
     def show(row: Row) -> str:
-        found = difference(row.results, row.setting, name)
-        if found is None:
+        paired = difference(row.results, row.setting, name)
+        if paired is None:
             return NOTHING
-        sign = "+" if found.mean > 0 else ""
-        better = found.lower if lower_is_better else found.higher
-        said = with_deviation(found.mean, found.error)
-        return f"{sign}{said} ({better} of {found.count})"
+        sign = "+" if paired.mean > 0 else ""
+        better = paired.lower if lower_is_better else paired.higher
+        text = with_deviation(paired.mean, paired.error)
+        return f"{sign}{text} ({better} of {paired.count})"
 
-    rivals = {found.label for row in rows if (found := rival(row.results, row.setting)) is not None}
+    rivals = {
+        paired.label for row in rows if (paired := rival(row.results, row.setting)) is not None
+    }
     against = rivals.pop() if len(rivals) == 1 else "reference"
     return Column(f"against {against}\n({'better' if lower_is_better else 'higher'} in)", show)
 
