@@ -76,8 +76,8 @@ def _solve(weights: Tensor) -> Tensor:
     if weights.is_cuda and importlib.util.find_spec("torch_linear_assignment"):
         from torch_linear_assignment import batch_linear_assignment
 
-        found: Tensor = batch_linear_assignment(-weights.float())
-        return found.long()
+        places: Tensor = batch_linear_assignment(-weights.float())
+        return places.long()
     blocks = weights.double().cpu().numpy()
     columns = [torch.from_numpy(linear_sum_assignment(x, maximize=True)[1]) for x in blocks]
     return torch.stack(columns).to(weights.device)

@@ -64,11 +64,11 @@ def block_masked_weight(
 
 def run_permutation(local: Sequence[Tensor]) -> Tensor:
     """``LongTensor[C_in]``: the global order of runs of blocks ``[G, B]``, one after another."""
-    orders, offset = [], 0
+    permutations, offset = [], 0
     for places in local:
-        orders.append(offset + block_permutation(places))
+        permutations.append(offset + block_permutation(places))
         offset += places.numel()
-    return torch.cat(orders)
+    return torch.cat(permutations)
 
 
 class _BlockMaskedWeight(torch.autograd.Function):
@@ -107,20 +107,20 @@ class _BlockMaskedWeight(torch.autograd.Function):
 
 
 def masked_in_order(
-    weight: Tensor, scores: Tensor, order: Tensor, start: Tensor, pattern: Pattern
+    weight: Tensor, scores: Tensor, permutation: Tensor, start: Tensor, pattern: Pattern
 ) -> Tensor:
     """The weight where the N:M mask of the scores in some order keeps it, else zero.
 
     Args:
         weight, scores, start, pattern: as in :func:`block_masked_weight`.
-        order: ``LongTensor[C_in]``, of the rows of ``scores``.
+        permutation: ``LongTensor[C_in]``, of the rows of ``scores``.
 
     Returns:
         ``[C_in, C_out]``, channels in their original order.
     """
-    channels = start.index_select(0, order)
+    channels = start.index_select(0, permutation)
     if weight.device.type != "cpu":
-        mask = nm_mask_by_rows(scores.index_select(0, order), pattern)
+        mask = nm_mask_by_rows(scores.index_select(0, permutation), pattern)
         return kept(weight, mask.index_select(0, invert(channels)))
     # Imported late: numba takes a moment, and a machine with a GPU has no use for it.
     from permllm.core.kernels import masked_on_cpu
@@ -130,7 +130,7 @@ def masked_in_order(
     masked_on_cpu(
         words.numpy(),
         upcast(scores.detach()).contiguous().numpy(),
-        order.numpy(),
+        permutation.numpy(),
         channels.numpy(),
         pattern.n,
         pattern.m,

@@ -40,9 +40,9 @@ class Duration:
         Raises:
             ValueError: it is not written so.
         """
-        found = _FORM.fullmatch(text.strip())
+        match = _FORM.fullmatch(text.strip())
         try:
-            parts = [float(part or 0) for part in found.groups()] if found else []
+            parts = [float(part or 0) for part in match.groups()] if match else []
         except ValueError:
             parts = []
         if not any(parts):

@@ -39,20 +39,20 @@ def _use_as_many_threads_as_torch() -> None:
 
 
 def masked_on_cpu(
-    words: Any, scores: Any, order: Any, channels: Any, n: int, m: int, out: Any
+    words: Any, scores: Any, permutation: Any, channels: Any, n: int, m: int, out: Any
 ) -> None:
     """Write the entries that an N:M mask keeps, and zeros for the others.
 
     Args:
         words: contiguous integers ``[C_in, R]``, the bytes of a weight.
         scores: contiguous ``[C_in, R]``, maybe in another order of channels.
-        order: for each place the row of ``scores`` that stands there.
+        permutation: for each place the row of ``scores`` that stands there.
         channels: for each place the row of ``words``.
         n, m: of the pattern.
         out: as ``words``.
     """
     _use_as_many_threads_as_torch()
-    _masked(words, scores, order, channels, n, m, out)
+    _masked(words, scores, permutation, channels, n, m, out)
 
 
 def placement_gradient_on_cpu(scores: Any, gradient: Any, local: Any, n: int, m: int) -> Any:
@@ -78,18 +78,20 @@ def _rows_of(tile: int, tiles: int, rows: int) -> tuple[int, int]:
 
 
 @numba.njit(parallel=True, cache=True)
-def _masked(words: Any, scores: Any, order: Any, channels: Any, n: int, m: int, out: Any) -> None:
+def _masked(
+    words: Any, scores: Any, permutation: Any, channels: Any, n: int, m: int, out: Any
+) -> None:
     rows = scores.shape[1]
     tiles = (rows + _MOST_ROWS - 1) // _MOST_ROWS
-    for unit in numba.prange(len(order) // m * tiles):
+    for unit in numba.prange(len(permutation) // m * tiles):
         group = unit // tiles * m
         first, last = _rows_of(unit % tiles, tiles, rows)
         ranks = np.zeros((m, last - first), np.int32)
         for later in range(m):
             for earlier in range(later):
                 _rank(
-                    scores[order[group + earlier], first:last],
-                    scores[order[group + later], first:last],
+                    scores[permutation[group + earlier], first:last],
+                    scores[permutation[group + later], first:last],
                     ranks[earlier],
                     ranks[later],
                 )

@@ -45,10 +45,10 @@ class Pattern:
         Raises:
             ValueError: the text is not ``N:M`` with whole numbers and ``1 <= N < M``.
         """
-        found = re.fullmatch(r"\s*([0-9]{1,9})\s*:\s*([0-9]{1,9})\s*", text)
-        if found is None:
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*:\s*([0-9]{1,9})\s*", text)
+        if match is None:
             raise ValueError(f"pattern {text!r} is not N:M with whole numbers, such as '2:4'")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"

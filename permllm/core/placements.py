@@ -41,14 +41,14 @@ def placement_gradient(scores: Tensor, gradient: Tensor, local: Tensor, pattern:
     # Imported late: numba takes a moment, and a machine with a GPU has no use for it.
     from permllm.core.kernels import placement_gradient_on_cpu
 
-    found = placement_gradient_on_cpu(
+    computed = placement_gradient_on_cpu(
         scores.contiguous().numpy(),
         gradient.contiguous().numpy(),
         local.contiguous().numpy(),
         pattern.n,
         pattern.m,
     )
-    return torch.from_numpy(found)
+    return torch.from_numpy(computed)
 
 
 def placement_gradient_by_operations(

@@ -43,7 +43,7 @@ _STEP_OVERHEAD = 1_500_000
 """What a tabu step costs beside its comparisons, in comparisons."""
 
 
-def heuristic_order(scores: Tensor, pattern: Pattern) -> Tensor:
+def heuristic_permutation(scores: Tensor, pattern: Pattern) -> Tensor:
     """Heuristic channel allocation: each group gets one channel of each rank.
 
     The channels, sorted by summed score, are cut into M runs; run ``i`` is dealt to
@@ -183,7 +183,7 @@ def search(
         time_limit: seconds after which no round or step is begun. They go on until
             then, whatever ``steps`` says, so the result depends on the machine's speed.
             Where no table of swaps fits, rounds do so, whatever ``rounds`` says.
-        start: ``LongTensor[C_in]``; None for :func:`heuristic_order`.
+        start: ``LongTensor[C_in]``; None for :func:`heuristic_permutation`.
 
     Returns:
         ``LongTensor[C_in]`` on the scores' device. Its retained score is never below
@@ -196,7 +196,7 @@ def search(
     outputs, size = scores.shape
     groups = pattern.groups(size)
     scores = channelwise(scores)
-    first = heuristic_order(scores, pattern) if start is None else start.to(scores.device)
+    first = heuristic_permutation(scores, pattern) if start is None else start.to(scores.device)
     best = better(scores.T, pattern, identity(size).to(scores.device), first)
     if not refine or groups < 2:
         return best

@@ -95,17 +95,17 @@ class SwapTable:
         gains, swap = pairs.reshape(groups, groups, m * m).max(2)
         gains.fill_diagonal_(0)
         floor = _NOISE * own.abs().max().item()
-        found: list[tuple[int, int]] = []
-        while len(found) < min(limit, groups // 2):
+        chosen: list[tuple[int, int]] = []
+        while len(chosen) < min(limit, groups // 2):
             best = int(gains.argmax())
             g, h = divmod(best, groups)
             if gains[g, h].item() <= floor:
                 break
             p, q = divmod(int(swap[g, h]), m)
-            found.append((g * m + p, h * m + q))
+            chosen.append((g * m + p, h * m + q))
             gains[[g, h]] = 0
             gains[:, [g, h]] = 0
-        swaps = torch.tensor(found, dtype=torch.long, device=self.permutation.device).view(-1, 2)
+        swaps = torch.tensor(chosen, dtype=torch.long, device=self.permutation.device).view(-1, 2)
         return swaps[self.exact_gains(swaps) > 0]
 
     def exact_gains(self, swaps: Tensor) -> Tensor:
@@ -182,12 +182,12 @@ def swap_search(
 def _climbed(table: SwapTable, swaps: int, deadline: float | None) -> SwapTable:
     """The table after the best swaps, until none helps or a bound is reached."""
     while swaps > 0 and (deadline is None or time.monotonic() < deadline):
-        found = table.best_swaps(swaps)
-        if not len(found):
+        chosen = table.best_swaps(swaps)
+        if not len(chosen):
             break
-        swaps -= len(found)
+        swaps -= len(chosen)
         permutation = table.permutation.clone()
-        permutation[found] = table.permutation[found.flip(1)]
+        permutation[chosen] = table.permutation[chosen.flip(1)]
         table = table.reordered(permutation)
     return table
 

@@ -40,7 +40,7 @@ class Walks:
 
     Attributes:
         pattern: N:M.
-        orders: ``LongTensor[W, C_in]``.
+        permutations: ``LongTensor[W, C_in]``.
         scores: ``[W, C_in, C_out]``, of the channel in each place.
         worth: ``[W, C_in, C_in]``: ``worth[w, p, q]`` is what the channel in place ``q``
             would retain in place ``p``, up to a constant of the place.
@@ -49,21 +49,21 @@ class Walks:
     """
 
     pattern: Pattern
-    orders: Tensor
+    permutations: Tensor
     scores: Tensor
     worth: Tensor
     until: Tensor
 
     @classmethod
-    def of(cls, channels: Tensor, pattern: Pattern, order: Tensor, walks: int) -> Walks:
+    def of(cls, channels: Tensor, pattern: Pattern, start: Tensor, walks: int) -> Walks:
         """So many walks that start from one order; costs ``C_out · C_in²``."""
-        placed = channels.index_select(0, order)
+        placed = channels.index_select(0, start)
         threshold = thresholds(placed.unflatten(0, (-1, pattern.m)), pattern.n).flatten(0, 1)
-        groups = torch.arange(len(order) // pattern.m, device=order.device)
+        groups = torch.arange(len(start) // pattern.m, device=start.device)
         own = groups.repeat_interleave(pattern.m).unsqueeze(1) == groups
         return cls(
             pattern,
-            order.repeat(walks, 1),
+            start.repeat(walks, 1),
             placed.repeat(walks, 1, 1),
             pairwise_max_sums(threshold, placed).repeat(walks, 1, 1),
             torch.where(own, _NEVER, -1).int().repeat(walks, 1, 1),
@@ -98,7 +98,7 @@ class Walks:
         barred = self.until[walk, others].scatter(2, groups.unsqueeze(2), _NEVER)
         back = groups.flip(1).unsqueeze(2)
         self.until[walk, swaps] = barred.scatter(2, back, until.view(-1, 1, 1).expand(-1, 2, 1))
-        for placed in (self.orders, self.scores, self.worth.mT):
+        for placed in (self.permutations, self.scores, self.worth.mT):
             placed[walk, swaps] = placed[walk, others]
         members = groups.unsqueeze(2) * m + torch.arange(m, device=swaps.device)
         threshold = thresholds(self.scores[walk.unsqueeze(2), members], self.pattern.n).flatten(
@@ -120,7 +120,7 @@ def step_comparisons(outputs: int, channels: int, pattern: Pattern) -> int:
 def tabu_search(
     channels: Tensor,
     pattern: Pattern,
-    order: Tensor,
+    start: Tensor,
     *,
     generator: torch.Generator,
     steps: int | None,
@@ -133,7 +133,7 @@ def tabu_search(
     Args:
         channels: scores ``[C_in, C_out]``, channel by channel, between 0 and 1.
         pattern: N:M.
-        order: ``LongTensor[C_in]``, of two groups at least, on the channels' device.
+        start: ``LongTensor[C_in]``, of two groups at least, on the channels' device.
         generator: on the CPU; the lengths of the bars are drawn from it.
         steps: how many swaps each walk makes; None for no end but the deadline.
         deadline: in seconds of ``time.monotonic``, after which no step is begun.
@@ -142,11 +142,11 @@ def tabu_search(
         ``LongTensor[C_in]``.
     """
     size, outputs = channels.shape
-    walks = Walks.of(channels, pattern, order, walks_at_once(outputs, size, pattern))
+    walks = Walks.of(channels, pattern, start, walks_at_once(outputs, size, pattern))
     # Bars on at most half of the channels leave a swap between any two groups.
     longest = min(TENURE, size // 4)
-    reached = torch.zeros(len(walks.orders), dtype=torch.float64, device=channels.device)
-    highest, best = torch.full_like(reached, _NOISE), walks.orders.clone()
+    reached = torch.zeros(len(walks.permutations), dtype=torch.float64, device=channels.device)
+    highest, best = torch.full_like(reached, _NOISE), walks.permutations.clone()
     for step in itertools.count() if steps is None else range(steps):
         if deadline is not None and time.monotonic() >= deadline:
             break
@@ -156,11 +156,11 @@ def tabu_search(
         reached += gains
         higher = reached > highest
         highest = torch.where(higher, reached, highest)
-        best = torch.where(higher.unsqueeze(1), walks.orders, best)
-    found = order
+        best = torch.where(higher.unsqueeze(1), walks.permutations, best)
+    chosen = start
     for other in best.unbind():
-        found = better(channels, pattern, found, other)
-    return found
+        chosen = better(channels, pattern, chosen, other)
+    return chosen
 
 
 def _worth(threshold: Tensor, scores: Tensor) -> Tensor:

@@ -60,8 +60,8 @@ class Fold:
             permutation: ``LongTensor[C_in]``.
 
         Returns:
-            ``LongTensor[atoms]``: with ``order``, ``permutation[layout[l, a]]`` is
-            ``layout[l, order[a]]`` for all lanes and atoms.
+            ``LongTensor[atoms]``: with ``atoms_at``, ``permutation[layout[l, a]]`` is
+            ``layout[l, atoms_at[a]]`` for all lanes and atoms.
         """
         lanes, atoms = self.layout.shape
         permutation = permutation.to(self.layout.device)
@@ -69,23 +69,23 @@ class Fold:
             return None
         atom_of = torch.empty_like(permutation)
         atom_of[self.layout] = torch.arange(atoms).expand(lanes, atoms)
-        order = atom_of[permutation[self.layout[0]]]
-        if not torch.equal(permutation[self.layout], self.layout[:, order]):
+        atoms_at = atom_of[permutation[self.layout[0]]]
+        if not torch.equal(permutation[self.layout], self.layout[:, atoms_at]):
             return None
         segment = torch.arange(len(self.segments)).repeat_interleave(torch.tensor(self.segments))
-        return order if torch.equal(segment[order], segment) else None
+        return atoms_at if torch.equal(segment[atoms_at], segment) else None
 
-    def permutation(self, order: Tensor) -> Tensor:
+    def permutation(self, atoms: Tensor) -> Tensor:
         """The order of channels that an order of atoms delivers.
 
         Args:
-            order: ``LongTensor[atoms]``, within segments.
+            atoms: ``LongTensor[atoms]``, within segments.
 
         Returns:
             ``LongTensor[C_in]``.
         """
         permutation = torch.empty(self.layout.numel(), dtype=torch.long)
-        permutation[self.layout] = self.layout[:, order]
+        permutation[self.layout] = self.layout[:, atoms]
         return permutation
 
     def random_permutation(self, generator: torch.Generator) -> Tensor:
@@ -119,12 +119,12 @@ def row_permutations(
         permutations: ``LongTensor[C_in]`` by group; all of them foldable.
 
     Returns:
-        by linear, ``LongTensor[C_out]``: place ``i`` takes row ``order[i]``.
+        by linear, ``LongTensor[C_out]``: place ``i`` takes row ``permutation[i]``.
 
     Raises:
         ValueError: an order is not foldable.
     """
-    orders: dict[str, Tensor] = {}
+    by_linear: dict[str, Tensor] = {}
     for name, permutation in permutations.items():
         fold = folds[name]
         atoms = None if isinstance(fold, NoFold) else fold.atom_permutation(permutation)
@@ -132,10 +132,10 @@ def row_permutations(
             raise ValueError(f"the order of {name} does not fold")
         for producer in fold.producers:
             rows = torch.arange(decoder.linears[producer.linear].c_out)
-            order = orders.setdefault(producer.linear, rows)
+            own = by_linear.setdefault(producer.linear, rows)
             # Each row belongs to one group at most, or the proof would have failed.
-            order[producer.rows] = producer.rows[:, atoms]
-    return orders
+            own[producer.rows] = producer.rows[:, atoms]
+    return by_linear
 
 
 def reordered(
@@ -169,10 +169,10 @@ def reordered(
             matrix.copy_(matrix[:, columns[linear.name].to(matrix.device)])
         if linear.name in rows:
             matrix = linear.view(target(linear.parameter))
-            order = rows[linear.name].to(matrix.device)
-            matrix.copy_(matrix[order])
+            own = rows[linear.name].to(matrix.device)
+            matrix.copy_(matrix[own])
             for name in biases(layer, linear):
                 bias = target(name)
                 bias = bias if linear.index is None else bias[linear.index]
-                bias.copy_(bias[order])
+                bias.copy_(bias[own])
     return new

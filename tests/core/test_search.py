@@ -13,7 +13,7 @@ from torch import Tensor
 from permllm.core.patterns import Pattern, retained_score
 from permllm.core.permutations import identity, is_permutation
 from permllm.core.retained import channelwise, nth_highest, pairwise_max_sums, thresholds
-from permllm.core.search import ROUNDS, Plan, heuristic_order, plan, refine_slot, search
+from permllm.core.search import ROUNDS, Plan, heuristic_permutation, plan, refine_slot, search
 from permllm.core.swaps import SwapTable, swap_search
 from permllm.core.tabu import Walks, tabu_search, walks_at_once
 
@@ -43,7 +43,7 @@ def upper_bound(scores: Tensor, pattern: Pattern) -> Tensor:
 @given(problems())
 def test_heuristic_deals_one_channel_of_each_rank(problem: tuple[Tensor, Pattern, int]) -> None:
     scores, pattern, _ = problem
-    permutation = heuristic_order(scores, pattern)
+    permutation = heuristic_permutation(scores, pattern)
     groups = pattern.groups(scores.shape[1])
     assert is_permutation(permutation, scores.shape[1])
     sums = scores.sum(0)[permutation].view(groups, pattern.m)
@@ -120,7 +120,7 @@ def test_refined_beats_heuristic_beats_nothing_on_uneven_channels(dtype: torch.d
         retained_score(scores, pattern, permutation).item()
         for permutation in (
             None,
-            heuristic_order(scores, pattern),
+            heuristic_permutation(scores, pattern),
             search(scores, pattern, generator=generator(), rounds=0, steps=0),
             search(scores, pattern, generator=generator(), rounds=100, steps=0),
             search(scores, pattern, generator=generator(), rounds=100, steps=100),
@@ -284,7 +284,7 @@ def test_walks_make_the_best_swap_that_is_allowed(
     for step in range(4):
         gains, swaps = walks.best_swaps(step)
         until = step + torch.randint(size // 4 + 1, (count,), generator=rng)
-        orders = walks.orders.clone()
+        orders = walks.permutations.clone()
         walks.swap(swaps, until.int())
         for walk, order in enumerate(orders):
             before, tried = retained_score(scores, pattern, order), {}
@@ -297,9 +297,9 @@ def test_walks_make_the_best_swap_that_is_allowed(
             p, q = sorted(swaps[walk].tolist())
             assert (p, q) in tried
             torch.testing.assert_close(gains[walk], torch.stack(list(tried.values())).max())
-            after = retained_score(scores, pattern, walks.orders[walk])
+            after = retained_score(scores, pattern, walks.permutations[walk])
             torch.testing.assert_close(after, before + gains[walk])
-            assert is_permutation(walks.orders[walk], size)
+            assert is_permutation(walks.permutations[walk], size)
             for place in (p, q):
                 left[walk][int(order[place]), place // m] = int(until[walk])
 

@@ -95,7 +95,7 @@ def naive_shuffle(scores: Tensor, pattern: Pattern) -> Tensor:
     """Global naive shuffle: the channels by falling mean score, dealt out like cards.
 
     Group ``g`` gets the channels of the ranks ``g, g + G, g + 2G, …`` of G groups. RIA's
-    allocation (:func:`permllm.core.search.heuristic_order`) deals every second round in
+    allocation (:func:`permllm.core.search.heuristic_permutation`) deals every second round in
     reverse.
 
     Args:
