@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pty
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console as RichConsole
 
 from permllm.observers.console import Console, Narrator
-from permllm.observers.displays import LineDisplay, LiveDisplay
 from permllm.testing import check_observer
 from permllm.testing.observers import lead_through, lead_to_an_interruption, toy_plan
 
@@ -29,34 +25,13 @@ print("a table")
 """
 
 
-class Clock:
-    """A clock that tests move."""
-
-    time = 0.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
-def narrate_plain() -> tuple[Narrator, list[str], Clock]:
-    lines: list[str] = []
-    clock = Clock()
-    return Narrator(LineDisplay(lines.append, clock), clock), lines, clock
-
-
-def texts(lines: list[str]) -> list[str]:
-    """Lines without their time of day."""
-    assert all(re.match(r"\d\d:\d\d:\d\d .*\n$", line) for line in lines)
-    return [line[9:-1] for line in lines]
-
-
 def test_contract(capfd: pytest.CaptureFixture[str]) -> None:
     check_observer(Console())
     assert capfd.readouterr().out == ""
 
 
 def test_log_tells_runs_windows_figures_and_warnings(
-    tell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tell, tmp_path: Path, capsys: pytest.CaptureFixture[str], texts
 ) -> None:
     lead_through(toy_plan(tmp_path), tell(tmp_path, Console()).hook)
     out, err = capsys.readouterr()
@@ -71,7 +46,7 @@ def test_log_tells_runs_windows_figures_and_warnings(
     assert not any("\x1b" in line for line in said)
 
 
-def test_interruption_says_where_it_was(tmp_path: Path) -> None:
+def test_interruption_says_where_it_was(tmp_path: Path, narrate_plain, texts) -> None:
     narrator, lines, _ = narrate_plain()
     plan = toy_plan(tmp_path)
     narrator.permllm_plan_started(plan)
@@ -82,27 +57,7 @@ def test_interruption_says_where_it_was(tmp_path: Path) -> None:
     assert last == "interrupted: run 2 of 3: seed=1, learning, layers 0 to 29 (23 of 64)"
 
 
-def test_log_lines_of_a_long_stage_come_every_ten_seconds(tmp_path: Path) -> None:
-    narrator, lines, clock = narrate_plain()
-    run = toy_plan(tmp_path).runs[0]
-    for done in range(101):
-        narrator.permllm_progress(run, "perplexity", done, 100)
-        clock.time += 1.0
-    said = texts(lines)
-    assert said[0] == "  perplexity"
-    assert said[1] == "  perplexity: 10 %, 10 of 100, about 1:30 left"
-    assert said[-1] == "  perplexity: done in 1 min 40 s"
-    assert len(said) == 11
-
-
-def test_short_stage_gets_one_line(tmp_path: Path) -> None:
-    narrator, lines, _ = narrate_plain()
-    narrator.permllm_progress(None, "tracing the model", 0, 1)
-    narrator.permllm_progress(None, "tracing the model", 1, 1)
-    assert texts(lines) == ["  tracing the model"]
-
-
-def test_log_line_has_the_training_figures(tmp_path: Path) -> None:
+def test_log_line_has_the_training_figures(tmp_path: Path, narrate_plain, texts) -> None:
     narrator, lines, clock = narrate_plain()
     run = toy_plan(tmp_path).runs[0]
     for step, figures in enumerate(({"loss": 0.5, "held_out_loss": 0.75}, {"loss": 0.25}), 1):
@@ -114,47 +69,7 @@ def test_log_line_has_the_training_figures(tmp_path: Path) -> None:
     assert narrator.note == ""
 
 
-def live(width: int = 80) -> tuple[LiveDisplay, io.StringIO, Clock]:
-    clock = Clock()
-    screen = io.StringIO()
-    console = RichConsole(file=screen, force_terminal=True, width=width, color_system=None)
-    return LiveDisplay(console, clock), screen, clock
-
-
-def test_live_area_fits_eighty_columns_however_long_the_stage(tmp_path: Path) -> None:
-    display, _, clock = live()
-    narrator = Narrator(display, clock)
-    run = toy_plan(tmp_path).runs[0]
-    try:
-        narrator.permllm_progress(run, "learning, " + "a long name " * 20, 0, 1000)
-        clock.time = 100.0
-        narrator.permllm_training_step(run, 0, 250, 1000, {"loss": 0.5, "x" * 200: 1.0})
-        narrator.permllm_progress(run, "learning, " + "a long name " * 20, 250, 1000)
-        shown = display.console.render_lines(display.render())
-    finally:
-        display.close()
-    rows = ["".join(segment.text for segment in row) for row in shown]
-    assert len(rows) == 2
-    assert all(len(row) <= 80 for row in rows)
-    assert "…" in rows[0]
-    assert "250/1000" in rows[0]
-    assert "1:40, 5:00 left" in rows[0]
-    assert "loss 0.5" in rows[1]
-
-
-def test_live_display_stops_when_a_run_fails(tmp_path: Path) -> None:
-    display, screen, clock = live()
-    narrator = Narrator(display, clock)
-    plan = toy_plan(tmp_path)
-    narrator.permllm_plan_started(plan)
-    narrator.permllm_progress(None, "loading the model", 0, 1)
-    assert display.live is not None
-    narrator.permllm_plan_failed(None, RuntimeError("x"))
-    assert display.live is None
-    assert "failed: loading the model" in screen.getvalue()
-
-
-def test_interrupted_plan_leaves_no_live_area(tmp_path: Path) -> None:
+def test_interrupted_plan_leaves_no_live_area(tmp_path: Path, live) -> None:
     display, screen, clock = live()
     narrator = Narrator(display, clock)
     told = narrator_hooks(narrator)

@@ -13,7 +13,6 @@ import pytest
 
 from permllm.observers.events import Events
 from permllm.observers.mlflow import IDS, Mlflow
-from permllm.observers.mlflow_store import in_parts, key, without_password
 from permllm.runs.events import read_events
 from permllm.testing.observers import lead_through, lead_to_an_interruption, toy_plan
 
@@ -211,12 +210,3 @@ def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     assert Mlflow().where(out) == "http://host:5000"
     assert Mlflow(uri="http://other").where(out) == "http://other"
-
-
-def test_names_are_made_acceptable() -> None:
-    assert key("perplexity/python-docs") == "perplexity/python-docs"
-    assert key("a/../b") == "a/_/b"
-    assert key("a//b/") == "a/_/b/_"
-    assert len(key("x" * 1000)) == 250
-    assert list(in_parts(range(5), 2)) == [[0, 1], [2, 3], [4]]
-    assert without_password("postgresql://me:pw@h/db") == "postgresql://h/db"
