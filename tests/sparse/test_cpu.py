@@ -1,0 +1,136 @@
+"""The kernel computes what the dense weight computes; where there is none, a reason is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from permllm.core.packing import pack
+from permllm.core.patterns import Pattern, nm_mask
+from permllm.sparse import cpu
+
+MACHINES = {"native": "-march=native", "AVX2": "-march=haswell", "plain": "-march=x86-64"}
+
+
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
+
+
+@pytest.fixture(scope="module", params=list(MACHINES))
+def kernel(request: pytest.FixtureRequest) -> cpu.Kernel:
+    """The kernel, compiled for this machine and, where that runs here, for lesser ones."""
+    if request.param == "native":
+        built = cpu.load_kernel()
+    elif torch.backends.cpu.get_cpu_capability() not in {"AVX2", "AVX512"}:
+        pytest.skip("this processor does not run code for AVX2")
+    else:
+        built = cpu.build_kernel([MACHINES[request.param]])
+    if isinstance(built, str):
+        pytest.skip(built)
+    if request.param != "native":
+        assert built.instructions == request.param
+    return built
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> Pattern:
+    if draw(st.booleans()):
+        return draw(st.sampled_from(cpu.KERNEL_PATTERNS))
+    m = draw(st.sampled_from([2, 3, 5, 8, 13, 32, 256]))
+    return Pattern(draw(st.integers(1, m - 1)), m)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor | None, Pattern]:
+    """Input, weight, bias and pattern; sizes around and across the width of registers."""
+    pattern = draw(patterns())
+    dtype = draw(st.sampled_from(list(TOLERANCES)))
+    tokens, outputs = draw(st.integers(0, 11)), draw(st.integers(1, 11))
+    channels = pattern.m * draw(st.integers(1, max(1, 300 // pattern.m)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x, weight = (
+        torch.randn(rows, channels, generator=generator).to(dtype) for rows in (tokens, outputs)
+    )
+    bias = torch.randn(outputs, generator=generator).to(dtype) if draw(st.booleans()) else None
+    return x, weight * nm_mask(weight.abs(), pattern), bias, pattern
+
+
+def assert_product(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Within the rounding of the dtype, relative to the sizes of what is summed."""
+    exact = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    scale = functional.linear(x.double().abs(), weight.double().abs()) + 1e-3
+    scale += 0 if bias is None else bias.double().abs()
+    assert y.shape == exact.shape
+    assert y.dtype == x.dtype
+    assert bool(((y.double() - exact).abs() <= TOLERANCES[x.dtype] * scale).all())
+
+
+@settings(max_examples=150, deadline=None)
+@given(problem=problems())
+def test_the_kernel_is_the_dense_product(
+    kernel: cpu.Kernel, problem: tuple[Tensor, Tensor, Tensor | None, Pattern]
+) -> None:
+    x, weight, bias, pattern = problem
+    values, indices = pack(weight, pattern)
+    assert_product(kernel.linear(x, values, indices, bias, pattern), x, weight, bias)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems(), half=st.booleans())
+def test_the_kernel_unpacks_bit_for_bit(
+    kernel: cpu.Kernel, problem: tuple[Tensor, Tensor, Tensor | None, Pattern], half: bool
+) -> None:
+    _, weight, _, pattern = problem
+    weight = weight.half() if half else weight
+    values, indices = pack(weight, pattern)
+    assert torch.equal(kernel.unpack(values, indices, pattern, weight.shape[1]), weight)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pattern", "said"),
+    [
+        (torch.float32, Pattern(1, 4), "1:2, 2:4, 4:8, 8:16, not 1:4"),
+        (torch.float16, Pattern(2, 4), "float32 and bfloat16, not float16"),
+    ],
+)
+def test_what_the_kernel_is_not_for_is_said(
+    dtype: torch.dtype, pattern: Pattern, said: str
+) -> None:
+    assert said in str(cpu.kernel_reason(dtype, pattern))
+
+
+@pytest.fixture
+def empty_extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where compiled kernels go, for one test."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_a_failed_compilation_is_a_reason_and_leaves_nothing(empty_extensions: Path) -> None:
+    reason = cpu.build_kernel(["-march=no-such-machine"])
+    assert isinstance(reason, str)
+    if "could not be compiled or loaded" not in reason:
+        pytest.skip(reason)
+    assert "no-such-machine" in reason
+    assert not [path for path in empty_extensions.rglob("*") if path.is_file()]
+
+
+def test_a_damaged_library_is_a_reason(empty_extensions: Path) -> None:
+    (empty_extensions / "permllm").mkdir()
+    name = f"permllm_nm_{cpu._fingerprint(['-O3', '-march=native', '-fopenmp'])}.so"
+    (empty_extensions / "permllm" / name).write_bytes(b"no library")
+    reason = str(cpu.build_kernel(["-march=native"]))
+    assert reason.startswith("the kernel could not be compiled or loaded")
+    assert name in reason
+
+
+def test_a_kernel_that_was_compiled_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(reason := cpu.load_kernel(), str):
+        pytest.skip(reason)
+    monkeypatch.setattr(cpu, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert isinstance(cpu.build_kernel(["-march=native"]), cpu.Kernel)
