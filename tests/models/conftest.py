@@ -7,6 +7,8 @@ import gguf
 import numpy as np
 import pytest
 
+from permllm.testing.models import save_tiny
+
 
 @pytest.fixture(scope="session")
 def write_gguf() -> Callable[[Path], Path]:
@@ -27,3 +29,9 @@ def write_gguf() -> Callable[[Path], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model, to read or to copy."""
+    return save_tiny("llama", tmp_path_factory.mktemp("saved"))

@@ -1,176 +1,15 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from permllm.core.statistics import SQUARE_SUM, TOKENS
 from permllm.errors import UserError
-from permllm.models.checks import check_tokenizer, check_weights
 from permllm.models.decoder import Decoder
-from permllm.testing.models import VOCABULARY, tiny_model
-from permllm.testing.tokenizers import byte_tokenizer
+from permllm.testing.models import tiny_model
 
 TOKENS_2 = torch.arange(24).reshape(2, 12)
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states + self.linear(hidden_states)
-
-
-class Plain(nn.Module):
-    """A decoder without attention that transformers knows nothing of."""
-
-    def __init__(self, layers: int = 3, width: int = 8) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(50, width)
-        self.layers = nn.ModuleList(Block() for _ in range(layers))
-        self.out = nn.Linear(width, 50)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embedding
-
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
-        hidden = self.embedding(input_ids)
-        for layer in self.layers:
-            hidden = layer(hidden)
-        return SimpleNamespace(logits=self.out(hidden))
-
-
-class Scaled(Plain):
-    """Does something between its layers."""
-
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
-        hidden = self.embedding(input_ids)
-        for layer in self.layers:
-            hidden = layer(hidden) / 2
-        return SimpleNamespace(logits=self.out(hidden))
-
-
-class Backwards(Plain):
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
-        hidden = self.embedding(input_ids)
-        for layer in reversed(self.layers):
-            hidden = layer(hidden)
-        return SimpleNamespace(logits=self.out(hidden))
-
-
-class Bare(nn.Module):
-    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
-        return SimpleNamespace(logits=input_ids)
-
-
-def test_any_module_with_a_list_of_layers_will_do() -> None:
-    decoder = Decoder.trace(Plain())
-    assert list(decoder.groups) == [f"layers.{index}:linear" for index in range(3)]
-    assert decoder.skipped == {}
-
-
-def test_no_layers_are_refused() -> None:
-    with pytest.raises(UserError, match="Bare has no list of decoder layers"):
-        Decoder.trace(Bare(), TOKENS_2[:1])
-
-
-def test_work_between_layers_is_refused() -> None:
-    with pytest.raises(UserError, match=r"Scaled cannot be run layer by layer.*layers\.0"):
-        Decoder.trace(Scaled())
-
-
-def test_layers_out_of_order_are_refused() -> None:
-    with pytest.raises(UserError, match=r"from layers\.0 on do not run in their order"):
-        Decoder.trace(Backwards())
-
-
-def test_a_layer_that_runs_twice_is_refused_and_left_as_it_was() -> None:
-    model = Plain()
-    model.layers[1] = model.layers[0]
-    with pytest.raises(UserError, match=r"layers\.0 runs \d times"):
-        Decoder.trace(model)
-    assert "forward" not in vars(model.layers[0])
-
-
-def test_a_model_that_fails_is_refused_with_its_reason() -> None:
-    with pytest.raises(UserError, match="Plain fails in a forward pass: index out of range"):
-        Decoder.trace(Plain(), torch.tensor([[99]]))
-
-
-def test_linears_with_one_weight_stay_dense() -> None:
-    model = tiny_model("llama")
-    first, second = model.model.layers
-    second.mlp.up_proj.weight = first.mlp.up_proj.weight
-    decoder = Decoder.trace(model)
-    assert set(decoder.skipped) == {
-        "model.layers.0.mlp.up_proj",
-        "model.layers.1.mlp.up_proj",
-    }
-    reason = decoder.skipped["model.layers.0.mlp.up_proj"]
-    assert reason == "it shares its weight with model.layers.1.mlp.up_proj.weight"
-    assert "model.layers.0:mlp.gate_proj" in decoder.groups
-
-
-def test_a_linear_that_does_not_run_stays_dense() -> None:
-    model = tiny_model("llama")
-    model.model.layers[1].spare = nn.Linear(32, 32)
-    skipped = Decoder.trace(model).skipped
-    assert skipped == {"model.layers.1.spare": "it did not run in a forward pass"}
-
-
-def test_a_weight_that_is_used_in_parts_stays_dense() -> None:
-    model = Plain()
-    part = model.layers[2]
-
-    def halves(hidden_states: Tensor) -> Tensor:
-        weight = part.linear.weight
-        parts = [nn.functional.linear(hidden_states, half) for half in weight.chunk(2)]
-        return torch.cat(parts, -1)
-
-    part.forward = halves
-    decoder = Decoder.trace(model)
-    reason = "only a part of its weight is multiplied at a time"
-    assert decoder.skipped == {"layers.2.linear": reason}
-    assert part.forward is halves
-
-
-def test_experts_in_a_list_of_modules_are_grouped_even_if_no_token_comes() -> None:
-    class Expert(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w1, self.w3 = nn.Linear(8, 16), nn.Linear(8, 16)
-            self.w2 = nn.Linear(16, 8)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.w2(self.w1(x) * self.w3(x))
-
-    class Mixture(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.experts = nn.ModuleList(Expert() for _ in range(3))
-
-        def forward(self, hidden_states: Tensor) -> Tensor:
-            return self.experts[1](hidden_states[:, ::2]).repeat_interleave(2, 1)
-
-    model = Plain(layers=0)
-    model.layers.extend([Mixture(), Mixture()])
-    decoder = Decoder.trace(model, TOKENS_2[:1])
-    groups = [name.partition(":")[2] for name, g in decoder.groups.items() if g.layer == 0]
-    expected = [
-        group
-        for index in (1, 0, 2)
-        for group in (f"experts.{index}.w1,experts.{index}.w3", f"experts.{index}.w2")
-    ]
-    assert sorted(groups) == sorted(expected)
-    calls = decoder.embed(TOKENS_2)
-    _, sums = decoder.statistics(0, calls.hidden, calls, [TOKENS, SQUARE_SUM])
-    assert float(sums["layers.0:experts.1.w2"]["tokens"]) == 12
-    assert float(sums["layers.0:experts.2.w2"]["tokens"]) == 0
 
 
 def test_experts_that_no_token_is_routed_to_have_empty_sums() -> None:
@@ -208,15 +47,6 @@ def test_substitutions_are_taken_back_after_an_error() -> None:
         raise UserError("stop")
     for name, weight in before.items():
         assert torch.equal(decoder.weight(name), weight)
-
-
-def test_a_weight_is_a_view_of_the_parameter() -> None:
-    for architecture in ("llama", "gpt2", "gpt-oss"):
-        decoder = Decoder.trace(tiny_model(architecture))
-        for name, linear in decoder.linears.items():
-            decoder.weight(name).fill_(7)
-            parameter = decoder.layers[linear.layer].get_parameter(linear.parameter)
-            assert (linear.view(parameter) == 7).all()
 
 
 def test_given_weights_may_have_another_dtype() -> None:
@@ -267,28 +97,3 @@ def test_a_window_runs_on_the_device_while_other_layers_stay_away(name: str) -> 
             torch.testing.assert_close(
                 there[group]["square_sum"].cpu(), found["square_sum"], **close
             )
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
-    decoder = Decoder.trace(tiny_model("llama"))
-    check_weights(decoder)
-    decoder.weight("model.layers.1.self_attn.k_proj")[3, 5] = value
-    with pytest.raises(UserError, match=r"'weight' of model\.layers\.1\.self_attn\.k_proj holds 1"):
-        check_weights(decoder)
-
-
-def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused() -> None:
-    tokenizer = byte_tokenizer()
-    model = tiny_model("llama")
-    check_tokenizer(tokenizer, model)
-    model.resize_token_embeddings(VOCABULARY - 1, mean_resizing=False)
-    with pytest.raises(UserError, match="up to 256, but the model has only 256 embeddings"):
-        check_tokenizer(tokenizer, model)
-
-
-def test_padding_beyond_the_vocabulary_is_no_mistake() -> None:
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    assert len(tokenizer) == VOCABULARY + 1
-    check_tokenizer(tokenizer, tiny_model("llama"))
