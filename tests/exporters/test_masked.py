@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from permllm.exporters.masked import Masked
 from permllm.models.decoder import Decoder
@@ -55,47 +54,3 @@ def test_transformers_opens_the_folder_with_equal_logits(
 def test_it_writes_nothing_to_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Masked().export(toy_export(tiny_model("llama-gqa")), tmp_path)
     assert capfd.readouterr() == ("", "")
-
-
-def test_the_card_says_what_a_reader_needs(tmp_path: Path) -> None:
-    Masked().export(toy_export(tiny_model("llama-gqa")), tmp_path)
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    for part in (
-        "| perplexity/toy | 16.8 | 59.2 |",
-        "a toy model, pruned to 2:4 sparsity",
-        "AutoModelForCausalLM.from_pretrained",
-        "original order",
-        'pattern: "2:4"',
-        "- permllm 0.1.0",
-    ):
-        assert part in card
-    assert (tmp_path / "pipeline.yaml").read_text().startswith("permllm: 1")
-
-
-def test_the_cards_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "path/to/this/folder").mkdir(parents=True)
-    Masked().export(toy_export(tiny_model("llama-gqa")), tmp_path / "path/to/this/folder")
-    card = (tmp_path / "path/to/this/folder/README.md").read_text(encoding="utf-8")
-    code = card.partition("```python\n")[2].partition("```")[0]
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    assert type(names["model"]).__name__ == "LlamaForCausalLM"
-
-
-def test_settings_for_pruning_are_not_saved(tmp_path: Path) -> None:
-    model = tiny_model("llama-gqa")
-    model.config.use_cache = False
-    Masked().export(toy_export(model), tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["use_cache"] is True
-    assert model.config.use_cache is False
-
-
-def test_a_generation_config_that_transformers_would_refuse(tmp_path: Path) -> None:
-    model = tiny_model("llama-gqa")
-    model.generation_config = GenerationConfig(eos_token_id=256)
-    model.generation_config.temperature = 0.6
-    Masked().export(toy_export(model), tmp_path)
-    saved = GenerationConfig.from_pretrained(tmp_path)
-    assert (saved.temperature, saved.do_sample, saved.eos_token_id) == (0.6, True, 256)
-    assert not model.generation_config.do_sample
