@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,9 +10,8 @@ import torch
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.errors import RunFailed, UserError
 from permllm.evaluators.choices import Choices, Item, read_items, requests_of
-from permllm.evaluators.likelihood import Request, log_likelihoods
 from permllm.testing import check_evaluator
-from permllm.testing.models import ARCHITECTURES, tiny_model
+from permllm.testing.models import tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
 
 QUESTIONS = [
@@ -30,46 +28,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def reference(model: Any, context: tuple[int, ...], continuation: tuple[int, ...]) -> float:
-    """The log-likelihood by one forward pass over one sequence."""
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([context + continuation]), use_cache=False).logits
-    likely = logits[0].double().log_softmax(-1)
-    places = range(len(context) - 1, len(context) + len(continuation) - 1)
-    return sum(float(likely[i, token]) for i, token in zip(places, continuation, strict=True))
-
-
-def some_requests() -> list[Request]:
-    generator = torch.Generator().manual_seed(0)
-    contexts = [
-        tuple(torch.randint(257, (length,), generator=generator).tolist())
-        for length in (1, 5, 5, 5, 9)
-    ]
-    return [
-        Request(context, tuple(torch.randint(257, (length,), generator=generator).tolist()))
-        for context in contexts
-        for length in (1, 1, 4, 2, 7)
-    ]
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("tokens", [1, 16, 10_000])
-def test_log_likelihoods(architecture: str, cached: bool, tokens: int) -> None:
-    model, requests = tiny_model(architecture), some_requests()
-    # A recurrent model's state cannot be split into rows.
-    model._is_stateful = not cached
-    steps = []
-    found = log_likelihoods(
-        model, requests, device="cpu", tokens=tokens, progress=lambda *step: steps.append(step)
-    )
-    expected = [reference(model, request.context, request.continuation) for request in requests]
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert steps[0] == (0, 25)
-    assert steps[-1] == (25, 25)
-
-
-def test_the_figures(path: Path) -> None:
+def test_the_figures(path: Path, reference) -> None:
     model, tokenizer = tiny_model("llama-gqa"), byte_tokenizer()
     right, right_norm = [], []
     for question in QUESTIONS:
