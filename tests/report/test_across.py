@@ -6,67 +6,15 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from permllm.errors import UserError
-from permllm.pipeline.reading import dump_yaml
 from permllm.report.across import compare, to_csv, to_json
-from permllm.report.comparable import Difference, with_options
 from permllm.report.table import markdown_of
-from permllm.results import Results
 
 FIGURE = "perplexity/python-docs"
-
-PIPELINE: dict[str, Any] = {
-    "permllm": 1,
-    "pattern": "2:4",
-    "dtype": "auto",
-    "calibration": {
-        "dataset": {"name": "text", "path": "/a.txt"},
-        "sequences": 16,
-        "length": 256,
-        "held_out": 4,
-        "batch_size": 4,
-        "seed": 0,
-    },
-    "evaluate": [
-        {"name": "perplexity", "dataset": {"name": "python-docs"}, "length": 256, "max_tokens": 64},
-        {"name": "perplexity", "dataset": {"name": "text", "path": "/b/wiki.txt"}, "length": 128},
-        {"name": "choices", "path": "/b/arc.jsonl", "limit": 100},
-    ],
-    "matrix": None,
-}
-
-ENVIRONMENT: dict[str, Any] = {
-    "versions": {"permllm": "0.1.0", "torch": "2.4.0", "transformers": "5.0.0", "numpy": "2.0"},
-    "threads": 2,
-    "cuda_device": None,
-    "model": "SmolLM2",
-    "model_fingerprint": "a" * 64,
-    "calibration_fingerprint": "c" * 64,
-}
-
-
-@pytest.fixture
-def keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes a run's folder; keywords change its pipeline, dotted ones with ``__``."""
-    monkeypatch.chdir(tmp_path)
-
-    def write(name: str, results: Results, environment: Any = (), **changes: Any) -> None:
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "results.json").write_text(json.dumps(results.to_dict()))
-        dotted = {key.replace("__", "."): value for key, value in changes.items()}
-        (folder / "pipeline.yaml").write_text(dump_yaml(with_options(PIPELINE, dotted)))
-        kept = ENVIRONMENT | dict(environment)
-        (folder / "environment.json").write_text(json.dumps(kept))
-
-    return write
 
 
 def warnings(*arguments: str) -> list[str]:
@@ -149,87 +97,6 @@ def test_repeats_are_means_and_single_ones_are_named(keep, study) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"pattern": "4:8"}, "pattern: 2:4 in a; 4:8 in b"),
-        ({"calibration__length": 8}, "calibration.length: 256 in a; 8 in b"),
-        ({"calibration__sequences": 8}, "calibration.sequences: 16 in a; 8 in b"),
-        ({"calibration__seed": 3}, "calibration.seed: 0 in a; 3 in b"),
-        (
-            {"calibration__dataset": {"name": "python-docs"}},
-            "calibration.dataset: name=text, path=/a.txt in a; name=python-docs in b",
-        ),
-        ({"dtype": "bfloat16"}, "dtype: auto in a; bfloat16 in b"),
-        ({"evaluate__0__length": 32}, "perplexity/python-docs: length: 256 in a; 32 in b"),
-        ({"evaluate__0__max_tokens": None}, "perplexity/python-docs: max_tokens: 64 in a; none in"),
-        ({"evaluate__1__length": 32}, "perplexity/wiki: length: 128 in a; 32 in b"),
-        ({"evaluate__1__dataset__path": "/c/wiki.txt"}, "dataset.path: /b/wiki.txt in a; /c/"),
-        ({"evaluate__2__limit": 5}, "accuracy/arc: limit: 100 in a; 5 in b"),
-    ],
-)
-def test_other_pipelines_are_warned_of(keep, results, pruned, change, message: str) -> None:
-    run = pruned("cp", 50.0)
-    run = attrs.evolve(run, figures=run.figures | {"perplexity/wiki": 3.0, "accuracy/arc": 0.5})
-    keep("a", results(run))
-    keep("b", results(run), **change)
-    keep("c", results(run))
-    (said,) = warnings("a", "b")
-    assert message in said
-    assert " in a and c; " in warnings("a", "b", "c")[0]
-    assert warnings("a", "c") == []
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_fingerprint": "b" * 64}, "model: SmolLM2 (aaaaaaaaaaaa) in a; SmolLM2 (bbbbbbbb"),
-        ({"calibration_fingerprint": "d" * 64}, "calibration text: cccccccccccc in a; dddddddd"),
-        ({"threads": 8}, "threads: 2 in a; 8 in b"),
-        ({"cuda_device": "H100"}, "CUDA device: none in a; H100 in b"),
-        (
-            {"versions": ENVIRONMENT["versions"] | {"torch": "2.5.0"}},
-            "torch's version: 2.4.0 in a; 2.5.0 in b",
-        ),
-        ({"versions": ENVIRONMENT["versions"] | {"numpy": "2.1"}}, None),
-    ],
-)
-def test_other_environments_are_warned_of(keep, results, change, message: str | None) -> None:
-    keep("a", results())
-    keep("b", results(), change)
-    said = warnings("a", "b")
-    assert [message in one for one in said] == [True] if message else said == []
-
-
-def test_another_text_is_no_news_with_other_options(keep, results) -> None:
-    keep("a", results())
-    keep("b", results(), {"calibration_fingerprint": "d" * 64}, calibration__sequences=8)
-    assert warnings("a", "b") == ["calibration.sequences: 16 in a; 8 in b"]
-
-
-def test_what_a_matrix_varies_is_no_difference(keep, results, pruned) -> None:
-    runs = [
-        attrs.evolve(pruned(f"{pattern} cp", 50.0), options={"pattern": pattern})
-        for pattern in ("2:4", "4:8")
-    ]
-    keep("a", results(*runs))
-    keep("b", results(*runs))
-    assert warnings("a") == warnings("a", "b") == []
-    assert warnings("a:2:4 cp", "b:4:8 cp") == ["pattern: 2:4 in a; 4:8 in b"]
-    assert warnings("a", "b:4:8 cp") == ["pattern: 2:4 and 4:8 in a; 4:8 in b"]
-
-
-def test_seeds_of_repeats_are_no_difference(keep, study) -> None:
-    keep("a", study(cp=[80.0, 100.0]), matrix={"repeat": 2})
-    made = study(cp=[80.0, 100.0, 90.0])
-    runs = [
-        attrs.evolve(run, options=run.options | {"calibration.seed": 7 * run.repeat})
-        for run in made.runs
-    ]
-    keep("b", attrs.evolve(made, runs=tuple(runs)), matrix={"repeat": 3})
-    assert warnings("a", "b") == []
-
-
 def test_csv_is_plain_numbers(keep, study, results, pruned, failed) -> None:
     keep("a", study(none=[100.0, 120.0], cp=[80.0, None]))
     keep("b", results(failed(pruned("x, y", 1.0), "two\nlines")))
@@ -285,11 +152,3 @@ def test_a_folder_that_lost_its_pipeline_is_still_shown(keep, results, tmp_path:
         (tmp_path / "b" / name).unlink()
     assert len(labels("a", "b")) == 1 + 6
     assert warnings("a", "b") == []
-
-
-@given(st.dictionaries(st.text("abc", min_size=1), st.sampled_from(["x", "y"]), min_size=1))
-def test_messages_name_every_folder_once(values: dict[str, str]) -> None:
-    said = Difference("threads", values).message()
-    assert said.startswith("threads: ")
-    named = [name for part in said[9:].split("; ") for name in part.split(" in ")[1].split(" and ")]
-    assert sorted(named) == sorted(values)

@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 import attrs
 import pytest
 
-from permllm.observers.events import Events
 from permllm.report.plots import (
     MAX_KINDS,
     perplexity_bars,
@@ -20,38 +19,12 @@ from permllm.report.plots import (
     write_plots,
 )
 from permllm.report.repeats import settings
-from permllm.report.summary import write_report
-from permllm.testing.observers import toy_plan, watched
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def plan_of(results, out: Path):
-    """A plan with the runs of these results; one of them trained."""
-    plan = toy_plan(out)
-    runs = tuple(
-        attrs.evolve(
-            plan.runs[0],
-            label=run.label,
-            setting=run.setting,
-            repeat=run.repeat,
-            directory=out / "runs" / f"run-{index}",
-        )
-        for index, run in enumerate(results.runs[1:], start=1)
-    )
-    hook = watched(Events(), out)
-    for step in range(1, 9):
-        figures = {"loss": 1 / step, "temperature": 1 - step / 10}
-        if step % 4 == 0:
-            figures["held_out_loss"] = 1.5 / step
-        hook.permllm_training_step(
-            run=runs[-1], window=0, stage="permutation", step=step, total=8, figures=figures
-        )
-    return attrs.evolve(plan, runs=runs)
-
-
 @pytest.fixture
-def drawn(results, tmp_path: Path):
+def drawn(results, tmp_path: Path, plan_of):
     made = results()
     plan = plan_of(made, tmp_path)
     return plan, write_plots(made, plan)
@@ -130,24 +103,13 @@ def test_no_line_leads_from_one_window_to_the_next() -> None:
     assert axes.get_title(loc="left") == ""
 
 
-def test_study_with_failures_is_drawn_and_reported(study, tmp_path: Path) -> None:
-    made = study(none=[100.0, 120.0], cp=[80.0, None], lcp=[math.inf, 1e9])
-    plan = plan_of(made, tmp_path)
-    written = write_plots(made, plan)
-    assert not [path for path in written if path.parents[1] == plan.runs[3].directory]
-    text = write_report(made, plan).read_text(encoding="utf-8")
-    assert "| cp, #2 failed: ArithmeticError: not today | 1 of 2 |" in text
-    assert "## Failed runs\n\n- cp #2: ArithmeticError: not today\n" in text
-    assert "repeats, which differ in their seeds" in text
-
-
 def test_no_state_of_matplotlib_is_touched(drawn) -> None:
     import matplotlib as mpl
 
     assert mpl.rcParams["axes.spines.top"] is True
 
 
-def test_strange_labels_and_figures_are_drawn(results, pruned, tmp_path: Path) -> None:
+def test_strange_labels_and_figures_are_drawn(results, pruned, tmp_path: Path, plan_of) -> None:
     runs = [pruned(f"lcp($\\frac$ {index})", value) for index, value in enumerate([math.inf, 1e6])]
     made = results(*runs, pruned("_x" * 40, math.nan))
     plan = plan_of(made, tmp_path)
@@ -178,30 +140,3 @@ def test_panels_are_kinds_of_linears_unless_they_are_many(results) -> None:
     )
     (panel,) = retained_by_kind(attrs.evolve(run, layers=many)).axes
     assert panel.get_title(loc="left") == "all linears"
-
-
-def test_report_shows_table_pictures_pipeline_and_versions(results, tmp_path: Path) -> None:
-    made = results()
-    exported = attrs.evolve(made.runs[-1], exports={"masked": "runs/lcp/exports/masked"})
-    made = attrs.evolve(made, runs=(*made.runs[:-1], exported))
-    plan = plan_of(made, tmp_path)
-    (tmp_path / "environment.json").write_text(
-        '{"versions": {"torch": "2.4.0"}, "python": "3.11.1", "model_fingerprint": "abc"}'
-    )
-    write_plots(made, plan)
-    text = write_report(made, plan).read_text(encoding="utf-8")
-    assert text.startswith("# quickstart\n\nPruned in the original channel order")
-    assert "| lcp | 40.00 | 75.0 % |" in text
-    for name in ("perplexity", "retained", "training"):
-        assert f"](plots/{name}.png)" in text
-    assert "```yaml\npermllm: 1\nname: toy\n" in text
-    assert "- torch 2.4.0" in text
-    assert "model fingerprint: abc" in text
-    assert 'from_pretrained("runs/x/runs/lcp/exports/masked")' in text
-
-
-def test_report_without_anything_else(results, tmp_path: Path) -> None:
-    text = write_report(results(), toy_plan(tmp_path)).read_text(encoding="utf-8")
-    assert "![" not in text
-    assert "## Versions" not in text
-    assert "## Exported models" not in text
