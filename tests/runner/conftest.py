@@ -1,4 +1,4 @@
-"""A small pipeline on a tiny model, as a file in a temporary folder."""
+"""A small pipeline on a tiny model: as a file in a temporary folder, and in memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
+from permllm.contexts.sequences import Sequences
+from permllm.models.decoder import Decoder
+from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
-from permllm.testing.models import save_tiny
+from permllm.runner.window_loop import WindowLoop
+from permllm.runs.plan import Run
+from permllm.testing.models import VOCABULARY, save_tiny, tiny_model
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from 27 other animals. "
 
@@ -62,3 +68,26 @@ def write_pipeline(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def loop_of(registry: Registry) -> Callable[..., WindowLoop]:
+    """The loop of a run on a tiny model in memory; keywords are the pipeline's ``layers``."""
+
+    def make(*, tokens: int = 0, stages: Any = None, **layers: Any) -> WindowLoop:
+        section = {"model": {"source": "directory", "path": "."}, "pattern": "2:4"}
+        chosen = {"permutation": "none", "window": 1} | layers
+        pipeline = read_mapping(section | {"layers": chosen, "track": {}}, registry)
+        generator = torch.Generator().manual_seed(tokens)
+        text = torch.randint(VOCABULARY, (6, 12), generator=generator)
+        sequences = Sequences(text, 4, torch.arange(4), torch.arange(4, 6), batch_size=3)
+        return WindowLoop.of(
+            Decoder.trace(tiny_model("llama")),
+            Run("toy", pipeline, {}, Path()),
+            sequences,
+            torch.device("cpu"),
+            registry.manager.hook,
+            stages=stages,
+        )
+
+    return make

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 from collections import Counter
@@ -256,58 +255,6 @@ def test_a_damaged_window_of_the_run_is_pruned_again(write_pipeline: Write, tmp_
     again = run(path, out, resume=True)
     assert window.read_bytes() == kept
     assert again.runs[1].figures == before.runs[1].figures
-
-
-CHANGES = [
-    "pattern=1:4",
-    "seed=3",
-    "layers.metric=ria",
-    "layers.permutation=greedy",
-    "layers.pruner=sparsegpt",
-    "layers.window=1",
-    "layers.inputs=dense",
-    "layers.skip=['*.o_proj']",
-    "layers.overrides=[{match: '*.o_proj', metric: ria}]",
-    "calibration.seed=1",
-    "calibration.sequences=3",
-    "calibration.held_out=1",
-    "calibration.length=16",
-    "calibration.batch_size=1",
-    "evaluate.0.length=16",
-    "evaluate.0.max_tokens=64",
-    "dtype=float64",
-]
-
-
-def test_every_change_of_a_pipeline_is_another_run(write_pipeline: Write, tmp_path: Path) -> None:
-    """Whatever may change the windows or the figures changes the keys of the runs."""
-    from permllm.runner.caching.store import Cache
-    from permllm.runner.identity import RunIdentity
-    from permllm.runner.one_run import OneRun
-    from permllm.runner.shared import Shared
-
-    path, cache = write_pipeline(layers={"permutation": "cp"}), Cache(tmp_path / "cache")
-
-    def key(*settings: str) -> str | None:
-        registry = Registry.load()
-        plan = make_plan(path, registry, settings, tmp_path / f"out-{next(number)}")
-        return RunIdentity.of(OneRun(Shared(plan, registry, cache), plan.runs[0])).key
-
-    number = itertools.count()
-    before = key()
-    assert before is not None
-    assert key("track={}") == before
-    keys = {change: key(change) for change in CHANGES}
-    assert len({before, *keys.values()}) == len(CHANGES) + 1
-    text = tmp_path / "test.txt"
-    kept = text.read_text()
-    text.write_text(kept + "more")
-    assert key() != before
-    text.write_text(kept)
-    assert key() == before
-    model = tmp_path / "llama/config.json"
-    model.write_text(model.read_text() + "\n")
-    assert key() != before
 
 
 def test_runs_that_fail_for_the_users_input_are_marked_too(

@@ -1,0 +1,46 @@
+"""What is no finished run, or would overwrite something, is not exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from permllm.api import run_plan
+from permllm.errors import UserError
+from permllm.exporters.masked import Masked
+from permllm.registry import Registry
+from permllm.runner.exporting import export_run
+from permllm.runs.plan import make_plan
+
+
+def test_a_folder_that_is_there_is_left_alone(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        export_run(tmp_path / "run", Masked(), registry, tmp_path / "to")
+
+
+def test_only_what_is_still_whole_is_exported(
+    registry: Registry, tmp_path: Path, write_pipeline: Callable[..., Path]
+) -> None:
+    path = write_pipeline(layers={"permutation": "none"}, evaluate=[], export=[])
+    out, to = tmp_path / "out", tmp_path / "to" / "masked"
+    run_plan(make_plan(path, registry, out=out), registry)
+    with pytest.raises(UserError, match="no folder of a finished run") as caught:
+        export_run(out, Masked(), registry, to)
+    assert str(caught.value.hint) == f"name one of its runs: {out / 'runs/none'}"
+    export_run(out / "runs/none", Masked(), registry, to)
+    assert [path.name for path in to.parent.iterdir()] == ["masked"]
+    assert (to / "model.safetensors").exists()
+
+    config = tmp_path / "llama/config.json"
+    text = config.read_text()
+    config.write_text(text + "\n")
+    with pytest.raises(UserError, match="has changed since"):
+        export_run(out / "runs/none", Masked(), registry, tmp_path / "other")
+    config.write_text(text)
+    (out / "runs/none/windows/000.safetensors").unlink()
+    with pytest.raises(UserError, match=r"000\.safetensors' is gone"):
+        export_run(out / "runs/none", Masked(), registry, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

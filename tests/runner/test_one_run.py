@@ -1,0 +1,64 @@
+"""Whatever a run depends on is in its key, and nothing else is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from permllm.registry import Registry
+from permllm.runs.plan import make_plan
+
+Write = Callable[..., Path]
+
+
+CHANGES = [
+    "pattern=1:4",
+    "seed=3",
+    "layers.metric=ria",
+    "layers.permutation=greedy",
+    "layers.pruner=sparsegpt",
+    "layers.window=1",
+    "layers.inputs=dense",
+    "layers.skip=['*.o_proj']",
+    "layers.overrides=[{match: '*.o_proj', metric: ria}]",
+    "calibration.seed=1",
+    "calibration.sequences=3",
+    "calibration.held_out=1",
+    "calibration.length=16",
+    "calibration.batch_size=1",
+    "evaluate.0.length=16",
+    "evaluate.0.max_tokens=64",
+    "dtype=float64",
+]
+
+
+def test_every_change_of_a_pipeline_is_another_run(write_pipeline: Write, tmp_path: Path) -> None:
+    """Whatever may change the windows or the figures changes the keys of the runs."""
+    from permllm.runner.caching.store import Cache
+    from permllm.runner.identity import RunIdentity
+    from permllm.runner.one_run import OneRun
+    from permllm.runner.shared import Shared
+
+    path, cache = write_pipeline(layers={"permutation": "cp"}), Cache(tmp_path / "cache")
+
+    def key(*settings: str) -> str | None:
+        registry = Registry.load()
+        plan = make_plan(path, registry, settings, tmp_path / f"out-{next(number)}")
+        return RunIdentity.of(OneRun(Shared(plan, registry, cache), plan.runs[0])).key
+
+    number = itertools.count()
+    before = key()
+    assert before is not None
+    assert key("track={}") == before
+    keys = {change: key(change) for change in CHANGES}
+    assert len({before, *keys.values()}) == len(CHANGES) + 1
+    text = tmp_path / "test.txt"
+    kept = text.read_text()
+    text.write_text(kept + "more")
+    assert key() != before
+    text.write_text(kept)
+    assert key() == before
+    model = tmp_path / "llama/config.json"
+    model.write_text(model.read_text() + "\n")
+    assert key() != before

@@ -1,0 +1,101 @@
+"""What pruners may refine and update, and what is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import torch
+
+from permllm.api import run_plan
+from permllm.components import Pruner
+from permllm.core.patterns import Pattern, nm_mask
+from permllm.core.permutations import invert
+from permllm.errors import RunFailed
+from permllm.hookspecs import hookimpl
+from permllm.pruners.mask import Mask
+from permllm.registry import Registry
+from permllm.runs.plan import make_plan
+from permllm.runs.windows import load_window
+
+
+@attrs.frozen
+class LastOfFour(Pruner):
+    """Keeps the last weights of every group, by scores that it makes up from the window."""
+
+    name = "last-of-four"
+
+    def refine(self, window: Any, permutations: Any) -> dict[str, torch.Tensor]:
+        scores = {}
+        others = [linear for linear in window.linears if linear not in window.linears_of(self)]
+        assert {linear.rpartition(".")[2] for linear in others} == {"down_proj"}
+        for group, permutation in permutations.items():
+            places = torch.arange(len(permutation), dtype=torch.float32)[invert(permutation)]
+            for linear in window.groups[group].linears:
+                scores[linear] = places.expand_as(window.weight(linear)).contiguous()
+        return scores
+
+    def prune(
+        self, weight: torch.Tensor, scores: torch.Tensor, pattern: Pattern, statistics: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mask = nm_mask(scores, pattern)
+        return weight * mask, mask
+
+
+class LastOfFourPlugin:
+    @hookimpl
+    def permllm_pruners(self) -> list[type[Pruner]]:
+        return [LastOfFour]
+
+
+def test_a_pruner_may_refine_the_scores_of_its_own_linears(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {
+        "permutation": "cp",
+        "pruner": "last-of-four",
+        "overrides": [{"match": "*.down_proj", "pruner": "mask"}],
+    }
+    registry = Registry.load()
+    registry.add(LastOfFourPlugin(), "last")
+    plan = make_plan(write_pipeline(layers=layers, export=[]), registry, out=tmp_path / "out")
+    run_plan(plan, registry)
+    window = load_window(plan.runs[0].directory / "windows/000.safetensors")
+    last = torch.tensor([False, False, True, True])
+    for report in window.reports:
+        pruned = window.weights[report.linear][:, window.permutations[report.group]]
+        kept = (pruned != 0).unflatten(1, (-1, 4))
+        refined = not report.linear.endswith("down_proj")
+        assert bool((kept == last).all()) == refined, report.linear
+        # Reports compare orders by the metric's scores, whatever decides what is kept.
+        assert 0.5 < report.retained < 1, report.linear
+
+
+@attrs.frozen
+class Grown(Mask):
+    """Puts something where it had cut."""
+
+    name = "grown"
+
+    def update(self, window: Any, weights: Any) -> dict[str, torch.Tensor]:
+        return {linear: weight + 1 for linear, weight in weights.items()}
+
+
+class GrownPlugin:
+    @hookimpl
+    def permllm_pruners(self) -> list[type[Pruner]]:
+        return [Grown]
+
+
+def test_an_update_that_is_not_nm_is_refused(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    registry = Registry.load()
+    registry.add(GrownPlugin(), "grown")
+    path = write_pipeline(layers={"permutation": "none", "pruner": "grown"})
+    message = "pruner 'grown' updated model.layers.0.self_attn.q_proj where it had been cut to zero"
+    with pytest.raises(RunFailed, match=message):
+        run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)

@@ -1,0 +1,36 @@
+"""Statistics are those of the calibration sequences, gathered once for what they depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from permllm.core.statistics import GRAM, SQUARE_SUM, TOKENS
+from permllm.runner.caching.memo import Stages
+from permllm.runner.caching.store import Cache
+
+
+def test_a_window_has_the_sums_of_the_calibration_sequences_alone(loop_of) -> None:
+    loop = loop_of(window=2)
+    sums, _ = loop.gathering.of_window(range(2), [TOKENS, GRAM])
+    assert set(sums) == set(loop.decoder.groups)
+    assert {float(one["tokens"]) for one in sums.values()} == {4 * 12}
+    calls = loop.decoder.embed(loop.sequences.tokens[:4])
+    _, expected = loop.decoder.statistics(0, calls.hidden, calls, [GRAM])
+    for name, one in expected.items():
+        torch.testing.assert_close(sums[name]["gram"], one["gram"], rtol=1e-4, atol=1e-4)
+
+
+def test_only_what_is_missing_is_gathered(loop_of, tmp_path: Path) -> None:
+    reused: list[str] = []
+    stages = Stages(Cache(tmp_path), on_reuse=lambda stage, seconds: reused.append(stage))
+    first, again, other = (loop_of(stages=stages, tokens=tokens) for tokens in (0, 0, 1))
+    made, _ = first.gathering.of_window(range(1), [SQUARE_SUM, TOKENS])
+    assert reused == []
+    kept, _ = again.gathering.of_window(range(1), [SQUARE_SUM, TOKENS])
+    assert reused == ["statistics, layer 0"]
+    torch.testing.assert_close(kept, made, rtol=0, atol=0)
+    again.gathering.of_window(range(1), [SQUARE_SUM, TOKENS, GRAM])
+    other.gathering.of_window(range(1), [SQUARE_SUM, TOKENS])
+    assert len(reused) == 1

@@ -1,0 +1,42 @@
+"""Streams go through finished windows, dense and pruned, as the model would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from permllm.models.decoder import Decoder
+
+
+def states(decoder: Decoder, tokens: torch.Tensor, weights: dict[str, torch.Tensor]):
+    """The hidden states after the first layer."""
+    calls = decoder.embed(tokens)
+    with torch.no_grad():
+        return decoder.run_layer(0, calls.hidden, calls, weights)
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_streams_are_the_models_hidden_states(loop_of, inputs: str) -> None:
+    loop = loop_of(inputs=inputs)
+    streams, decoder, tokens = loop.streams, loop.decoder, loop.sequences.tokens
+    name = "model.layers.0.mlp.down_proj"
+    weights = {name: torch.zeros_like(decoder.weight(name))}
+    streams.later(range(1), weights)
+    assert streams.pruned is None
+    streams.catch_up()
+    dense, pruned = states(decoder, tokens, {}), states(decoder, tokens, weights)
+    torch.testing.assert_close(streams.dense, dense)
+    torch.testing.assert_close(streams.pruned, dense if inputs == "dense" else pruned)
+    assert not torch.allclose(dense, pruned)
+    before = streams.pruned
+    streams.catch_up()
+    assert streams.pruned is before
+
+
+def test_batches_begin_with_the_embedded_tokens(loop_of) -> None:
+    loop = loop_of()
+    rows = torch.arange(1, 5)
+    batches = loop.streams.batches(None, rows)
+    assert [len(hidden) for hidden, _ in batches] == [3, 1]
+    embedded = loop.decoder.embed(loop.sequences.tokens[rows]).hidden
+    assert torch.equal(torch.cat([hidden for hidden, _ in batches]), embedded)
