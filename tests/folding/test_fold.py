@@ -57,9 +57,6 @@ def test_the_whole_model_gives_the_same(name: str) -> None:
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-# --- orders -----------------------------------------------------------------------
-
-
 GROUPED = Fold(
     # Two heads of three channels on one key/value head, and two more on another.
     layout=torch.tensor([[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]),
@@ -105,6 +102,3 @@ def test_row_permutations_refuse_what_does_not_fold() -> None:
         permutation = torch.arange(decoder.groups[name].channels).flip(0)
         with pytest.raises(ValueError, match="does not fold"):
             row_permutations(decoder, folds, {name: permutation})
-
-
-# --- wiring that does not fold ------------------------------------------------------

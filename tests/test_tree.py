@@ -1,0 +1,70 @@
+"""The tests stand in the same tree as the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "permllm"
+
+OTHERWISE = {
+    "hooks.py": "two names for what tests of plugins use",
+    "hookspecs.py": "declarations alone; tests of the registry and of observers call them",
+    "version.py": "one number",
+    "contexts/evaluation.py": "values alone; the contract of evaluators makes them",
+    "evaluators/context.py": "a name of before: test_deprecation.py",
+    "runner/checkpoints.py": "a name of before: test_deprecation.py",
+    "runner/export.py": "a name of before: test_deprecation.py",
+    "runner/plan.py": "a name of before: test_deprecation.py",
+    "runner/windows.py": "a name of before: test_deprecation.py",
+}
+"""Modules without a test file of their name, and why."""
+
+
+# until the tests of these folders are split as well; take out what has a file
+UNTIL = {
+    "core/kernels.py",
+    "core/precision.py",
+    "core/retained.py",
+    "core/statistics.py",
+    "core/swaps.py",
+    "core/tabu.py",
+    "fields/declared.py",
+    "fields/errors.py",
+    "fields/once.py",
+    "fields/options.py",
+    "fields/reading.py",
+    "fields/schemas.py",
+    "fields/writing.py",
+    "metrics/magnitude.py",
+    "metrics/ria.py",
+    "metrics/wanda.py",
+    "permutations/cp.py",
+    "permutations/greedy.py",
+    "permutations/groupwise.py",
+    "permutations/none.py",
+    "pipeline/dotted_keys.py",
+    "pipeline/lookup.py",
+    "pipeline/matrix/shape.py",
+    "pipeline/resolving.py",
+    "pipeline/schema.py",
+    "pipeline/structuring.py",
+    "plugins/info.py",
+    "pruners/mask.py",
+    "pruners/sparsegpt.py",
+    "training/options.py",
+}
+
+
+def test_every_module_has_its_test_file_or_a_reason() -> None:
+    modules = [
+        path.relative_to(PACKAGE)
+        for path in PACKAGE.rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    ]
+    untested = {
+        module.as_posix()
+        for module in modules
+        if not (TESTS / module.with_name(f"test_{module.name}")).exists()
+    }
+    assert untested - UNTIL == set(OTHERWISE)
