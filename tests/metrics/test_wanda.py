@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from permllm.core.patterns import Pattern, nm_mask
+from permllm.core.statistics import SQUARE_SUM
+from permllm.metrics.wanda import Wanda
+
+
+def test_a_score_is_the_weights_size_times_its_inputs(
+    linear: Callable[[int], tuple[Tensor, Tensor]],
+) -> None:
+    weight, inputs = linear(0)
+    scores = Wanda().scores(weight, {"square_sum": SQUARE_SUM.partial(inputs)})
+    assert Wanda.needs == (SQUARE_SUM,)
+    torch.testing.assert_close(scores, weight.abs() * inputs.norm(dim=0))
+
+
+def test_statistics_take_the_precision_of_the_weight() -> None:
+    sums = {"square_sum": torch.full((8,), 2.0, dtype=torch.float64)}
+    assert Wanda().scores(torch.ones(2, 8), sums).dtype == torch.float32
+    assert Wanda().scores(torch.ones(2, 8, dtype=torch.float64), sums).dtype == torch.float64
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.floats(0.01, 100))
+def test_scaling_a_row_does_not_change_the_mask(
+    linear: Callable[[int], tuple[Tensor, Tensor]], seed: int, factor: float
+) -> None:
+    weight, inputs = linear(seed)
+    sums = {"square_sum": SQUARE_SUM.partial(inputs)}
+    scaled = weight.clone()
+    scaled[2] *= factor
+    one, two = (nm_mask(Wanda().scores(w, sums), Pattern(2, 4)) for w in (weight, scaled))
+    assert torch.equal(one, two)
