@@ -16,7 +16,6 @@ from permllm.contexts.window import Window
 from permllm.core.durations import Duration
 from permllm.core.permutations import is_permutation
 from permllm.permutations.cp import Cp
-from permllm.permutations.groupwise import first_permutations
 from permllm.permutations.lcp import Lcp, LearnedPermutations
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
@@ -24,7 +23,6 @@ from permllm.registry import Registry
 from permllm.testing import check_permutation_learner
 from permllm.testing.windows import toy_window
 from permllm.training.blocks import harden
-from permllm.training.budget import START_SHARE
 from permllm.training.loop import Step
 from permllm.training.optimisers import BlockAdam
 
@@ -139,22 +137,6 @@ def test_fresh_sequences_are_asked_for() -> None:
 def test_steps_follow_passes_unless_given() -> None:
     assert small(steps=None, passes=3).training_steps(5) == 9
     assert small(steps=7, passes=3).training_steps(5) == 7
-
-
-def test_a_budget_holds_the_search_to_its_share() -> None:
-    window = toy_window()
-    asked: list[PermutationLearner] = []
-
-    def find(learner: PermutationLearner, window: Window) -> dict[str, torch.Tensor]:
-        asked.append(learner)
-        return NoPermutation().learn(window)
-
-    window.find_permutations = find
-    groups = len(window.groups)
-    own = Cp(time_limit=3.0)
-    for learner, budget in ((Cp(), None), (Cp(), 1.0), (Cp(), 1e4), (own, 1.0), (Lcp(), 1.0)):
-        first_permutations(learner, window, budget)
-    assert asked == [Cp(), Cp(time_limit=START_SHARE / groups), Cp(), own, Lcp()]
 
 
 def test_a_budget_ends_learning(monkeypatch: pytest.MonkeyPatch) -> None:
