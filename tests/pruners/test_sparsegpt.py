@@ -1,3 +1,5 @@
+"""SparseGPT equals its textbook form, and refuses what cannot be factored."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,11 +15,11 @@ from permllm.core.statistics import GRAM
 from permllm.errors import RunFailed
 from permllm.metrics.wanda import Wanda
 from permllm.pruners.mask import Mask
-from permllm.pruners.sparsegpt import SparseGpt, inverse_factor
+from permllm.pruners.sparsegpt import ATTEMPTS, SparseGpt, inverse_factor
 from permllm.testing import check_pruner
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(3, 4), Pattern(1, 2)]
-PRUNERS = [Mask(), SparseGpt(), SparseGpt(block_size=1), SparseGpt(select="scores")]
+PRUNERS = [SparseGpt(), SparseGpt(block_size=1), SparseGpt(select="scores")]
 
 
 @pytest.mark.parametrize("pruner", PRUNERS, ids=str)
@@ -43,7 +45,13 @@ def error(weight: Tensor, pruned: Tensor, inputs: Tensor) -> float:
     return float(((weight - pruned) @ inputs.T).square().sum())
 
 
-def textbook(weight: Tensor, gram: Tensor, pattern: Pattern, dampening: float) -> Tensor:
+def textbook(
+    weight: Tensor,
+    gram: Tensor,
+    pattern: Pattern,
+    dampening: float,
+    scores: Tensor | None = None,
+) -> Tensor:
     """SparseGPT as its authors' code has it: three factorisations, no blocks."""
     weight, hessian = weight.clone(), gram.clone()
     hessian += dampening * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=gram.dtype)
@@ -54,7 +62,7 @@ def textbook(weight: Tensor, gram: Tensor, pattern: Pattern, dampening: float) -
         if j % pattern.m == 0:
             group = slice(j, j + pattern.m)
             saliency = weight[:, group] ** 2 / factor.diagonal()[group] ** 2
-            mask[:, group] = nm_mask(saliency, pattern)
+            mask[:, group] = nm_mask(saliency if scores is None else scores[:, group], pattern)
         kept = weight[:, j] * mask[:, j]
         change = (weight[:, j] - kept) / factor[j, j]
         weight[:, j:] -= change[:, None] * factor[j, j:]
@@ -62,24 +70,26 @@ def textbook(weight: Tensor, gram: Tensor, pattern: Pattern, dampening: float) -
     return weight
 
 
-@given(st.integers(0, 1000), st.sampled_from(PATTERNS))
-def test_mask_keeps_the_highest_scores_unchanged(seed: int, pattern: Pattern) -> None:
-    weight, inputs = correlated(seed)
-    scores = Wanda().scores(weight, statistics(inputs))
-    pruned, mask = Mask().prune(weight, scores, pattern, {})
-    assert torch.equal(mask, nm_mask(scores, pattern))
-    assert torch.equal(pruned, torch.where(mask, weight, 0.0))
-
-
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from(PATTERNS), st.sampled_from([1, 16, 24, 1000]))
-def test_sparsegpt_equals_its_textbook_form(seed: int, pattern: Pattern, block: int) -> None:
+@given(
+    st.integers(0, 1000),
+    st.sampled_from(PATTERNS),
+    st.sampled_from([1, 16, 24, 1000]),
+    st.sampled_from(["obs", "scores"]),
+)
+def test_sparsegpt_equals_its_textbook_form(
+    seed: int, pattern: Pattern, block: int, select: str
+) -> None:
     weight, inputs = correlated(seed)
-    sums = statistics(inputs)
-    pruned, mask = SparseGpt(block_size=block).prune(weight, weight.abs(), pattern, sums)
-    expected = textbook(weight, sums["gram"], pattern, 0.01)
+    sums, scores = statistics(inputs), weight.abs()
+    given = weight.clone()
+    pruned, mask = SparseGpt(block_size=block, select=select).prune(weight, scores, pattern, sums)
+    expected = textbook(weight, sums["gram"], pattern, 0.01, scores if select == "scores" else None)
     torch.testing.assert_close(pruned, expected, rtol=1e-6, atol=1e-8)
     assert torch.equal(pruned != 0, mask)
+    assert torch.equal(weight, given)
+    assert pruned.is_contiguous()
+    assert mask.is_contiguous()
 
 
 @settings(deadline=None)
@@ -117,7 +127,7 @@ def test_the_output_error_is_lower_than_that_of_a_mask(seed: int, pattern: Patte
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000), st.sampled_from([Mask(), SparseGpt(), SparseGpt(select="scores")]))
+@given(st.integers(0, 1000), st.sampled_from([SparseGpt(), SparseGpt(select="scores")]))
 def test_pruning_composes_with_a_permutation(seed: int, pruner: Pruner) -> None:
     weight, inputs = correlated(seed)
     permutation = torch.randperm(weight.shape[1], generator=torch.Generator().manual_seed(seed))
@@ -147,13 +157,43 @@ def test_channels_that_never_fire_lose_their_weights() -> None:
     assert pruned.count_nonzero() == 0
 
 
-def test_the_factor_is_that_of_the_inverse() -> None:
-    _, inputs = correlated(1)
-    gram = statistics(inputs)["gram"]
-    damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(48, dtype=torch.float64)
-    factor = inverse_factor(gram, 0.01)
-    torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(damped))
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from([0.0, 0.01, 3.0]),
+    st.sets(st.integers(0, 15), max_size=16),
+    st.sampled_from([1.0, 1e-6]),
+)
+def test_the_factor_is_that_of_the_inverse(
+    seed: int, dampening: float, dead: set[int], scale: float
+) -> None:
+    """Channels that never fired count with the mean of the others' diagonal, or with 1."""
+    _, inputs = correlated(seed, channels=16)
+    inputs[:, list(dead)] = 0
+    gram = scale * statistics(inputs)["gram"]
+    diagonal = gram.diagonal()
+    mean = diagonal[diagonal > 0].mean() if len(dead) < 16 else torch.tensor(1.0)
+    whole = gram + torch.diag((diagonal == 0) * mean)
+    damped = whole + dampening * mean * torch.eye(16, dtype=torch.float64)
+    factor = inverse_factor(gram, dampening)
+    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(16, dtype=torch.float64))
     assert torch.equal(factor, factor.triu())
+
+
+@pytest.mark.parametrize(("dampening", "least"), [(0.0, 1e-6), (1e-4, 1e-4)])
+def test_dampening_is_raised_tenfold_until_there_is_a_factor(
+    dampening: float, least: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
+    for raises in range(1, ATTEMPTS + 1):
+        # What is missing is between the last dampening that fails and the first that does not.
+        values = torch.ones(6, dtype=torch.float64)
+        values[0] = -5 * least * 10.0 ** (raises - 1)
+        gram = basis @ torch.diag(values / values.mean()) @ basis.T
+        damped = gram + least * 10**raises * torch.eye(6, dtype=torch.float64)
+        factor = inverse_factor(gram, dampening)
+        torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(damped))
 
 
 def test_a_singular_hessian_gets_more_dampening() -> None:
@@ -164,14 +204,31 @@ def test_a_singular_hessian_gets_more_dampening() -> None:
     assert pruned.isfinite().all()
 
 
-def test_a_hessian_that_cannot_be_factored_is_refused() -> None:
+@pytest.mark.parametrize(("dampening", "last"), [(0.0, "0.01"), (0.003, "30")])
+def test_a_hessian_that_cannot_be_factored_is_refused(dampening: float, last: str) -> None:
     weight, _ = correlated(0)
     negative = torch.eye(48) - 5 * (1 - torch.eye(48))
-    with pytest.raises(RunFailed, match="sparsegpt: the Hessian has no Cholesky factor"):
-        SparseGpt(dampening=0).prune(weight, weight.abs(), Pattern(2, 4), {"gram": negative})
-    infinite = torch.eye(48).fill_diagonal_(torch.inf)
-    with pytest.raises(RunFailed, match="sparsegpt: the Hessian is not finite"):
-        SparseGpt().prune(weight, weight.abs(), Pattern(2, 4), {"gram": infinite})
+    message = (
+        "^sparsegpt: the Hessian has no Cholesky factor, even with a dampening of "
+        f"{last}; more calibration tokens, or a larger dampening, may help$"
+    )
+    with pytest.raises(RunFailed, match=message):
+        SparseGpt(dampening=dampening).prune(
+            weight, weight.abs(), Pattern(2, 4), {"gram": negative}
+        )
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_hessian_that_is_not_finite_is_refused(bad: float) -> None:
+    weight, _ = correlated(0)
+    gram = torch.eye(48)
+    gram[5, 5] = bad
+    message = (
+        "^sparsegpt: the Hessian is not finite; the model's activations overflow, "
+        "which dtype: float32 may cure$"
+    )
+    with pytest.raises(RunFailed, match=message):
+        SparseGpt().prune(weight, weight.abs(), Pattern(2, 4), {"gram": gram})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
