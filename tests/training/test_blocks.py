@@ -98,6 +98,15 @@ def test_what_a_group_has_is_repeated_for_its_blocks() -> None:
         assert repeated.by_size[size].flatten().tolist() == expected
 
 
+def test_numbers_are_repeated_on_their_device() -> None:
+    groups = blocked(toy_window())
+    numbers = groups.per_group(lambda count, size: torch.arange(count).float())
+    with torch.device("meta"):
+        elsewhere = groups.repeated(numbers)
+    for size, repeated in groups.repeated(numbers).by_size.items():
+        assert torch.equal(elsewhere.by_size[size], repeated)
+
+
 def test_weights_are_pruned_in_the_hard_permutation() -> None:
     window = toy_window()
     groups = blocked(window)

@@ -51,6 +51,11 @@ def test_a_time_is_guessed_to_hold_a_step_a_second() -> None:
     assert guessed_steps(0.1) == 1
 
 
+def test_a_guess_goes_with_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("permllm.training.budget.GUESSED_SPEED", 2.0)
+    assert guessed_steps(90.4) == 181
+
+
 @pytest.mark.parametrize(
     ("learner", "budget", "limit"),
     [
@@ -79,3 +84,7 @@ def test_sized_steps_fill_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert StepCount(1, 7.9).sized(4, 2.0) == (1, 3)
     assert StepCount(1, 4.0).sized(4, 2.0) == (1, 2)
     assert StepCount(1, 3.9).sized(4, 2.0) == (1, 0)
+
+
+def test_without_a_time_there_is_no_room_for_a_step() -> None:
+    assert StepCount(1).sized(4, 0.1) == (1, 0)
