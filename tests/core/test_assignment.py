@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permllm.core.assignment import assign, assign_blocks
+from permllm.core.assignment import _prices, assign, assign_blocks
 
 
 def total(weights: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -58,5 +60,48 @@ def test_is_deterministic_and_takes_float32_with_gradient() -> None:
 def test_refuses_what_is_not_finite(bad: float) -> None:
     weights = torch.zeros(1, 2, 2)
     weights[0, 1, 1] = bad
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match=r"^assignment needs finite weights$"):
         assign_blocks(weights)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 6))
+def test_prices_make_every_row_want_its_own_column(seed: int, size: int) -> None:
+    """Where the diagonal is the best assignment; so many rounds settle up to six rows."""
+    weights = torch.randn(size, size, generator=torch.Generator().manual_seed(seed)).double()
+    weights = weights[:, assign_blocks(weights[None])[0]]
+    priced = weights - _prices(weights)
+    assert (priced.amax(1) <= priced.diagonal() + 1e-9).all()
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("size", [3, 70])
+def test_on_cuda_all_blocks_are_solved_at_once(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    asked = []
+
+    def batch_linear_assignment(costs: torch.Tensor) -> torch.Tensor:
+        asked.append(costs)
+        return assign_blocks(-costs.as_subclass(torch.Tensor)).int()
+
+    solver = ModuleType("torch_linear_assignment")
+    solver.batch_linear_assignment = batch_linear_assignment  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, solver.__name__, solver)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: sys.modules.get(name))
+    # Every row likes the last column best.
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(2, size, size, generator=generator, dtype=torch.float64)
+    weights[:, :, -1] += 2
+    columns = assign_blocks(weights.as_subclass(OnCuda))
+    alone = assign(weights[0].as_subclass(OnCuda))
+    assert [(costs.shape, costs.dtype) for costs in asked] == [
+        ((2, size, size), torch.float32),
+        ((1, size, size), torch.float32),
+    ]
+    assert columns.dtype == alone.dtype == torch.int64
+    assert columns.tolist() == assign_blocks(weights).tolist()
+    assert alone.tolist() == columns[0].tolist()

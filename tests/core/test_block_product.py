@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,3 +130,58 @@ def test_the_compiled_mask_takes_many_rows_and_wide_patterns() -> None:
     for pattern in (Pattern(2, 4), Pattern(9, 32)):
         found = masked_in_order(torch.ones_like(scores), scores, here, here, pattern)
         assert torch.equal(found.bool(), nm_mask(scores.T, pattern).T)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it is on a device without compiled kernels."""
+
+    device = torch.device("cuda")  # type: ignore[assignment]
+
+
+@settings(max_examples=30, deadline=None)
+@given(problems())
+def test_other_devices_give_the_same_mask_by_operations(problem: dict) -> None:
+    weight, start, pattern = problem["weight"], problem["start"], problem["pattern"]
+    scores, order = problem["scores"], block_order(problem["local"])
+    expected = masked_in_order(weight, scores, order, start, pattern)
+    masked = masked_in_order(weight.as_subclass(Elsewhere), scores, order, start, pattern)
+    assert torch.equal(masked.as_subclass(torch.Tensor), expected)
+
+
+@pytest.mark.parametrize("soft_mask", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_are_computed_in_float32_or_better(dtype: torch.dtype, soft_mask: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, scores, target = (torch.rand(8, 50, generator=generator).to(dtype) for _ in range(3))
+    here = torch.arange(8)
+    gradients = []
+    for wide in (dtype, torch.float64):
+        soft = torch.eye(8, dtype=torch.float64)[None].requires_grad_()
+        masked = block_masked_weight(
+            weight.to(wide),
+            scores.to(wide),
+            [soft],
+            [here[None]],
+            here,
+            Pattern(2, 4),
+            soft_mask=soft_mask,
+        )
+        assert masked.dtype == wide
+        gradients.append(torch.autograd.grad((masked * target.to(wide)).sum(), soft)[0])
+    # What the loss gives is rounded to the weight's dtype; nothing else is.
+    tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(*gradients, rtol=tolerance, atol=tolerance)
+
+
+def test_by_default_the_gradient_is_the_papers() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, scores = (torch.rand(8, 5, generator=generator) for _ in range(2))
+    here, gradients = torch.arange(8), []
+    for options in ({}, {"soft_mask": True}, {"soft_mask": False}):
+        soft = torch.eye(8)[None].requires_grad_()
+        masked = block_masked_weight(
+            weight, scores, [soft], [here[None]], here, Pattern(2, 4), **options
+        )
+        gradients.append(torch.autograd.grad(masked.square().sum(), soft)[0])
+    assert torch.equal(gradients[0], gradients[1])
+    assert not torch.equal(gradients[0], gradients[2])

@@ -59,3 +59,48 @@ def test_wants_no_gradient_where_none_is_recorded() -> None:
     logits = torch.randn(4, 9, requires_grad=True)
     with torch.no_grad():
         assert not mean_kl(logits, logits + 1).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("at_once", "parts"), [(1, 7), (11, 7), (33, 3), (34, 3), (77, 1), (999, 1)]
+)
+def test_so_many_logits_are_computed_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, parts: int
+) -> None:
+    """Of 7 rows of 11: as many rows as fit, and one at least."""
+    rows: list[int] = []
+    log_softmax = torch.Tensor.log_softmax
+
+    def record(logits: torch.Tensor, dim: int) -> torch.Tensor:
+        rows.append(len(logits))
+        return log_softmax(logits, dim)
+
+    monkeypatch.setattr(torch.Tensor, "log_softmax", record)
+    monkeypatch.setitem(divergence._AT_ONCE, "cpu", at_once)
+    logits = torch.randn(7, 11, requires_grad=True)
+    mean_kl(logits, torch.randn(7, 11))
+    assert len(rows) == 2 * parts
+    assert sum(rows) == 2 * 7
+    monkeypatch.setattr(divergence, "_AT_ONCE", {})
+    rows.clear()
+    mean_kl(logits, torch.randn(7, 11))
+    assert rows == [7, 7]  # elsewhere all of so few fit
+
+
+def test_the_target_gets_no_gradient() -> None:
+    logits, target = (torch.randn(3, 5, requires_grad=True) for _ in range(2))
+    mean_kl(logits, target).backward()
+    assert logits.grad is not None
+    assert target.grad is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_the_divergence_is_in_float32_or_better(given: torch.dtype, expected: torch.dtype) -> None:
+    assert mean_kl(torch.randn(3, 5).to(given), torch.randn(3, 5).to(given)).dtype == expected

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from permllm.core.packing import index_bits, pack, packed_shapes, unpack
+from permllm.core.packing import index_bits, pack, packed_shapes, unpack, unpack_codes
 from permllm.core.patterns import Pattern, nm_mask
 
 INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -88,25 +88,71 @@ def test_negative_zeros_are_zeros() -> None:
 
 def test_what_is_not_n_m_is_named() -> None:
     weight = torch.zeros(3, 8)
+    weight[0, 2:4] = 1.0  # as many as may be
     weight[1, 4:7] = 1.0
-    with pytest.raises(ValueError, match=r"not 2:4: 1 of 6 groups .* row 1, channels 4 to 7"):
+    message = (
+        "^the weight is not 2:4: 1 of 6 groups have more than 2 non-zero entries, "
+        "the first in row 1, channels 4 to 7$"
+    )
+    with pytest.raises(ValueError, match=message):
         pack(weight, Pattern(2, 4))
     with pytest.raises(ValueError, match="4 must divide them"):
         pack(torch.zeros(2, 6), Pattern(2, 4))
-    with pytest.raises(ValueError, match="only a matrix"):
+    message = r"^only a matrix can be packed, not a tensor of \(2, 2, 4\)$"
+    with pytest.raises(ValueError, match=message):
         pack(torch.zeros(2, 2, 4), Pattern(2, 4))
 
 
-def test_damaged_and_misfit_indices_are_refused() -> None:
+def test_misfit_indices_are_refused() -> None:
     values, indices = pack(torch.eye(8), Pattern(2, 4))
-    with pytest.raises(ValueError, match=r"8 channels packed as 1:4"):
+    message = (
+        r"^values \(8, 4\) and indices \(8, 1\) of torch\.uint8 are not 8 channels packed as 1:4, "
+        r"which are \(8, 2\) and \(8, 1\) of torch\.uint8$"
+    )
+    with pytest.raises(ValueError, match=message):
         unpack(values, indices, Pattern(1, 4), 8)
-    with pytest.raises(ValueError, match=r"torch\.int32"):
+    with pytest.raises(ValueError, match=r"indices \(8, 1\) of torch\.int32 are not"):
         unpack(values, indices.int(), Pattern(2, 4), 8)
+    with pytest.raises(ValueError, match=r"indices \(8, 2\) of torch\.uint8 are not"):
+        unpack(values, indices.repeat(1, 2), Pattern(2, 4), 8)
+
+
+def test_damaged_indices_are_refused() -> None:
+    values, indices = pack(torch.eye(8), Pattern(2, 4))
     indices[5, 0] = 0
-    with pytest.raises(ValueError, match="row 5, group 0 are not ascending below 4"):
+    message = (
+        r"^places \[0, 0\] in row 5, group 0 are not ascending below 4: the indices are damaged$"
+    )
+    with pytest.raises(ValueError, match=message):
         unpack(values, indices, Pattern(2, 4), 8)
     values, indices = pack(torch.eye(6)[:, :3], Pattern(1, 3))
     indices[2, 0] = 3
-    with pytest.raises(ValueError, match="row 2, group 0 are not ascending below 3"):
+    with pytest.raises(
+        ValueError, match=r"places \[3\] in row 2, group 0 are not ascending below 3"
+    ):
         unpack(values, indices, Pattern(1, 3), 3)
+
+
+@pytest.mark.parametrize("places", [[0, 2, 1], [1, 0, 2], [2, 2, 3], [3, 2, 1]])
+def test_every_place_of_a_group_is_above_the_one_before(places: list[int]) -> None:
+    first, second, third = places
+    indices = torch.tensor([[first | second << 2 | third << 4]], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"in row 0, group 0 are not ascending below 4"):
+        unpack(torch.ones(1, 3), indices, Pattern(3, 4), 4)
+
+
+@pytest.mark.parametrize(("m", "dtype"), [(4, torch.uint8), (256, torch.uint8), (257, torch.int32)])
+def test_places_take_a_byte_each_where_they_fit(m: int, dtype: torch.dtype) -> None:
+    weight = torch.zeros(2, 2 * m)
+    weight[0, 1], weight[0, m + 2], weight[1, m - 1] = 1.0, 2.0, 3.0
+    codes = unpack_codes(*pack(weight, Pattern(1, m)), Pattern(1, m), 2 * m)
+    assert codes.dtype == dtype
+    assert codes.tolist() == [[1, 2], [m - 1, 0]]
+
+
+def test_everything_is_made_on_the_weights_device() -> None:
+    weight = torch.eye(8)
+    with torch.device("meta"):
+        values, indices = pack(weight, Pattern(1, 4))
+        back = unpack(values, indices, Pattern(1, 4), 8)
+    assert torch.equal(back, weight)

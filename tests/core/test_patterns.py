@@ -119,6 +119,15 @@ def test_retained_share() -> None:
     scores = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
     assert retained_share(scores, Pattern(2, 4)) == pytest.approx(0.7)
     assert retained_share(torch.zeros(2, 4), Pattern(2, 4)) == 1.0
+    order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
+    scores = torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+    assert retained_share(scores, Pattern(2, 4)) == 0.5
+    assert retained_share(scores, Pattern(2, 4), order) == 1.0
+
+
+def test_shares_are_summed_in_float64() -> None:
+    ones = torch.ones(1, 4004, dtype=torch.bfloat16)  # no bfloat16 is 4004
+    assert retained_share(ones, Pattern(2, 4)) == 0.5
 
 
 @given(patterns(largest=10**9 - 1))

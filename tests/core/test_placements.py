@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,6 +103,23 @@ def test_the_compiled_kernel_takes_many_rows_and_other_dtypes() -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
     halved = placement_gradient(scores.bfloat16(), gradient.bfloat16(), local, Pattern(2, 4))
     assert halved.dtype == torch.float32
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it is on a device without compiled kernels."""
+
+    device = torch.device("cuda")  # type: ignore[assignment]
+
+
+def test_other_devices_compute_it_by_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores, gradient = (torch.randn(2, 8, 5, generator=generator).bfloat16() for _ in range(2))
+    local = torch.arange(8).expand(2, 8)
+    expected = placement_gradient(scores, gradient, local, Pattern(2, 4))
+    monkeypatch.setattr("permllm.core.kernels.placement_gradient_on_cpu", None)
+    computed = placement_gradient(scores.as_subclass(Elsewhere), gradient, local, Pattern(2, 4))
+    assert computed.dtype == torch.float32
+    torch.testing.assert_close(computed.as_subclass(torch.Tensor), expected)
 
 
 def test_rivals_of_equal_scores() -> None:
