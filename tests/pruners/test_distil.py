@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -10,11 +13,12 @@ from permllm.components import Pruner
 from permllm.contexts.window import Window
 from permllm.core.patterns import nm_mask
 from permllm.core.statistics import GRAM
-from permllm.pruners.distil import Distil
+from permllm.pruners.distil import Distil, KeptWeights
 from permllm.pruners.mask import Mask
 from permllm.pruners.sparsegpt import SparseGpt
 from permllm.testing import check_pruner
 from permllm.testing.windows import toy_window
+from permllm.training.loop import Step, train_step
 from permllm.training.losses import WindowLoss
 
 
@@ -65,3 +69,98 @@ def test_nothing_changes_where_training_does_not_help() -> None:
     start = pruned(window)
     updated = Distil(steps=4, batch=2, learning_rate=10.0).update(window, start)
     assert all(torch.equal(weight, start[linear]) for linear, weight in updated.items())
+
+
+@attrs.frozen
+class Recorder(Pruner):
+    """Gives each argument back, so that it can be seen what it was."""
+
+    name = "recorder"
+    needs = (GRAM,)
+
+    def sequences(self, calibration: int) -> int:
+        return 3 * calibration
+
+    def refine(self, *args: Any) -> Any:
+        return args
+
+    def prune(self, *args: Any) -> Any:
+        return args
+
+
+def test_what_is_kept_is_for_the_other_pruner_to_say() -> None:
+    pruner, arguments = Distil(mask=Recorder()), tuple(object() for _ in range(4))
+    assert pruner.refine(*arguments[:2]) == arguments[:2]  # type: ignore[arg-type]
+    assert pruner.prune(*arguments) == arguments  # type: ignore[arg-type]
+
+
+def test_sequences_are_those_of_training_or_of_the_other_pruner() -> None:
+    assert Distil(mask=Recorder(), steps=1, batch=1).sequences(5) == 15
+    assert Distil(mask=Recorder(), steps=5, batch=4).sequences(5) == 20
+
+
+def adamw(start: Tensor, gradients: list[Tensor], rates: list[float], decay: float) -> Tensor:
+    """AdamW's steps, written out in float64; zeros stay."""
+    x, mean, square = start.double(), torch.zeros(()), torch.zeros(())
+    for t, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        g = gradient.double() * (start != 0)
+        mean, square = 0.9 * mean + 0.1 * g, 0.95 * square + 0.05 * g * g
+        root = (square / (1 - 0.95**t)).sqrt() + 1e-8
+        x = x * (1 - rate * decay) - rate * mean / (1 - 0.9**t) / root
+    return x
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_kept_weights_take_the_steps_of_adamw(decay: float) -> None:
+    window = toy_window()
+    start = pruned(window)
+    trainee = KeptWeights(Distil(learning_rate=0.25, weight_decay=decay), window, start)
+    assert [group["lr"] for group in trainee.optimiser.param_groups] == [0.25]
+    rng = torch.Generator().manual_seed(0)
+    directions = [
+        {name: torch.randn(weight.shape, generator=rng) for name, weight in start.items()}
+        for _ in range(3)
+    ]
+    for number, (direction, rate) in enumerate(zip(directions, (0.1, 0.2, 0.05), strict=True), 1):
+        train_step(
+            trainee,
+            lambda weights, rows, along=direction: torch.stack(
+                [(weights[name] * along[name]).sum() for name in weights]
+            ).sum(),  # type: ignore[arg-type]
+            window.learning[:1],
+            Step(number, 3),
+            rate,
+        )
+    trained, everything = trainee.result(Step(3, 3))
+    assert trained.keys() == everything.keys() == start.keys()
+    for name, weight in start.items():
+        gradients = [direction[name] for direction in directions]
+        expected = adamw(weight, gradients, [0.1, 0.2, 0.05], decay)
+        torch.testing.assert_close(trained[name].double(), expected, rtol=1e-4, atol=1e-5)
+        assert not trained[name][weight == 0].any()
+
+
+def test_weights_are_trained_in_float32_and_given_in_the_models_type() -> None:
+    window = toy_window()
+    start = {name: weight.bfloat16() for name, weight in pruned(window).items()}
+    others = window.linears[0]
+    pruner = Distil(steps=1)
+    window.pruners = {name: Mask() if name == others else pruner for name in window.linears}
+    trainee = KeptWeights(pruner, window, start)
+    assert set(trainee.trained) == set(window.linears) - {others}
+    assert all(weight.dtype == torch.float32 for weight in trainee.trained.values())
+    weights = trainee.weights(Step(1, 1))
+    assert all(torch.equal(weights[name], start[name]) for name in start)
+    assert all(weight.dtype == torch.bfloat16 for weight in weights.values())
+    result, _ = trainee.result(Step(1, 1))
+    for name, weight in result.items():
+        weight.fill_(7.0)  # what is kept for later is no view of what is trained
+        assert torch.equal(trainee.weights(Step(1, 1))[name], start[name])
+
+
+def test_what_is_trained_is_no_view_of_what_is_given() -> None:
+    window = toy_window()
+    start = pruned(window)
+    before = {name: weight.clone() for name, weight in start.items()}
+    KeptWeights(Distil(), window, start).trained[window.linears[0]].data.fill_(7.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in start.items())

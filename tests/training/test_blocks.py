@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
+import attrs
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from permllm.contexts.window import Window
 from permllm.core.patterns import is_nm
@@ -55,12 +60,18 @@ def test_scores_are_put_in_start_order_and_may_be_divided_by_their_mean(normalis
             assert torch.equal(group.weights[linear], window.weight(linear).T)
 
 
-def test_hard_permutations_maximise_the_soft_ones() -> None:
-    soft = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(1))
-    hard = harden(Blocks({4: soft})).by_size[4]
-    identity = torch.arange(4).expand(3, 4)
-    kept = soft.gather(1, hard.unsqueeze(1)).sum()
-    assert kept >= soft.gather(1, identity.unsqueeze(1)).sum()
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 4))
+def test_hard_permutations_fit_best_of_all(seed: int, size: int) -> None:
+    soft = torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed)).double()
+    hard = harden(Blocks({size: soft.requires_grad_()})).by_size[size]
+    places = range(size)
+    for fit, order in zip(soft.tolist(), hard.tolist(), strict=True):
+        best = max(
+            sum(fit[channels[place]][place] for place in places)
+            for channels in itertools.permutations(places)
+        )
+        assert sum(fit[order[place]][place] for place in places) == pytest.approx(best)
 
 
 def test_a_map_takes_the_blocks_of_each_size_together() -> None:
@@ -121,3 +132,46 @@ def test_weights_are_pruned_in_the_hard_permutation() -> None:
             assert is_nm(weights[linear][:, permutation], group.pattern)
             kept = weights[linear] != 0
             assert torch.equal(weights[linear][kept], window.weight(linear)[kept])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_weights_are_rounded_once_where_products_are_in_another_type(
+    dtype: torch.dtype | None,
+) -> None:
+    window = toy_window()
+    starts = {name: identity(group.channels) for name, group in window.groups.items()}
+    groups = BlockedGroups.cut(
+        window, starts, lambda channels: 8, normalise_scores=False, dtype=dtype
+    )
+    for group in groups.groups:
+        for linear, weight in group.weights.items():
+            expected = window.weight(linear).T.to(dtype or window.weight(linear).dtype)
+            assert weight.dtype == expected.dtype
+            assert torch.equal(weight, expected)
+            assert weight.is_contiguous()
+            assert group.scores[linear].dtype == window.weight(linear).dtype
+            assert group.scores[linear].is_contiguous()
+
+
+def test_scores_of_zero_stay_zero_where_they_are_divided_by_their_mean() -> None:
+    window = toy_window()
+    window.tensors = attrs.evolve(
+        window.tensors,  # type: ignore[type-var]
+        all_scores={name: torch.zeros_like(window.scores(name)) for name in window.linears},
+    )
+    for group in blocked(window).groups:
+        assert all(not scores.any() for scores in group.scores.values())
+
+
+@pytest.mark.parametrize("soft_mask", [True, False])
+def test_the_gradient_is_the_one_that_is_asked_for(soft_mask: bool) -> None:
+    """By default the paper's."""
+    groups = blocked(toy_window(), block=8)
+    gradients = []
+    for options in ({}, {"soft_mask": soft_mask}):
+        soft = random_soft(groups).map(lambda each: each.requires_grad_())
+        weights = groups.masked_weights(soft, harden(soft), **options)
+        total = torch.stack([weight.square().sum() for weight in weights.values()]).sum()
+        gradients.append(torch.autograd.grad(total, soft.tensors))
+    same = [torch.equal(one, two) for one, two in zip(*gradients, strict=True)]
+    assert all(same) if soft_mask else not any(same)

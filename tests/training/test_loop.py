@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from permllm.contexts.window import Window
-from permllm.errors import RunFailed
+from permllm.errors import DeprecatedWarning, RunFailed
 from permllm.testing.windows import toy_window
 from permllm.training.budget import StepCount
 from permllm.training.loop import Step, Trainee, batches, cosine_decay, train, train_step
@@ -25,6 +25,8 @@ class Course(Trainee[int]):
         self.parameter = torch.zeros((), requires_grad=True)
         self.optimiser = torch.optim.SGD([self.parameter], lr=0.0)
         self.rows: list[Tensor] = []
+        self.looks: list[Step] = []
+        self.judged_by: list[int] = []
 
     @property
     def done(self) -> int:
@@ -35,6 +37,8 @@ class Course(Trainee[int]):
         return {}
 
     def result(self, at: Step) -> tuple[int, dict[str, Tensor]]:
+        assert not torch.is_grad_enabled()
+        self.looks.append(at)
         return self.done, {}
 
     def __call__(self, weights: dict[str, Tensor], rows: Tensor) -> Tensor:
@@ -43,6 +47,7 @@ class Course(Trainee[int]):
         return self.value + 0 * self.parameter
 
     def held_out(self, weights: dict[str, Tensor], batch: int) -> float:
+        self.judged_by.append(batch)
         return self.losses.get(self.done, math.nan)
 
 
@@ -124,9 +129,48 @@ def test_without_a_choice_the_last_is_kept(best: bool, held_out: int) -> None:
     assert seen == [None] * 6
 
 
+def test_of_equally_good_results_the_first_is_kept() -> None:
+    kept, _ = run(Course({0: 3.0, 2: 1.0, 4: 1.0, 6: 1.0}), toy_window(sequences=8))
+    assert kept == 2
+
+
+def test_the_last_step_is_looked_at_though_no_pass_ends_with_it() -> None:
+    window = toy_window(sequences=8)  # a pass is two steps
+    course = Course({0: 3.0, 2: 1.0, 3: 0.5})
+    kept, seen = run(course, window, steps=3)
+    assert (kept, seen) == (3, [None, 1.0, 0.5])
+    assert course.looks == [Step(0, 3), Step(2, 3), Step(3, 3)]
+    assert [at for at in course.steps if at.number] == [Step(1, 3), Step(2, 3), Step(3, 3)]
+
+
+def test_without_held_out_losses_there_is_one_look_at_the_end() -> None:
+    course = Course({})
+    assert run(course, toy_window(sequences=8), steps=3, best=False)[0] == 3
+    assert course.looks == [Step(3, 3)]
+    assert course.judged_by == []
+
+
+@pytest.mark.parametrize(("batch", "a_pass"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
+def test_a_pass_is_looked_at_when_all_its_sequences_were_seen(batch: int, a_pass: int) -> None:
+    window, course = toy_window(sequences=8), Course({})
+    trained(course, window, StepCount(8), batch=batch, best=True)
+    assert [at.number for at in course.looks] == list(range(0, 9, a_pass))
+    assert set(course.judged_by) == {batch}
+
+
+def test_progress_is_told_before_the_first_step() -> None:
+    window, seen = toy_window(sequences=8), []
+    window.on_progress = lambda stage, done, total: seen.append((stage, done, total))
+    trained(Course({}), window, StepCount(3), best=True)
+    assert seen == [("learning, layers 0 to 1", 0, 3)] * 2
+
+
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_run(loss: float) -> None:
-    message = f"the loss of layers 0 to 1 is {loss} at step 1; a smaller learning_rate"
+    message = (
+        f"^the loss of layers 0 to 1 is {loss} at step 1; "
+        "a smaller learning_rate or float32 may help$"
+    )
     with pytest.raises(RunFailed, match=message):
         run(Course({}, loss), toy_window(sequences=8))
 
@@ -142,6 +186,68 @@ def test_fresh_sequences_are_not_repeated() -> None:
     assert again.tolist() != rows.tolist()
     window.sequences = attrs.evolve(window.sequences, calibration=3)
     assert set(torch.cat(list(islice(batches(window, 2, fresh=False), 4))).tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 10])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_passes_follow_one_another_without_a_gap(batch: int, fresh: bool) -> None:
+    """The first as the sequences come, the others drawn from the window's seed."""
+    window = toy_window(sequences=6, seed=5)
+    learning = torch.tensor([7, 0, 3, 2, 6, 1])
+    window.sequences = attrs.evolve(window.sequences, learning=learning, calibration=4)
+    rng, pool = torch.Generator().manual_seed(6), 6 if fresh else 4
+    passes = [torch.arange(pool), *(torch.randperm(pool, generator=rng) for _ in range(20))]
+    expected = learning[torch.cat(passes)].split(batch)
+    for rows, order in zip(islice(batches(window, batch, fresh=fresh), 8), expected, strict=False):
+        assert torch.equal(rows, order)
+
+
+def test_what_a_step_does_not_use_does_not_move() -> None:
+    """Zero gradients were no substitute: Adam goes on for a while."""
+    first, second = (torch.ones((), requires_grad=True) for _ in range(2))
+
+    class Turns(Trainee[float]):
+        optimiser = torch.optim.Adam([first, second], lr=99.0)
+
+        def weights(self, at: Step) -> dict[str, Tensor]:
+            return {"used": first if at.number == 1 else second}
+
+    for number in (1, 2):
+        before = first.item()
+        rows = torch.arange(1)
+        train_step(Turns(), lambda weights, rows: weights["used"], rows, Step(number, 2), 0.1)
+        assert (first.item() == before) == (number == 2)
+    assert second.item() == pytest.approx(0.9)
+
+
+def test_an_old_trainee_works_with_a_warning() -> None:
+    window = toy_window(sequences=8)
+
+    class Old:
+        total = 0
+
+        def __init__(self) -> None:
+            self.steps: list[tuple[int, int, list[int]]] = []
+            self.snapshots: list[tuple[int, int]] = []
+
+        def step(self, rows: Tensor, number: int) -> dict[str, float]:
+            self.steps.append((number, self.total, rows.tolist()))
+            return {"loss": 1.0}
+
+        def snapshot(self, number: int) -> tuple[str, float]:
+            self.snapshots.append((number, self.total))
+            return f"after {len(self.steps)}", {0: 3.0, 2: 1.0}.get(len(self.steps), 2.0)
+
+    old = Old()
+    warning = (
+        r"^a trainee with step\(\) and snapshot\(\) is deprecated: "
+        r"use permllm\.training\.loop\.Trainee$"
+    )
+    with pytest.warns(DeprecatedWarning, match=warning):
+        kept = trained(old, window, StepCount(4), best=True)  # type: ignore[arg-type]
+    assert kept == "after 2"
+    assert old.steps == [(1, 4, [0, 1]), (2, 4, [2, 3]), (3, 4, [4, 5]), (4, 4, [6, 7])]
+    assert old.snapshots == [(1, 4), (2, 4), (4, 4)]
 
 
 def test_cosine_decay_goes_from_the_rate_towards_zero() -> None:
@@ -181,6 +287,7 @@ def test_a_short_time_makes_smaller_steps(monkeypatch: pytest.MonkeyPatch) -> No
     # After the first look 27 s are left: four steps of 2 sequences and a look, but two of 4.
     trained(course, toy_window(), StepCount(1, 29.0), batch=4, best=True)
     assert [len(rows) for rows in course.rows] == [2, 2, 2, 2]
+    assert set(course.judged_by) == {4}  # results are compared with the start's
 
 
 def test_a_time_without_room_for_two_steps_leaves_the_beginning(
@@ -216,6 +323,12 @@ def test_schedules_follow_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step for step, _ in seen] == list(range(1, len(seen) + 1))
     assert 6 <= len(seen) <= 9
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_schedule_of_one_step_is_at_its_start(number: int) -> None:
+    assert Step(number, 1).between(1.0, 0.0) == 1.0
+    assert Step(2, 2).between(1.0, 0.25) == 0.25
 
 
 @pytest.mark.parametrize(("number", "expected"), [(0, 1.0), (1, 1.0), (3, 0.5), (5, 0.0)])
