@@ -88,3 +88,11 @@ def test_what_is_no_permutation(wrong: Tensor) -> None:
 def test_length_of_a_permutation() -> None:
     assert is_permutation(identity(4), 4)
     assert not is_permutation(identity(4), 5)
+
+
+def test_orders_are_made_on_the_device_of_what_is_given() -> None:
+    order, local = torch.tensor([2, 0, 1]), torch.tensor([[1, 0], [0, 1]])
+    with torch.device("meta"):
+        results = invert(order), block_permutation(local)
+        assert is_permutation(order)
+    assert [result.tolist() for result in results] == [[1, 2, 0], [1, 0, 2, 3]]

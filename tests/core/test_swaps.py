@@ -175,6 +175,45 @@ def test_escapes_are_as_many_as_asked_for_or_go_on_until_the_time_is_over(
     assert 1 < short < long
 
 
+def test_gains_are_summed_in_float64() -> None:
+    scores = torch.rand(8, 4000, generator=generator())
+    table = SwapTable.of(scores, Pattern(2, 4), identity(8))
+    before = retained_score(scores.T.double(), Pattern(2, 4))
+    order = torch.tensor([4, 1, 2, 3, 0, 5, 6, 7])
+    after = retained_score(scores.T.double(), Pattern(2, 4), order)
+    gain = table.exact_gains(torch.tensor([[0, 4]]))
+    # Random numbers are multiples of 2 ** -24, so that their differences are exact.
+    torch.testing.assert_close(gain[0], after - before, rtol=0, atol=1e-9)
+
+
+def test_what_retains_no_more_is_not_kept() -> None:
+    start = torch.randperm(16, generator=generator())
+    order = swap_search(
+        torch.ones(3, 16), Pattern(2, 4), generator=generator(), escapes=3, start=start
+    )
+    assert torch.equal(order, start)
+
+
+@pytest.mark.parametrize("limit", [1, 5, 30])
+def test_no_more_sweeps_are_begun_than_the_time_has_looks(
+    monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Nor after an escape, with a clock that goes on by a second at every look."""
+    clock, sweeps, best_swaps = itertools.count(100), [], SwapTable.best_swaps
+
+    def count(table: SwapTable, most: int) -> Tensor:
+        sweeps.append(most)
+        return best_swaps(table, most)
+
+    monkeypatch.setattr("permllm.core.swaps.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(SwapTable, "best_swaps", count)
+    scores = torch.rand(8, 64, generator=generator())
+    swap_search(scores, Pattern(2, 4), generator=generator(), time_limit=float(limit))
+    looks = next(clock) - 100 - 2  # one at the beginning, and one that ends the search
+    assert len(sweeps) < limit
+    assert looks <= limit
+
+
 def test_at_the_limit_no_sweep_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.rand(8, 16, generator=generator())
     monkeypatch.setattr("permllm.core.swaps.time.monotonic", lambda: 100.0)

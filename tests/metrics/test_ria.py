@@ -47,6 +47,12 @@ def test_small_weights_have_the_shares_of_large_ones(linear: Linear) -> None:
     torch.testing.assert_close(Ria().scores(weight * 1e-9, sums), Ria().scores(weight, sums))
 
 
+def test_statistics_take_the_precision_of_the_weight() -> None:
+    sums = {"square_sum": torch.full((8,), 2.0, dtype=torch.float64)}
+    assert Ria().scores(torch.ones(2, 8), sums).dtype == torch.float32
+    assert Ria().scores(torch.ones(2, 8, dtype=torch.float64), sums).dtype == torch.float64
+
+
 def test_rows_and_columns_of_zeros_score_zero(linear: Linear) -> None:
     weight, inputs = linear(0)
     weight[1], weight[:, 3], inputs[:, 5] = 0, 0, 0

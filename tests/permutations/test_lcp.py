@@ -16,13 +16,14 @@ from permllm.contexts.window import Window
 from permllm.core.durations import Duration
 from permllm.core.permutations import is_permutation
 from permllm.permutations.cp import Cp
-from permllm.permutations.lcp import Lcp, LearnedPermutations
+from permllm.permutations.lcp import Lcp, LearnedPermutations, first_logits, first_scales
 from permllm.permutations.none import NoPermutation
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
 from permllm.testing import check_permutation_learner
 from permllm.testing.windows import toy_window
 from permllm.training.blocks import harden
+from permllm.training.budget import START_SHARE
 from permllm.training.loop import Step
 from permllm.training.optimisers import BlockAdam
 
@@ -278,3 +279,101 @@ def test_a_cost_is_that_of_training_and_of_the_search_before_it() -> None:
     assert (cost.trained, cost.batch, cost.search_seconds, cost.seconds) == (12, 2, 20.0, 0.0)
     timed = small(steps=None, budget=Duration(30.0), start=Cp()).cost(workload)
     assert (timed.trained, timed.batch, timed.search_seconds, timed.seconds) == (0, 2, 2.5, 30.0)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_first_logits_are_drawn_from_the_seed_of_the_window(scaled: bool) -> None:
+    window = toy_window(seed=3)
+    learner = small(identity=0.5, noise=0.25, block=12, scaled=scaled)
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    rng = torch.Generator().manual_seed(3)
+    for size, logits in trainee.logits.by_size.items():
+        noise = 0.25 * (2 * torch.rand(logits.shape, generator=rng) - 1)
+        expected = (0.5 * torch.eye(size) + noise) / (math.sqrt(size) if scaled else 1)
+        torch.testing.assert_close(logits.detach(), expected)
+        assert logits.requires_grad
+        assert logits.is_leaf
+
+
+def test_parameters_lie_on_the_windows_device() -> None:
+    window, learner = toy_window(), small(scaled=True)
+    groups = LearnedPermutations(learner, window, learner.start.learn(window)).groups
+    elsewhere = torch.device("meta")
+    made = [
+        *first_logits(learner, groups, 0, elsewhere).tensors,
+        *first_scales(groups, elsewhere).tensors,
+    ]
+    assert made
+    assert all(tensor.device == elsewhere and tensor.requires_grad for tensor in made)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_logits_and_scales_are_what_the_optimiser_trains(scaled: bool) -> None:
+    window, learner = toy_window(), small(scaled=scaled)
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    (settings,) = trainee.optimiser.param_groups
+    expected = [*trainee.logits.tensors, *(trainee.scales.tensors if trainee.scales else [])]
+    assert [id(tensor) for tensor in settings["params"]] == [id(tensor) for tensor in expected]
+    assert (trainee.scales is not None) == scaled
+
+
+@pytest.mark.parametrize("precision", ["model", "bfloat16"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_weights_and_scores_are_as_the_options_want_them(precision: str, normalise: bool) -> None:
+    window = toy_window()
+    learner = small(precision=precision, normalise_scores=normalise)
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    for group in trainee.groups.groups:
+        for linear, weight in group.weights.items():
+            plain = window.weight(linear).dtype
+            assert weight.dtype == (torch.bfloat16 if precision == "bfloat16" else plain)
+            scores = window.scores(linear).T
+            expected = scores / scores.mean() if normalise else scores
+            torch.testing.assert_close(group.scores[linear], expected.to(plain))
+
+
+@pytest.mark.parametrize("gradient", ["placement", "soft"])
+def test_the_gradient_is_that_of_the_options(gradient: str) -> None:
+    window, learner = toy_window(), small(gradient=gradient)
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    soft = trainee.soft(Step(1, 4)).map(lambda each: each.detach().requires_grad_())
+    hard = harden(soft)
+    by_option = trainee.masked(soft, hard)
+    direct = trainee.groups.masked_weights(soft, hard, soft_mask=gradient == "soft")
+    for one, other in zip(by_option.values(), direct.values(), strict=True):
+        first, second = (
+            torch.autograd.grad(weight.square().sum(), soft.tensors, allow_unused=True)
+            for weight in (one, other)
+        )
+        assert all(
+            (a is None and b is None) or torch.equal(a, b)
+            for a, b in zip(first, second, strict=True)
+        )
+
+
+def test_a_budget_is_for_the_search_to_start_from_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr("permllm.training.budget.time.monotonic", lambda: float(next(seconds)))
+    window, asked = toy_window(), []
+
+    def find(learner: PermutationLearner, window: Window) -> dict[str, torch.Tensor]:
+        asked.append(learner)
+        return NoPermutation().learn(window)
+
+    window.find_permutations = find
+    small(steps=None, budget=Duration(4.0), start=Cp()).learn(window)
+    assert asked == [Cp(time_limit=4.0 * START_SHARE / len(window.groups))]
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_result_is_the_hard_permutation_and_the_weights_under_it(number: int) -> None:
+    window, learner = toy_window(), small(noise=1.0)
+    trainee = LearnedPermutations(learner, window, learner.start.learn(window))
+    at = Step(number, 4)
+    permutations, weights = trainee.result(at)
+    hard = harden(trainee.soft(at))
+    for name, permutation in trainee.groups.permutations(hard).items():
+        assert torch.equal(permutations[name], permutation)
+    for name, weight in trainee.weights(at).items():
+        assert torch.equal(weights[name], weight)
+    assert trainee.figures(at) == {"temperature": trainee.temperature(at)}
