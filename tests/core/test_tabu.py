@@ -102,6 +102,7 @@ def test_walks_at_once_compare_no_more_than_the_cache_holds(pattern: Pattern) ->
     """In a step, every walk compares two groups of M places with all channels."""
     for outputs, channels in itertools.product((1, 64, 100, 128, 4096), (8, 64, 96, 576)):
         one, count = 2 * pattern.m * outputs * channels, walks_at_once(outputs, channels, pattern)
+        assert isinstance(count, int)
         assert 1 <= count <= WALKS
         assert count == 1 or count * one <= CPU_ELEMENTS
         assert count == WALKS or (count + 1) * one > CPU_ELEMENTS

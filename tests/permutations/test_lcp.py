@@ -365,6 +365,25 @@ def test_a_budget_is_for_the_search_to_start_from_as_well(monkeypatch: pytest.Mo
     assert asked == [Cp(time_limit=4.0 * START_SHARE / len(window.groups))]
 
 
+def test_what_the_search_takes_is_lost_to_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, window = [100.0], toy_window(sequences=8)
+    monkeypatch.setattr("permllm.training.budget.time.monotonic", lambda: clock[0])
+
+    def find(learner: PermutationLearner, window: Window) -> dict[str, torch.Tensor]:
+        clock[0] += 7.0
+        return NoPermutation().learn(window)
+
+    class Slow(LearnedPermutations):
+        def weights(self, at: Step) -> dict[str, torch.Tensor]:
+            clock[0] += 1.0
+            return super().weights(at)
+
+    monkeypatch.setattr("permllm.permutations.lcp.LearnedPermutations", Slow)
+    window.find_permutations = find
+    _, figures = learned(small(steps=None, budget=Duration(10.0), select="last"), window)
+    assert len(figures) == 3
+
+
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_a_result_is_the_hard_permutation_and_the_weights_under_it(number: int) -> None:
     window, learner = toy_window(), small(noise=1.0)

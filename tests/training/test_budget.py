@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from permllm.components import PermutationLearner
@@ -75,6 +76,17 @@ def test_a_search_is_held_to_its_share(
 
 def test_a_start_without_a_limit_is_left_alone() -> None:
     assert within_share(Lcp(), 8, 1.0) == Lcp()
+
+
+def test_a_slow_start_that_has_no_limit_to_set_is_left_alone() -> None:
+    @attrs.frozen
+    class Slow(PermutationLearner):
+        """Takes its time."""
+
+        name = "slow"
+        seconds_per_group = 1e6
+
+    assert within_share(Slow(), 8, 1.0) == Slow()
 
 
 def test_sized_steps_fill_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
