@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -9,8 +12,30 @@ from typing import Any
 
 import attrs
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 from permllm.results import LayerReport, Results, RunResult
+
+# Of `tox run -e mutants`: that a test fails is enough, and it must not fail by chance.
+settings.register_profile(
+    "mutants",
+    phases=(Phase.explicit, Phase.generate),
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=(HealthCheck.too_slow,),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of `tox run -e mutants`: the tests of the mutant's own folder, the quick ones first."""
+    package, _, mutant = os.environ.get("MUTANT_UNDER_TEST", "").partition(".")
+    if package == "permllm":
+        folder = f"tests/{mutant.partition('.')[0]}/"
+        seconds = json.loads(Path("mutmut-stats.json").read_text())["duration_by_test"]
+        items[:] = [item for item in items if item.nodeid.startswith(folder)]
+        items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
+        gc.freeze()  # or every fork would copy what it only looks through
 
 
 @pytest.fixture(autouse=True, scope="session")

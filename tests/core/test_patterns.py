@@ -80,6 +80,15 @@ def test_what_the_mask_keeps_stays_bit_for_bit_and_the_rest_is_zero(dtype: torch
     assert not kept(-tensor.abs(), torch.zeros_like(mask)).signbit().any()
 
 
+def test_groups_lie_along_the_last_axis_of_any_number() -> None:
+    row = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0])
+    assert is_nm(row, Pattern(2, 4))
+    assert is_nm(row.expand(2, 3, 8), Pattern(2, 4))
+    assert not is_nm(row.roll(2).expand(2, 3, 8), Pattern(2, 4))
+    with pytest.raises(ValueError, match="does not fit 6 channels"):
+        is_nm(torch.ones(2, 4, 6), Pattern(2, 4))
+
+
 def test_mask_of_more_axes_is_the_mask_of_each() -> None:
     scores = torch.rand(3, 2, 8, generator=torch.Generator().manual_seed(0))
     mask = nm_mask(scores, Pattern(2, 4))
