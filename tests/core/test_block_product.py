@@ -142,7 +142,7 @@ class Elsewhere(torch.Tensor):
 @given(problems())
 def test_other_devices_give_the_same_mask_by_operations(problem: dict) -> None:
     weight, start, pattern = problem["weight"], problem["start"], problem["pattern"]
-    scores, order = problem["scores"], block_order(problem["local"])
+    scores, order = problem["scores"], run_permutation(problem["local"])
     expected = masked_in_order(weight, scores, order, start, pattern)
     masked = masked_in_order(weight.as_subclass(Elsewhere), scores, order, start, pattern)
     assert torch.equal(masked.as_subclass(torch.Tensor), expected)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from permllm.core.precision import has_bfloat16, wide
+from permllm.core.precision import has_bfloat16, upcast
 
 
 @pytest.mark.parametrize(
@@ -15,12 +15,12 @@ from permllm.core.precision import has_bfloat16, wide
         (torch.float64, torch.float64),
     ],
 )
-def test_wide_is_float32_or_better_and_the_same_numbers(
+def test_upcast_is_float32_or_better_and_the_same_numbers(
     given: torch.dtype, expected: torch.dtype
 ) -> None:
     tensor = torch.tensor([1.5, -0.25, 3.0], dtype=given)
-    assert wide(tensor).dtype == expected
-    assert wide(tensor).tolist() == [1.5, -0.25, 3.0]
+    assert upcast(tensor).dtype == expected
+    assert upcast(tensor).tolist() == [1.5, -0.25, 3.0]
 
 
 @pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])

@@ -12,10 +12,10 @@ from permllm.core.permutations import identity
 from permllm.core.retained import (
     better,
     channelwise,
-    hurdles,
     nth_highest,
     pairwise_max_sums,
     retained_by_rows,
+    thresholds,
 )
 
 
@@ -47,13 +47,13 @@ def test_nth_highest_equals_sorting(seed: int, members: int, data: st.DataObject
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 6), st.data())
-def test_hurdles_equal_the_definition(seed: int, members: int, data: st.DataObject) -> None:
+def test_thresholds_equal_the_definition(seed: int, members: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(1, members - 1))
     grouped = (torch.rand(3, members, 4, generator=generator(seed)) * 5).floor()
     for place in range(members):
         others = grouped[:, [other for other in range(members) if other != place]]
         expected = others.sort(1, descending=True).values[:, n - 1]
-        assert torch.equal(hurdles(grouped, n)[:, place], expected)
+        assert torch.equal(thresholds(grouped, n)[:, place], expected)
 
 
 @pytest.mark.parametrize("limit", [1, 6, 7, 40, 60, 1000])

@@ -201,7 +201,16 @@ def test_refuses_what_is_no_score(bad: float) -> None:
 
 
 def test_the_heuristic_ranks_equal_sums_in_their_order_and_sums_in_float64() -> None:
-    assert heuristic_permutation(torch.ones(3, 8), Pattern(2, 4)).tolist() == [0, 3, 4, 7, 1, 2, 5, 6]
+    assert heuristic_permutation(torch.ones(3, 8), Pattern(2, 4)).tolist() == [
+        0,
+        3,
+        4,
+        7,
+        1,
+        2,
+        5,
+        6,
+    ]
     # In float32 both sums were 2 ** 25.
     scores = torch.tensor([[2.0**25, 2.0**25, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
     assert heuristic_permutation(scores, Pattern(1, 2)).tolist() == [1, 3, 0, 2]
