@@ -26,6 +26,6 @@ def test_close_tensors_differ_by_rounding_alone() -> None:
     one = torch.tensor([1.0, 2.0])
     expect_close(one, one.double() * (1 + 1e-6), "fine")
     expect_close(one[:0], one[:0], "fine")
-    for other in (one * 1.01, one[None]):
+    for other in (one * 1.01, one[None], one * torch.nan, one / 0, one.repeat(2)):
         with pytest.raises(AssertionError, match="another"):
             expect_close(one, other, "another")
