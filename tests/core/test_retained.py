@@ -56,9 +56,10 @@ def test_thresholds_equal_the_definition(seed: int, members: int, data: st.DataO
         assert torch.equal(thresholds(grouped, n)[:, place], expected)
 
 
-@pytest.mark.parametrize("limit", [1, 6, 7, 40, 60, 1000])
+@pytest.mark.parametrize("limit", [1, 3, 6, 7, 40, 60, 1000])
+@pytest.mark.parametrize(("others", "size"), [(5, 6), (5, 1), (1, 1)])
 def test_sums_take_as_large_temporaries_as_they_may(
-    monkeypatch: pytest.MonkeyPatch, limit: int
+    monkeypatch: pytest.MonkeyPatch, limit: int, others: int, size: int
 ) -> None:
     """As many columns at a time as fit, and then as many rows; at least one of each."""
     sizes: list[int] = []
@@ -70,12 +71,12 @@ def test_sums_take_as_large_temporaries_as_they_may(
 
     monkeypatch.setattr("permllm.core.retained.CPU_ELEMENTS", limit)
     monkeypatch.setattr(torch, "maximum", record)
-    pairwise_max_sums(torch.rand(4, 6), torch.rand(5, 6))
-    assert sum(sizes) == 4 * 5 * 6
-    columns = max(1, min(5, limit // 6))
-    rows = max(1, min(4, limit // (6 * columns)))
-    assert max(sizes) == columns * rows * 6
-    assert len(sizes) == -(-5 // columns) * -(-4 // rows)
+    pairwise_max_sums(torch.rand(4, size), torch.rand(others, size))
+    assert sum(sizes) == 4 * others * size
+    columns = max(1, min(others, limit // size))
+    rows = max(1, min(4, limit // (size * columns)))
+    assert max(sizes) == columns * rows * size
+    assert len(sizes) == -(-others // columns) * -(-4 // rows)
 
 
 def test_sums_over_no_rows_are_zero() -> None:

@@ -34,6 +34,16 @@ def test_a_time_holds_as_many_steps_as_fit(monkeypatch: pytest.MonkeyPatch) -> N
     assert count.total(3) == 3
 
 
+def test_quick_steps_are_counted_in_fractions_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("permllm.training.budget.time.monotonic", lambda: clock[0])
+    count = StepCount(3, seconds=20.0)
+    assert [count.total(0), count.total(0)] == [3, 3]
+    assert count.total(1) > 10**9  # it took no time at all
+    clock[0] = 100.5
+    assert count.total(1) == 1 + 39  # 19.5 s left, half a second each
+
+
 def test_a_window_has_its_share_of_a_budget() -> None:
     learner = Distil(budget=Duration(60.0))
     assert learner.count(toy_window()).seconds == 60.0

@@ -117,6 +117,11 @@ def test_a_long_training_does_not_look_after_every_pass() -> None:
     assert found == {100: list(range(2, 101, 2)), 350: list(range(7, 351, 7))}
 
 
+def test_one_held_out_sequence_is_enough() -> None:
+    window = toy_window(sequences=8, held_out=1)
+    assert run(Course({0: 3.0, 2: 1.0, 4: 0.5, 6: 0.7}), window)[0] == 4
+
+
 def test_the_beginning_may_be_the_best() -> None:
     assert run(Course({0: 0.1, 2: 1.0, 4: 0.5, 6: 0.7}), toy_window(sequences=8))[0] == 0
 

@@ -67,3 +67,13 @@ def test_after_its_opening_only_blocks_share() -> None:
     ]
     torch.testing.assert_close(late[1] - late[0], late[3] - late[2])
     assert not torch.allclose(moves[0], moves[1])
+
+
+def test_the_opening_is_eight_steps_unless_it_is_given() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(10, 2, 3, 3, generator=generator, dtype=torch.float64)
+    default, eight, nine = (
+        steps(BlockAdam, gradients, **options) for options in ({}, {"opening": 8}, {"opening": 9})
+    )
+    assert torch.equal(default, eight)
+    assert not torch.allclose(default, nine)
