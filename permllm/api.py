@@ -80,7 +80,7 @@ def run(
     """
     registry = Registry.load()
     folder = None if out is None else Path(out)
-    plan = make_plan(Path(path), registry, settings, folder, resume=resume)
+    plan = make_plan(Path(path), registry, settings, folder, resume=resume).settled()
     kept = None if cache is None else Path(cache)
     return run_plan(plan, registry, observers, resume=resume, cache=kept)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import msgspec
 
 DENSE = "dense"
 """The label of the unpruned model's run, which no other run may have."""
@@ -80,9 +81,12 @@ class RunResult:
     exports: dict[str, str] = attrs.field(factory=dict)
     layers: tuple[LayerReport, ...] = ()
     options: dict[str, Any] = attrs.field(factory=dict)
-    setting: str = attrs.field(default=attrs.Factory(lambda self: self.label, takes_self=True))
+    setting: str = ""
     repeat: int = 0
     error: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "setting", self.setting or self.label)
 
 
 @attrs.frozen
@@ -123,15 +127,9 @@ class Results:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Results:
-        """The inverse of :meth:`to_dict`."""
-        runs = tuple(
-            RunResult(
-                **{key: value for key, value in run.items() if key != "layers"},
-                layers=tuple(
-                    LayerReport(**dict(layer, shape=tuple(layer["shape"])))
-                    for layer in run.get("layers", ())
-                ),
-            )
-            for run in data["runs"]
-        )
-        return cls(data["pipeline"], data["out"], runs)
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            msgspec.ValidationError: something in it is of another type.
+        """
+        return msgspec.convert(data, cls)

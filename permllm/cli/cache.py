@@ -98,7 +98,7 @@ def _open(folder: Path) -> Cache:
 
     place = folder / CACHE if (folder / PIPELINE).exists() else folder
     cache = Cache(place)
-    if not place.is_dir() or (any(place.iterdir()) and not cache.entries()):
+    if not cache.is_cache():
         raise UserError(
             f"{place} is no cache of permllm",
             hint="name the folder given to `permllm run --cache`, or a run's folder",

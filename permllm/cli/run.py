@@ -94,6 +94,7 @@ def command(
             click.echo(f"warning: {warning}", err=True)
         if len(plan.runs) > MANY_RUNS and not yes:
             raise _too_many(plan, checked, file)
+        plan = plan.settled()
         count = _counted(len(plan.runs))
         click.echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
         again = _resume_command(file, settings, plan.out, no_plugin, cache, yes=yes)

@@ -47,7 +47,7 @@ class Pattern:
         """
         match = re.fullmatch(r"\s*([0-9]{1,9})\s*:\s*([0-9]{1,9})\s*", text)
         if match is None:
-            raise ValueError(f"pattern {text!r} is not N:M with whole numbers, such as '2:4'")
+            raise ValueError(f"pattern {text[:40]!r} is not N:M with whole numbers, such as '2:4'")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:

@@ -27,12 +27,10 @@ class Reader:
 
     Args:
         base_dir: the folder that relative paths start from.
-        lenient: keys that nobody knows are left aside.
     """
 
-    def __init__(self, base_dir: Path = Path(), *, lenient: bool = False) -> None:
+    def __init__(self, base_dir: Path = Path()) -> None:
         self.base_dir = base_dir
-        self.lenient = lenient
         self.converter = Converter()
         self._once = Once()
         # Later registrations are tried first.
@@ -97,7 +95,7 @@ class Reader:
             raise FieldError(f"unknown {what.format(repr(key))}", near, at_key=True)
 
         fields = {key_of(field): field for field in option_fields(cls)}
-        strangers = [] if self.lenient else [key for key in data if key not in fields]
+        strangers = [key for key in data if key not in fields]
         parts = each([*((key, None) for key in strangers), *fields.items()], make)
         values = {key: value for part in parts for key, value in part.items()}
         try:

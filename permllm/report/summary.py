@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permllm.files import write_text
+from permllm.files import read_sealed, write_text
 from permllm.report.repeats import repeated
 from permllm.report.sentence import sentence
 from permllm.report.table import markdown
@@ -48,7 +48,8 @@ def write_report(results: Results, plan: Plan) -> Path:
     from permllm.pipeline.reading import dump_yaml, resolved
     from permllm.runs.folder import ENVIRONMENT
 
-    environment = _read_json(plan.out / ENVIRONMENT)
+    path = plan.out / ENVIRONMENT
+    environment = read_sealed(path, older=True) if path.exists() else {}
     pipeline = dump_yaml(resolved(plan.pipeline)).strip()
     parts = [
         f"# {results.pipeline}",
@@ -117,7 +118,3 @@ def _environment(environment: dict[str, Any]) -> list[str]:
         if environment.get(key):
             rows.append(f"- {key.replace('_', ' ')}: {environment[key]}")
     return ["## Versions", "\n".join(rows)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
+import errno
 from pathlib import Path
 
 import torch
@@ -13,16 +11,18 @@ from permllm.components import Exporter
 from permllm.contexts.export import ExportContext
 from permllm.contexts.window import cut_windows
 from permllm.errors import UserError
+from permllm.files import completing
 from permllm.folding.layout import Layout
 from permllm.models.devices import pick_dtype
 from permllm.models.loading import fingerprint, load
 from permllm.pipeline.reading import dump_yaml, read_study, resolved
 from permllm.registry import Registry
-from permllm.results import DENSE, Results, RunResult
+from permllm.results import DENSE, RunResult
 from permllm.runner.opening import open_decoder
 from permllm.runner.selection import settle
 from permllm.runs import folder
 from permllm.runs.plan import Plan, Run, plan_of
+from permllm.runs.records import read_results
 from permllm.runs.windows import PrunedWindow, joined, load_window, window_path
 
 
@@ -44,10 +44,15 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
         RunFailed: the export is not the pruned model.
     """
     if to.exists():
-        raise UserError(f"'{to}' is there already", hint="choose another folder with --to")
+        raise _there_already(to)
     plan, run = _plan_of(directory, registry)
-    environment = json.loads((plan.out / folder.ENVIRONMENT).read_text(encoding="utf-8"))
-    if fingerprint(run.pipeline.model) != environment["model_fingerprint"]:
+    began = folder.began_with(plan.out)
+    if began.model_fingerprint is None:
+        raise UserError(
+            f"'{plan.out / folder.ENVIRONMENT}' is gone, which says what model was pruned",
+            hint="run the pipeline again with --resume",
+        )
+    if fingerprint(run.pipeline.model) != began.model_fingerprint:
         raise UserError(
             f"{run.pipeline.model.describe()} has changed since '{directory}' pruned it",
             hint="run the pipeline again in a new folder",
@@ -64,24 +69,27 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
         label=run.label,
         result=_result(directory),
         dense=_result(plan.dense.directory),
-        versions=environment["versions"],
+        versions=began.versions,
         model_description=loaded.description,
         decoder=decoder,
         permutations=pruned.permutations,
         patterns={name: one.pattern for name, one in settle(decoder, run.pipeline).items()},
         layout=Layout(decoder),
     )
-    to.parent.mkdir(parents=True, exist_ok=True)
-    # A name that nobody has: what lies beside the export is the user's.
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{to.name}.", suffix=".partial", dir=to.parent))
     with decoder.substituted(pruned.weights):
         try:
-            exporter.export(context, unfinished)
-            unfinished.chmod(to.parent.stat().st_mode & 0o777)
-            unfinished.rename(to)
-        except BaseException:
-            shutil.rmtree(unfinished)
+            with completing(to) as unfinished:
+                exporter.export(context, unfinished)
+        except FileExistsError as error:
+            raise _there_already(to) from error
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                raise _there_already(to) from error
             raise
+
+
+def _there_already(to: Path) -> UserError:
+    return UserError(f"'{to}' is there already", hint="choose another folder with --to")
 
 
 def _plan_of(directory: Path, registry: Registry) -> tuple[Plan, Run]:
@@ -123,4 +131,4 @@ def _result(directory: Path) -> RunResult:
     path = directory / folder.RESULT
     if not path.is_file():
         return RunResult(directory.name, {}, 0.0, 0)
-    return Results.from_dict(json.loads(path.read_text(encoding="utf-8"))).runs[0]
+    return read_results(path, older=True).runs[0]

@@ -6,18 +6,19 @@ name that says when, and the user is told what changed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from permllm.files import write_json
-from permllm.results import Results, RunResult
+from permllm.errors import UserError
+from permllm.files import read_record, write_sealed
+from permllm.results import RunResult
 from permllm.runner.caching.keys import Unhashable, digest, own_code
 from permllm.runner.one_run import OneRun
-from permllm.runs import folder
+from permllm.runs import exports, folder
+from permllm.runs.records import State, read_results
 
 STATE = "state.json"
 """Says which run the folder of a run belongs to."""
@@ -70,34 +71,34 @@ class RunIdentity:
 
     def write(self, directory: Path) -> None:
         """Make the folder of a run this run's own."""
-        state = {"key": self.key, "threads": self.threads, "parts": dict(self.parts)}
-        write_json(directory / STATE, state)
+        state = State(self.key, self.threads, dict(self.parts))
+        write_sealed(directory / STATE, attrs.asdict(state))
 
 
 def believed(
     directory: Path, identity: RunIdentity, warn: Callable[[str], None]
 ) -> RunResult | None:
-    """The result that an earlier attempt left in a run's folder, if it is this run's.
+    """The result that an earlier attempt left in a run's folder, if it is this run's and whole.
 
-    What another run left there is set aside.
+    What another run left there is set aside; so is an export that is no longer what was
+    written. A damaged result is found anew.
 
     Args:
         directory: the folder, which need not exist.
         identity: of the run now.
-        warn: is told, in one sentence, what was set aside and why, or that threads differ.
+        warn: is told, in one sentence, what was set aside or is damaged and why, or that
+            threads differ.
     """
-    state = directory / STATE
-    before = json.loads(state.read_text(encoding="utf-8")) if state.exists() else None
-    if before is not None and before["key"] != identity.key:
-        aside = folder.set_aside(directory)
-        changed = ", ".join(_changes(before.get("parts") or {}, identity.parts))
-        warn(
-            f"'{directory.name}' was begun otherwise ({changed}): what it left is kept in "
-            f"'{aside}', and it starts anew"
-        )
+    try:
+        before = _state(directory / STATE)
+    except UserError as error:
+        _start_anew(directory, f"{STATE}: {error.message}", warn)
+        return None
+    if before is not None and before.key != identity.key:
+        _start_anew(directory, ", ".join(_changes(before.parts, identity.parts)), warn)
         return None
     path = directory / folder.RESULT
-    threads = (before or {}).get("threads", identity.threads)
+    threads = before.threads if before else identity.threads
     if threads != identity.threads:
         began = "finished" if path.exists() else "begun"
         goes_on = "its results are kept" if path.exists() else "it goes on"
@@ -108,7 +109,24 @@ def believed(
         )
     if not path.exists():
         return None
-    return Results.from_dict(json.loads(path.read_text(encoding="utf-8"))).runs[0]
+    try:
+        result = read_results(path).runs[0]
+    except UserError as error:
+        warn(f"{error}: '{directory.name}' is looked at again")
+        return None
+    return result if exports.are_whole(directory, result.exports, warn) else None
+
+
+def _state(path: Path) -> State | None:
+    return read_record(path, State, older=True) if path.exists() else None
+
+
+def _start_anew(directory: Path, why: str, warn: Callable[[str], None]) -> None:
+    aside = folder.set_aside(directory)
+    warn(
+        f"'{directory.name}' was begun otherwise ({why}): what it left is kept in '{aside}', "
+        "and it starts anew"
+    )
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -13,15 +13,17 @@ import torch
 from permllm.components import Evaluator
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.contexts.export import ExportContext
+from permllm.core.digest import tensor_digest
 from permllm.errors import RunFailed
+from permllm.files import completing
 from permllm.pipeline.reading import dump_yaml, resolved
 from permllm.results import DENSE, RunResult
-from permllm.runner.caching.keys import component_key, tensor_digest
+from permllm.runner.caching.keys import component_key
 from permllm.runner.memory import PeakMemory
 from permllm.runner.selection import settings_of
 from permllm.runner.shared import Shared
 from permllm.runner.window_loop import WindowLoop
-from permllm.runs import folder
+from permllm.runs import exports
 from permllm.runs.plan import Run
 from permllm.runs.windows import PrunedWindow
 
@@ -185,20 +187,20 @@ class OneRun:
     def _export(self, pruned: PrunedWindow, context: ExportContext) -> dict[str, str]:
         """Write every export of the run; the folders appear once they are complete."""
         run, reporter = self.run, self.shared.reporter
-        exports = {}
+        places = {}
         with self.shared.decoder.substituted(pruned.weights):
             for exporter in run.pipeline.export:
                 stage = f"export ({exporter.name}), {run.label}"
                 reporter.progress(stage, 0, 1)
-                final = run.directory / "exports" / exporter.name
-                if not final.exists():
-                    unfinished = folder.fresh(final.with_name(final.name + ".partial"))
-                    exporter.export(context, unfinished)
-                    unfinished.rename(final)
-                exports[exporter.name] = str(final.relative_to(self.shared.plan.out))
+                final = run.directory / exports.FOLDER / exporter.name
+                if not exports.is_whole(run.directory, exporter.name, reporter.warn):
+                    with completing(final) as unfinished:
+                        exporter.export(context, unfinished)
+                        exports.note(run.directory, exporter.name, unfinished)
+                places[exporter.name] = str(final.relative_to(self.shared.plan.out))
                 reporter.progress(stage, 1, 1)
                 reporter.hook.permllm_exported(run=run, exporter=exporter.name, directory=final)
-        return exports
+        return places
 
 
 def overall(pruned: PrunedWindow) -> dict[str, float]:

@@ -10,8 +10,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from permllm.core.digest import tensor_digest
 from permllm.models.decoder import Decoder
-from permllm.runner.caching.keys import tensor_digest
 from permllm.runner.caching.memo import Stages
 from permllm.runner.calibration import Sequences
 

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from permllm.components import Observer
-from permllm.errors import PermllmError
-from permllm.files import write_json
+from permllm.errors import PermllmError, UserError
+from permllm.files import write_sealed
 from permllm.pipeline.reading import resolved
 from permllm.registry import Registry
 from permllm.results import Results, RunResult
@@ -19,7 +19,9 @@ from permllm.runner.one_run import OneRun
 from permllm.runner.reporting import Reporter
 from permllm.runner.shared import Shared
 from permllm.runs import folder
+from permllm.runs.lock import owned
 from permllm.runs.plan import Plan, Run
+from permllm.runs.records import Environment, write_results
 
 
 def run_study(
@@ -51,11 +53,19 @@ def run_study(
         UserError: something of the user's is wrong; nothing was lost.
         RunFailed: a component or the model broke in the only run, or in all runs.
     """
-    folder.claim(plan.out, resolved(plan.pipeline, registry), resume=resume)
     hook = registry.manager.hook
     reporter = Reporter(hook, None)
     kept = Cache(cache or plan.out / folder.CACHE, cache_limit, reporter.warn)
-    with _observed(plan, registry, observers, reporter):
+    if cache is not None:
+        kept.check()
+    # Nobody hears warnings before observers are there, which write to the folder themselves.
+    early: list[str] = []
+    folder.check_free(folder.opened(plan.out))
+    with owned(plan.out, early.append), ExitStack() as stack:
+        folder.claim(plan.out, resolved(plan.pipeline, registry), resume=resume)
+        stack.enter_context(_observed(plan, registry, observers, reporter))
+        for message in early:
+            reporter.warn(message)
         hook.permllm_plan_started(plan=plan)
         shared: Shared | None = None
         try:
@@ -83,8 +93,8 @@ def _results(shared: Shared) -> Results:
         plugins=shared.registry.versions(),
         plugin_files=shared.registry.digests(plan.pipeline.plugins),
     )
-    folder.check_same_inputs(plan.out, environment)
-    write_json(plan.out / folder.ENVIRONMENT, environment)
+    folder.check_same_inputs(plan.out, _began_with(shared), environment)
+    write_sealed(plan.out / folder.ENVIRONMENT, environment)
     only = OneRun(shared, plan.dense)
     dense = _once(only, only.dense)
     runs, errors = [], []
@@ -106,6 +116,15 @@ def _results(shared: Shared) -> Results:
     return Results(plan.pipeline.name, str(plan.out), (dense, *runs))
 
 
+def _began_with(shared: Shared) -> Environment:
+    """The environment that the run began in; a damaged one is written anew."""
+    try:
+        return folder.began_with(shared.plan.out)
+    except UserError as error:
+        shared.reporter.warn(f"{error}: it is written anew")
+        return Environment()
+
+
 def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
     """The run's result from an earlier attempt if it has one, else of doing it now."""
     shared, run = one.shared, one.run
@@ -114,10 +133,10 @@ def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
     identity = RunIdentity.of(one)
     result = believed(run.directory, identity, shared.reporter.warn)
     if result is None:
-        identity.write(run.directory)
+        identity.write(folder.opened(run.directory))
         result = work()
         whole = Results(shared.plan.pipeline.name, str(shared.plan.out), (result,))
-        write_json(run.directory / folder.RESULT, whole.to_dict())
+        write_results(run.directory / folder.RESULT, whole)
     shared.reporter.hook.permllm_run_finished(run=run, result=result)
     return result
 

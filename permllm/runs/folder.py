@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from permllm.errors import UserError
-from permllm.files import write_text
+from permllm.fields.errors import shown
+from permllm.files import is_unfinished, read_record, write_text
 from permllm.pipeline.reading import differences, dump_yaml, load_plain_yaml
+from permllm.runs.lock import LOCK, OWNER
+from permllm.runs.records import Environment
 
 PIPELINE, RESULTS, ENVIRONMENT = "pipeline.yaml", "results.json", "environment.json"
 RESULT = "result.json"
@@ -33,6 +34,29 @@ VERSIONS_OF = ("permllm", "torch", "transformers", "safetensors", "datasets", "m
 def new_folder(name: str, runs: Path = Path("runs")) -> Path:
     """A fresh folder's path, ``runs/NAME-YYYYmmdd-HHMMSS``."""
     return runs / f"{slug(name)}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def made(path: Path) -> Path:
+    """A new folder at a path, or beside it with a number: another process may be as quick.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    for place in numbered(path):
+        try:
+            place.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unusable(path, error) from error
+        return place
+    raise AssertionError("numbers do not end")
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """A path, and then the same with ``-2``, ``-3``, … at its end."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
 
 
 def latest_unfinished(name: str, runs: Path = Path("runs")) -> Path:
@@ -69,32 +93,68 @@ def unique_slugs(labels: Sequence[str]) -> list[str]:
     return names
 
 
+def check_free(folder: Path) -> None:
+    """Refuse a folder with files that are no run of permllm.
+
+    Raises:
+        UserError: it has some.
+    """
+    inside = [
+        path
+        for path in folder.iterdir()
+        if path.name not in (".gitignore", LOCK, OWNER) and not is_unfinished(path)
+    ]
+    if inside and not (folder / PIPELINE).exists():
+        raise UserError(
+            f"the output folder {folder} holds files that are no run of permllm",
+            hint="choose an empty or a new folder with --out",
+        )
+
+
+def opened(folder: Path) -> Path:
+    """A folder that is there by now, and can be written to.
+
+    Raises:
+        UserError: it cannot, or something else stands there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"the folder {folder} cannot be written to")
+    return folder
+
+
+def _unusable(folder: Path, error: OSError) -> UserError:
+    why = error.strerror
+    if folder.is_symlink() and not folder.exists():
+        why = f"it is a link to {folder.readlink()}, which is not there"
+    elif isinstance(error, FileExistsError):
+        why = "a file of this name is there"
+    return UserError(f"the folder {folder} cannot be used: {why}")
+
+
 def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
     """Make the folder the own of the resolved pipeline ``mine``, and keep that in it.
 
     A study that goes on may have grown: its matrix alone may differ.
 
     Raises:
-        UserError: it cannot be written, holds something else, or belongs to another
-            pipeline (which says what differs).
+        UserError: it belongs to another pipeline (which says what differs).
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        inside = [path for path in folder.iterdir() if path.name != ".gitignore"]
-    except OSError as error:
-        raise UserError(f"the output folder {folder} cannot be used: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"the output folder {folder} cannot be written to")
     kept = folder / PIPELINE
     if not kept.exists():
-        if inside:
-            raise UserError(
-                f"the output folder {folder} holds files that are no run of permllm",
-                hint="choose an empty or a new folder with --out",
-            )
         write_text(kept, dump_yaml(mine))
         return
-    changed = differences(load_plain_yaml(kept), mine)
+    before = load_plain_yaml(kept)
+    if not isinstance(before, dict):
+        raise UserError(
+            f"this holds no pipeline, but {shown(before)}: it is damaged",
+            file=str(kept),
+            hint="choose another --out",
+        )
+    changed = differences(before, mine)
     if resume and all(change.startswith("matrix") for change in changed):
         write_text(kept, dump_yaml(mine))
         return
@@ -114,24 +174,34 @@ def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
         )
 
 
-def check_same_inputs(folder: Path, environment: dict[str, Any]) -> None:
+def began_with(folder: Path) -> Environment:
+    """The environment that the run in a folder began in; an empty one if it has none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / ENVIRONMENT
+    return read_record(path, Environment, older=True) if path.exists() else Environment()
+
+
+def check_same_inputs(folder: Path, began: Environment, environment: dict[str, Any]) -> None:
     """Refuse to resume with another model, text or plugin file than the run began with.
 
     Raises:
         UserError: names what changed.
     """
-    path = folder / ENVIRONMENT
-    if not path.exists():
-        return
-    began = json.loads(path.read_text(encoding="utf-8"))
-    names = {"model_fingerprint": "model's weights", "calibration_fingerprint": "calibration text"}
     changed = [
-        what for key, what in names.items() if began.get(key, environment[key]) != environment[key]
+        what
+        for what, before, key in (
+            ("model's weights", began.model_fingerprint, "model_fingerprint"),
+            ("calibration text", began.calibration_fingerprint, "calibration_fingerprint"),
+        )
+        if before not in (None, environment[key])
     ]
     digests = environment["plugin_files"]
     changed += [
         f"plugin '{path}'"
-        for path, digest in began.get("plugin_files", {}).items()
+        for path, digest in began.plugin_files.items()
         if digests.get(path) != digest
     ]
     for what in changed:
@@ -183,8 +253,7 @@ _SET_ASIDE = re.compile(r"\.before-\d{4}-\d\d-\d\d(-\d+)?$")
 def set_aside(path: Path) -> Path:
     """Give a folder a name that says until when it counted: ``lcp.before-2026-11-28``."""
     name = f"{path.name}.before-{date.today().isoformat()}"
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return path.rename(next(free for free in map(path.with_name, names) if not free.exists()))
+    return path.rename(next(free for free in numbered(path.with_name(name)) if not free.exists()))
 
 
 def is_set_aside(path: Path) -> bool:
@@ -196,11 +265,3 @@ def finished_runs(out: Path) -> list[Path]:
     """The folders of the runs in a plan's folder that are finished, in order of their names."""
     folders = (path.parent for path in out.glob(f"runs/*/{RESULT}"))
     return sorted(path for path in folders if not is_set_aside(path))
-
-
-def fresh(path: Path) -> Path:
-    """An empty folder at ``path``; what an interrupted attempt left there goes."""
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
-    return path

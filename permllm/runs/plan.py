@@ -45,12 +45,29 @@ class Plan:
         runs: the pruned runs in the order of the matrix; the dense run comes before.
         dense: the dense model's run.
         out: the folder of the whole pipeline's run.
+        named: whether somebody chose that folder; else it is to be a new one.
     """
 
     pipeline: Pipeline
     runs: tuple[Run, ...]
     dense: Run
     out: Path
+    named: bool = True
+
+    def settled(self) -> Plan:
+        """The plan with its folder made, where it is to be a new one.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
+        if self.named:
+            return self
+        out = folder.made(self.out)
+        moved = [
+            attrs.evolve(run, directory=out / run.directory.relative_to(self.out))
+            for run in (self.dense, *self.runs)
+        ]
+        return attrs.evolve(self, dense=moved[0], runs=tuple(moved[1:]), out=out, named=True)
 
 
 def make_plan(
@@ -74,13 +91,12 @@ def make_plan(
         UserError: the file or a setting is wrong.
     """
     study = read_study(path, registry, settings)
-    if out is None:
-        find = folder.latest_unfinished if resume else folder.new_folder
-        out = find(study.pipeline.name)
-    return plan_of(study, out)
+    if out is None and not resume:
+        return plan_of(study, folder.new_folder(study.pipeline.name), named=False)
+    return plan_of(study, out or folder.latest_unfinished(study.pipeline.name))
 
 
-def plan_of(study: Study, out: Path) -> Plan:
+def plan_of(study: Study, out: Path, *, named: bool = True) -> Plan:
     """The plan of a study, whose folder is ``out``."""
     names = folder.unique_slugs([DENSE, *(cell.label for cell in study.cells)])[1:]
     runs = tuple(
@@ -88,4 +104,4 @@ def plan_of(study: Study, out: Path) -> Plan:
         for cell, name in zip(study.cells, names, strict=True)
     )
     dense = Run(DENSE, study.pipeline, {}, out / "runs" / DENSE)
-    return Plan(study.pipeline, runs, dense, out)
+    return Plan(study.pipeline, runs, dense, out, named)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,13 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError, did_you_mean, nearest
+from permllm.fields.errors import shown
+from permllm.files import read_sealed
 from permllm.pipeline.reading import load_plain_yaml
 from permllm.results import DENSE, Results, RunResult
 from permllm.runs.events import read_events
 from permllm.runs.folder import ENVIRONMENT, PIPELINE, RESULT, RESULTS, finished_runs
+from permllm.runs.records import read_results
 
 
 @attrs.frozen(eq=False)
@@ -103,7 +105,7 @@ def read_folder(name: str) -> RunFolder:
     """
     folder = Path(name)
     if (folder / RESULTS).is_file():
-        results = _read_results(folder / RESULTS)
+        results = read_results(folder / RESULTS, older=True)
     else:
         results = _unfinished(folder)
     if not results.runs:
@@ -115,14 +117,12 @@ def read_folder(name: str) -> RunFolder:
             if inside
             else f"a run's folder has {RESULTS} or runs/*/{RESULT}",
         )
-    pipeline = folder / PIPELINE
+    environment = folder / ENVIRONMENT
     return RunFolder(
         name,
         results,
-        _mapping(load_plain_yaml(pipeline), pipeline) if pipeline.is_file() else {},
-        _mapping(_read_json(folder / ENVIRONMENT), folder / ENVIRONMENT)
-        if (folder / ENVIRONMENT).is_file()
-        else {},
+        _pipeline(folder / PIPELINE),
+        read_sealed(environment, older=True) if environment.is_file() else {},
     )
 
 
@@ -138,7 +138,11 @@ def _labels(folder: RunFolder, label: str | None) -> list[str]:
 
 def _unfinished(folder: Path) -> Results:
     """The runs of a folder without results, in the order in which they were planned."""
-    runs = [run for path in finished_runs(folder) for run in _read_results(path / RESULT).runs]
+    runs = [
+        run
+        for path in finished_runs(folder)
+        for run in read_results(path / RESULT, older=True).runs
+    ]
     plans = [event for event in read_events(folder) if event.get("event") == "plan_started"]
     planned = plans[-1].get("runs", []) if plans else []
     places = {label: place for place, label in enumerate([DENSE, *planned])}
@@ -146,25 +150,11 @@ def _unfinished(folder: Path) -> Results:
     return Results(folder.name, str(folder), tuple(runs))
 
 
-def _read_results(path: Path) -> Results:
-    try:
-        return Results.from_dict(_read_json(path))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"this holds no results of permllm: {type(error).__name__}: {error}", file=str(path)
-        ) from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from error
-    except ValueError as error:
-        raise UserError(f"this is not valid JSON: {error}", file=str(path)) from error
-
-
-def _mapping(data: Any, path: Path) -> dict[str, Any]:
+def _pipeline(path: Path) -> dict[str, Any]:
+    """The resolved pipeline of a folder; empty if it has none."""
+    if not path.is_file():
+        return {}
+    data = load_plain_yaml(path)
     if not isinstance(data, dict):
-        raise UserError("expected a mapping", file=str(path))
+        raise UserError(f"expected a mapping, not {shown(data)}", file=str(path))
     return data

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import attrs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from permllm.core.digest import tensor_digest
 from permllm.deprecation import warn_of_old_name
 from permllm.errors import UserError
+from permllm.files import converted, parse_json, replacing, sealed, unsealed
 from permllm.results import Cost, LayerReport
 
-FORMAT = "permllm-window-2"
+FORMAT = "permllm-window-3"
 """Names the layout of a window file in its metadata."""
 
 WEIGHT, PERMUTATION, IMPORTANCE = "weight/", "perm/", "importance/"
@@ -74,6 +75,22 @@ def window_path(directory: Path, index: int) -> Path:
     return directory / f"{index:03d}.safetensors"
 
 
+@attrs.frozen
+class WindowRecord:
+    """What a window's file says beside its tensors.
+
+    Attributes:
+        reports, cost, key, threads: of the window.
+        tensors: the hash of each tensor, by its name in the file.
+    """
+
+    reports: tuple[LayerReport, ...]
+    cost: Cost
+    key: str
+    threads: int
+    tensors: dict[str, str]
+
+
 def save_window(path: Path, window: PrunedWindow) -> None:
     """Write a window to a file.
 
@@ -83,16 +100,12 @@ def save_window(path: Path, window: PrunedWindow) -> None:
     tensors = {f"{WEIGHT}{name}": weight for name, weight in _contiguous(window.weights)}
     tensors |= {f"{PERMUTATION}{name}": one for name, one in _contiguous(window.permutations)}
     tensors |= {f"{IMPORTANCE}{name}": sums for name, sums in window.importance.items()}
-    metadata = {
-        "format": FORMAT,
-        "cost": json.dumps(attrs.asdict(window.cost)),
-        "key": window.key,
-        "threads": str(window.threads),
-        "reports": json.dumps([attrs.asdict(report) for report in window.reports]),
-    }
+    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
+    record = WindowRecord(window.reports, window.cost, window.key, window.threads, digests)
+    fields = {key: json.dumps(value) for key, value in attrs.asdict(record).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(tensors, path, metadata=metadata)
+        save_file(tensors, path, metadata=sealed({"format": FORMAT} | fields))
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
 
@@ -105,23 +118,20 @@ def place_window(path: Path, window: PrunedWindow, entry: Path | None) -> None:
         window: the window.
         entry: a file that holds it already, on which the new name may be set.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.unlink(missing_ok=True)
-    try:
-        if entry is None:
+    with replacing(path) as unfinished:
+        try:
+            if entry is None:
+                save_window(unfinished, window)
+            else:
+                # A second name costs no space.
+                unfinished.hardlink_to(entry)
+        except OSError:
+            # Another file system, one without links, or the entry has just made room.
             save_window(unfinished, window)
-        else:
-            # A second name costs no space.
-            unfinished.hardlink_to(entry)
-    except OSError:
-        # Another file system, one without links, or the entry has just made room.
-        save_window(unfinished, window)
-    unfinished.replace(path)
 
 
 def load_window(path: Path, *, weights: bool = True) -> PrunedWindow:
-    """Read a window back.
+    """Read a window back, and check that all of it is what was written.
 
     Args:
         path: the window's file.
@@ -130,33 +140,50 @@ def load_window(path: Path, *, weights: bool = True) -> PrunedWindow:
     Raises:
         UserError: the file is damaged or is no window.
     """
+    record = read_window_record(path)
+    wanted = [name for name in record.tensors if weights or not name.startswith(WEIGHT)]
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            keys = [key for key in file.keys() if weights or not key.startswith(WEIGHT)]  # noqa: SIM118
-            tensors = {key: file.get_tensor(key) for key in keys}
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error})", hint="delete it; the window is then pruned again"
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is not a window of this version", hint="choose another --out")
+            tensors = {name: file.get_tensor(name) for name in wanted}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    for name, tensor in tensors.items():
+        if tensor_digest(tensor) != record.tensors[name]:
+            raise _damaged(path, f"'{name}' is not what was written")
     return PrunedWindow(
         weights=_under(WEIGHT, tensors),
         permutations=_under(PERMUTATION, tensors),
         importance=_under(IMPORTANCE, tensors),
-        reports=read_reports(metadata),
-        cost=Cost(**json.loads(metadata["cost"])),
-        key=metadata["key"],
-        threads=int(metadata.get("threads", 0)),
+        reports=record.reports,
+        cost=record.cost,
+        key=record.key,
+        threads=record.threads,
     )
 
 
-def read_reports(metadata: Mapping[str, Any]) -> tuple[LayerReport, ...]:
-    """The reports in a window file's metadata."""
-    return tuple(
-        LayerReport(**dict(report, shape=tuple(report["shape"])))
-        for report in json.loads(metadata["reports"])
+def read_window_record(path: Path) -> WindowRecord:
+    """What a window's file says beside its tensors.
+
+    Raises:
+        UserError: the file is damaged or is no window.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is not a window of this version", hint="choose another --out")
+    fields = unsealed(metadata, str(path))
+    del fields["format"]
+    data = {key: parse_json(text, str(path)) for key, text in fields.items()}
+    return converted(data, WindowRecord, str(path))
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        f"the window {path} is damaged: {why}",
+        hint="run the pipeline again with --resume; the window is pruned anew",
     )
 
 

@@ -62,13 +62,12 @@ def test_everything_wrong_is_said_at_once() -> None:
     ]
 
 
-def test_a_stranger_gets_the_nearest_name_and_a_lenient_reader_leaves_it() -> None:
+def test_a_stranger_gets_the_nearest_name() -> None:
     with pytest.raises(ERRORS) as caught:
         Reader().read({"name": "a", "evn": 2}, Outer)
     ((_, leaf),) = leaves(caught.value)
     assert leaf.at_key
     assert "did you mean 'even'?" in leaf.hint
-    assert Reader(lenient=True).read({"name": "a", "evn": 2}, Outer) == Outer(name="a")
 
 
 def test_what_a_class_refuses_is_placed_at_the_key_that_it_names() -> None:

@@ -153,10 +153,6 @@ def test_the_same_data_is_made_once() -> None:
     assert reader.read(dict(data), Inner) is not first
 
 
-def test_a_lenient_reader_leaves_strangers_aside() -> None:
-    assert Reader(lenient=True).read({"size": 1, "mood": "good"}, Inner) == Inner(1)
-
-
 plain = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
     lambda inner: st.one_of(

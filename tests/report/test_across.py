@@ -128,8 +128,8 @@ def test_json_takes_what_is_not_finite(keep, results, pruned) -> None:
         ("begun", "begun holds no run that is done"),
         (".", "there is one in study"),
         ("study/results.json", "is a file\n  hint: give the folder"),
-        ("broken", "broken/results.json: this is not valid JSON"),
-        ("foreign", "foreign/results.json: this holds no results of permllm"),
+        ("broken", "broken/results.json:1:2: this is no JSON"),
+        ("foreign", "foreign/results.json: this is damaged: runs[0]: object missing required"),
     ],
 )
 def test_mistakes(keep, results, tmp_path: Path, argument: str, message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from permllm.report.outcome import write_outcome
 from permllm.report.summary import REPORT
 from permllm.results import Results
 from permllm.runs.folder import RESULTS
+from permllm.runs.records import read_results
 from permllm.testing.observers import toy_plan
 
 
@@ -30,7 +30,7 @@ def test_nothing_is_drawn_anew_until_results_change_or_the_report_is_gone(
 
     def write(made: Results) -> int:
         write_outcome(made, plan, lambda *stage: stages.append(stage))
-        assert json.loads((tmp_path / RESULTS).read_text()) == made.to_dict()
+        assert read_results(tmp_path / RESULTS) == made
         assert (tmp_path / REPORT).exists()
         return len(drawings)
 

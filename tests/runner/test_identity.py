@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from permllm.api import run_plan
+from permllm.files import read_sealed, write_sealed
 from permllm.hooks import hookimpl
 from permllm.registry import Registry
 from permllm.results import Results
@@ -50,10 +51,10 @@ def run(write_pipeline: Callable[..., Path], tmp_path: Path) -> Callable[..., tu
 
 def change_state(run_folder: Path, **parts: object) -> None:
     """Let a run seem to have been begun under other circumstances."""
-    state = json.loads((run_folder / "state.json").read_text())
+    state = read_sealed(run_folder / "state.json")
     state["parts"] |= parts
     state["key"] = keys.digest(state["parts"])
-    (run_folder / "state.json").write_text(json.dumps(state))
+    write_sealed(run_folder / "state.json", state)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from permllm.api import run_plan
 from permllm.errors import UserError
+from permllm.files import read_sealed, write_sealed
 from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
 from permllm.runs.plan import make_plan
@@ -118,8 +119,7 @@ def test_a_changed_model_is_refused(write_pipeline: Callable[..., Path], tmp_pat
     path, registry, out = write_pipeline(), Registry.load(), tmp_path / "out"
     run_plan(make_plan(path, registry, out=out), registry)
     environment = out / "environment.json"
-    kept = json.loads(environment.read_text())
-    environment.write_text(json.dumps(kept | {"model_fingerprint": "another"}))
+    write_sealed(environment, read_sealed(environment) | {"model_fingerprint": "another"})
     with pytest.raises(UserError, match="weights changed"):
         run_plan(make_plan(path, registry, out=out), registry, resume=True)
 

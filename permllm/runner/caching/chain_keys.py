@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from permllm.components import PermutationLearner, Pruner
+from permllm.core.digest import tensor_digest
 from permllm.core.statistics import Statistic
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.caching.keys import (
@@ -15,7 +16,6 @@ from permllm.runner.caching.keys import (
     component_key,
     digest,
     statistic_key,
-    tensor_digest,
 )
 from permllm.runner.caching.memo import Stages
 from permllm.runner.calibration import Sequences

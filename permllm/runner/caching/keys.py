@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from permllm.components import Component, Dataset
+from permllm.core.digest import tensor_digest
 from permllm.core.patterns import Pattern
 from permllm.core.statistics import Statistic
 from permllm.datasets.local_files import content_digest
@@ -43,14 +44,6 @@ def digest(*parts: Any) -> str:
     """The SHA-256 of plain data."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """The SHA-256 of a tensor's shape, type and values."""
-    here = tensor.detach().cpu().contiguous()
-    content = hashlib.sha256(f"{tuple(here.shape)} {here.dtype}\n".encode())
-    content.update(here.reshape(-1).view(torch.uint8).numpy().data)
-    return content.hexdigest()
 
 
 def machine(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:

@@ -2,36 +2,47 @@
 
 An entry is a file named after its key (a hash of everything that it depends on, from
 :mod:`permllm.runner.caching.keys`) and its content's own hash, such as
-``statistics/<key>.<hash>.safetensors``. It is written under another name and renamed
-once it is complete, so that several processes may share a folder; an entry whose
-content does not match its name is damaged, and computed again.
+``statistics/<key>.<hash>.safetensors``. It takes its place once it is complete, so that
+several processes may share a folder; an entry whose content does not match its name is
+damaged, and computed again.
+
+A cache's folder has a mark. Only files of known kinds with such names in a folder that has it
+are entries, and ever removed: whatever else lies there is somebody's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import time
-import uuid
+import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import attrs
 from safetensors import SafetensorError
+
+from permllm.errors import UserError
+from permllm.files import sweep, workplace, write_text
 
 GIGABYTE = 10**9
 
 DEFAULT_LIMIT = 20 * GIGABYTE
 """Bytes of a cache, unless the user says otherwise."""
 
-PARTIAL = ".partial"
-"""Ends the names of files that are being written."""
+KINDS = ("figures", "permutations", "states", "statistics", "tokens", "windows")
+"""What a cache may hold; each kind has a folder."""
 
-ABANDONED_SECONDS = 24 * 3600
-"""An unfinished file that is older was left by a process that was killed."""
+MARK = "CACHEDIR.TAG"
+"""The file that says of a folder that it is a cache; backups leave out folders that have it."""
+
+MARKED = """\
+Signature: 8a477f597d28d172789f06886806bc55
+# What stages of permllm computed. `permllm cache prune` makes room here.
+"""
 
 _HASH_DIGITS = 16
+
+_NAME = re.compile(rf"[0-9a-f]{{64}}\.(?P<hash>[0-9a-f]{{{_HASH_DIGITS}}})\.(safetensors|json)")
 
 
 @attrs.frozen
@@ -69,21 +80,47 @@ class Cache:
     limit: int = DEFAULT_LIMIT
     warn: Callable[[str], None] = lambda message: None
     _broken: bool = attrs.field(default=False, init=False)
+    _stuck: bool = attrs.field(default=False, init=False)
+
+    def check(self) -> None:
+        """Refuse a folder that holds something else.
+
+        Raises:
+            UserError: it does.
+        """
+        try:
+            other = not self.is_cache() and any(self.folder.iterdir())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be a cache: {error.strerror}") from error
+        if other:
+            raise UserError(
+                f"{self.folder} holds files and is no cache of permllm",
+                hint="name a new or an empty folder with --cache",
+            )
+
+    def is_cache(self) -> bool:
+        """Whether the folder has the mark of a cache."""
+        try:
+            return (self.folder / MARK).read_text(encoding="utf-8") == MARKED
+        except (OSError, UnicodeDecodeError):
+            return False
 
     def find(self, kind: str, key: str) -> Path | None:
         """The complete, undamaged entry of a key, which now counts as used; None without one."""
         for path in sorted((self.folder / kind).glob(f"{key}.*")):
-            if path.name.endswith(PARTIAL):
+            if _NAME.fullmatch(path.name) is None:
                 continue
             try:
                 if is_whole(path):
                     os.utime(path)
                     return path
                 self.warn(f"the cache entry {path} is damaged: its content is computed again")
-                path.unlink(missing_ok=True)
             except OSError:
                 # Another process made room, or the entry cannot be read: as if not there.
                 continue
+            self._remove(path)
         return None
 
     def put(self, kind: str, key: str, suffix: str, write: Callable[[Path], None]) -> Path | None:
@@ -98,19 +135,19 @@ class Cache:
         if self._broken:
             return None
         folder = self.folder / kind
-        unfinished = folder / f"{key}.{uuid.uuid4().hex}{PARTIAL}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write(unfinished)
-            path = folder / f"{key}.{content_hash(unfinished)}{suffix}"
-            unfinished.replace(path)
-        except (OSError, SafetensorError) as error:
-            self._broken = True
-            self.warn(f"the cache {self.folder} cannot be written, and is not used: {error}")
+            self.check()
+            if not self.is_cache():
+                write_text(self.folder / MARK, MARKED)
+            with workplace(folder) as work:
+                unfinished = work / f"content{suffix}"
+                write(unfinished)
+                # Not flushed: what goes with the power is noticed, and computed again.
+                path = folder / f"{key}.{content_hash(unfinished)}{suffix}"
+                unfinished.replace(path)
+        except (OSError, SafetensorError, UserError) as error:
+            self._give_up(error)
             return None
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
         self.make_room(self.limit, keep=path)
         return path
 
@@ -134,23 +171,14 @@ class Cache:
         for entry in entries:
             if total <= limit:
                 break
-            if entry.path != keep:
-                entry.path.unlink(missing_ok=True)
+            if entry.path != keep and self._remove(entry.path):
                 removed.append(entry)
                 total -= entry.bytes
         return removed
 
     def sweep(self) -> int:
-        """Remove what killed processes left unfinished; how many files that were."""
-        before = time.time() - ABANDONED_SECONDS
-        abandoned = [
-            path
-            for path in self.folder.glob(f"*/*{PARTIAL}")
-            if path.exists() and path.stat().st_mtime < before
-        ]
-        for path in abandoned:
-            path.unlink(missing_ok=True)
-        return len(abandoned)
+        """Remove what killed processes left unfinished; how many entries that were."""
+        return sum(sweep(self.folder / kind) for kind in KINDS) if self.is_cache() else 0
 
     def damaged(self) -> Iterator[tuple[Entry, bool]]:
         """Every entry, and whether its content differs from what was written."""
@@ -158,14 +186,31 @@ class Cache:
             yield entry, not is_whole(entry.path)
 
     def _entries(self) -> Iterator[Entry]:
-        for path in self.folder.glob("*/*"):
-            if path.name.endswith(PARTIAL) or _named_hash(path) is None:
+        if not self.is_cache():
+            return
+        for path in (path for kind in KINDS for path in (self.folder / kind).glob("*")):
+            if _NAME.fullmatch(path.name) is None:
                 continue
             try:
-                status = path.stat()
-            except FileNotFoundError:
+                status = path.lstat()
+            except OSError:
                 continue
             yield Entry(path, status.st_size, status.st_mtime)
+
+    def _remove(self, path: Path) -> bool:
+        """Whether an entry is gone now; one that cannot be removed does no harm."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            if not self._stuck:
+                self.warn(f"the cache entry {path} cannot be removed: {error.strerror}")
+            self._stuck = True
+            return False
+        return True
+
+    def _give_up(self, error: Exception) -> None:
+        self._broken = True
+        self.warn(f"the cache {self.folder} cannot be written, and is not used: {error}")
 
 
 def content_hash(path: Path) -> str:
@@ -176,9 +221,5 @@ def content_hash(path: Path) -> str:
 
 def is_whole(path: Path) -> bool:
     """Whether an entry's content is the one that its name promises."""
-    return _named_hash(path) == content_hash(path)
-
-
-def _named_hash(path: Path) -> str | None:
-    parts = path.name.split(".")
-    return parts[1] if len(parts) == 3 and len(parts[1]) == _HASH_DIGITS else None
+    name = _NAME.fullmatch(path.name)
+    return name is not None and name["hash"] == content_hash(path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -12,15 +15,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permllm.runner.caching.store import ABANDONED_SECONDS, Cache
+from permllm.errors import UserError
+from permllm.runner.caching.store import Cache
 
 SIZE = 100
 
 
+def hashed(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
 def put(cache: Cache, key: str, content: str = "x" * SIZE) -> Path:
-    path = cache.put("kind", key, ".txt", lambda path: write(path, content))
+    path = cache.put("tokens", hashed(key), ".json", lambda path: write(path, content))
     assert path is not None
     return path
+
+
+def find(cache: Cache, key: str) -> Path | None:
+    return cache.find("tokens", hashed(key))
 
 
 def write(path: Path, content: str) -> None:
@@ -34,14 +46,14 @@ def age(path: Path, seconds: float) -> None:
 
 def test_what_was_put_is_found(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
-    assert cache.find("kind", "a") is None
+    assert find(cache, "a") is None
     assert cache.entries() == []
     path = put(cache, "a", "hello")
-    assert cache.find("kind", "a") == path
+    assert find(cache, "a") == path
     assert path.read_text() == "hello"
-    assert cache.find("other", "a") is None
-    assert cache.find("kind", "b") is None
-    assert [entry.kind for entry in cache.entries()] == ["kind"]
+    assert cache.find("states", hashed("a")) is None
+    assert find(cache, "b") is None
+    assert [entry.kind for entry in cache.entries()] == ["tokens"]
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
@@ -53,12 +65,12 @@ def test_a_damaged_entry_is_as_good_as_none(tmp_path: Path, damage: str) -> None
     damaged = {"flip": b"y" + content[1:], "cut": content[:-1], "empty": b""}[damage]
     path.write_bytes(damaged)
     assert [is_damaged for _, is_damaged in cache.damaged()] == [True]
-    assert cache.find("kind", "a") is None
+    assert find(cache, "a") is None
     assert "damaged" in warnings[0]
     assert not path.exists()
-    assert cache.find("kind", "a") is None
+    assert find(cache, "a") is None
     assert put(cache, "a") == path
-    assert cache.find("kind", "a") == path
+    assert find(cache, "a") == path
     assert len(warnings) == 1
 
 
@@ -67,16 +79,16 @@ def test_what_was_used_last_stays(tmp_path: Path) -> None:
     paths = {key: put(cache, key) for key in "abc"}
     for seconds, key in enumerate("cba"):
         age(paths[key], 100 + seconds)
-    assert cache.find("kind", "a")
+    assert find(cache, "a")
     put(cache, "d")
-    assert [key for key in "abcd" if cache.find("kind", key)] == ["a", "c", "d"]
+    assert [key for key in "abcd" if find(cache, key)] == ["a", "c", "d"]
 
 
 def test_an_entry_larger_than_the_limit_is_kept_alone(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit=SIZE)
     put(cache, "a")
     put(cache, "b", "x" * 5 * SIZE)
-    assert [key for key in "ab" if cache.find("kind", key)] == ["b"]
+    assert [key for key in "ab" if find(cache, key)] == ["b"]
 
 
 @given(st.lists(st.integers(0, 50), max_size=8), st.integers(0, 200))
@@ -94,18 +106,84 @@ def test_room_is_made_and_no_more(
         assert removed[-1].bytes + sum(left) > limit
 
 
-def test_unfinished_files_are_no_entries_and_swept_once_they_are_old(tmp_path: Path) -> None:
+def test_what_dead_writers_left_is_no_entry_and_goes(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     put(cache, "a")
-    unfinished = tmp_path / "kind" / "b.123.partial"
-    unfinished.write_text("half")
-    assert cache.find("kind", "b") is None
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    host = re.sub(r"[^\w-]", "-", socket.gethostname())
+    left = tmp_path / "tokens" / f".permllm-{host}-{dead}-abcdefgh.partial"
+    left.mkdir()
+    (left / "content.json").write_text("half")
+    alive = left.with_name(f".permllm-{host}-{os.getpid()}-abcdefgh.partial")
+    alive.mkdir()
     assert len(cache.entries()) == 1
-    assert cache.sweep() == 0
-    age(unfinished, ABANDONED_SECONDS + 60)
     assert cache.sweep() == 1
-    assert not unfinished.exists()
+    assert not left.exists()
+    assert alive.exists()
     assert len(cache.entries()) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "holiday/beach.2024010112000000.jpg",
+        "tokens/beach.2024010112000000.json",
+        f"holiday/{'0' * 64}.{'0' * 16}.json",
+        f"tokens/{'0' * 64}.{'0' * 16}.jpg",
+        "tokens/mine.partial",
+        "tokens/.partial",
+    ],
+)
+def test_nothing_of_the_users_is_an_entry(tmp_path: Path, name: str) -> None:
+    cache = Cache(tmp_path / "cache")
+    put(cache, "a")
+    mine = cache.folder / name
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("mine")
+    age(mine, 1e6)
+    assert len(cache.entries()) == 1
+    cache.sweep()
+    assert len(cache.make_room(0)) == 1
+    assert mine.read_text() == "mine"
+
+
+def test_a_folder_of_other_files_becomes_no_cache(tmp_path: Path) -> None:
+    mine = tmp_path / "pics" / "tokens" / f"{'0' * 64}.{'0' * 16}.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("looks like an entry")
+    warnings: list[str] = []
+    cache = Cache(tmp_path / "pics", limit=0, warn=warnings.append)
+    with pytest.raises(UserError, match="holds files and is no cache"):
+        cache.check()
+    assert cache.put("tokens", hashed("a"), ".json", lambda path: write(path, "x")) is None
+    assert cache.make_room(0) == []
+    assert mine.exists()
+    assert len(warnings) == 1
+    Cache(tmp_path / "new").check()
+
+
+def test_an_entry_that_cannot_be_removed_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    cache = Cache(tmp_path, limit=SIZE, warn=warnings.append)
+    put(cache, "a")
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    for key in "bc":
+        put(cache, key)
+    assert find(cache, "c")
+    assert warnings == [
+        f"the cache entry {cache.entries()[0].path} cannot be removed: Permission denied"
+    ]
 
 
 def test_a_write_that_breaks_leaves_nothing(tmp_path: Path) -> None:
@@ -116,16 +194,16 @@ def test_a_write_that_breaks_leaves_nothing(tmp_path: Path) -> None:
         raise KeyError("no")
 
     with pytest.raises(KeyError):
-        cache.put("kind", "a", ".txt", broken)
-    assert cache.find("kind", "a") is None
+        cache.put("tokens", hashed("a"), ".json", broken)
+    assert find(cache, "a") is None
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     warnings: list[str] = []
     cache = Cache(tmp_path / "file" / "cache", warn=warnings.append)
-    assert cache.put("kind", "a", ".txt", lambda path: write(path, "x")) is None
-    assert cache.put("kind", "b", ".txt", lambda path: write(path, "x")) is None
+    assert cache.put("tokens", hashed("a"), ".json", lambda path: write(path, "x")) is None
+    assert cache.put("tokens", hashed("b"), ".json", lambda path: write(path, "x")) is None
     assert len(warnings) == 1
     assert "cannot be written" in warnings[0]
 
@@ -133,15 +211,17 @@ def test_a_cache_that_cannot_be_written_is_a_warning_once(tmp_path: Path) -> Non
 WRITER = """
 import sys
 from pathlib import Path
+from permllm.errors import UserError
 from permllm.runner.caching.store import Cache
 
 cache = Cache(Path(sys.argv[1]), limit=40_000)
 for turn in range(60):
-    for key in range(20):
-        content = f"content of {key} " * 100
-        path = cache.find("kind", str(key))
+    for number in range(20):
+        content = f"content of {number} " * 100
+        key = f"{number:064x}"
+        path = cache.find("tokens", key)
         if path is None:
-            cache.put("kind", str(key), ".txt", lambda path: path.write_text(content) and None)
+            cache.put("tokens", key, ".json", lambda path: path.write_text(content) and None)
         else:
             try:
                 assert path.read_text() == content
