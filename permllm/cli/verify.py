@@ -40,12 +40,12 @@ TOKENS, LENGTH = 2048, 256
 def command(directory: Path, against: str | None, text: Path | None, as_json: bool) -> None:
     """Check the export in DIRECTORY, tensor by tensor, and what the model says.
 
-    Every tensor is read and compared with the manifest: shape, type, N:M in stored order,
-    finite numbers, hash. Then the model is opened and its logits for fixed tokens are
-    compared with those that were recorded when it was exported. What is wrong is named, and
-    the exit code is then 2.
+    Every file is compared with the manifest, and what was not exported is refused. Every
+    tensor is read: shape, type, N:M in stored order, finite numbers, hash. Then the model is
+    opened and its logits for fixed tokens are compared with those that were recorded when it
+    was exported. What is wrong is named, and the exit code is then 2.
     """
-    from permllm.formats.export_files import check_files
+    from permllm.formats.export_files import card_is_edited, check_files, check_folder
     from permllm.formats.loading import load
     from permllm.formats.manifest import read_manifest
 
@@ -55,6 +55,14 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
             hint="name the other with --against, such as the masked export of the same run",
         )
     manifest = read_manifest(directory)
+    check_folder(directory, manifest)
+    if not manifest.contents:
+        click.echo(
+            "warning: the version that exported this listed no files, so tensors alone are checked",
+            err=True,
+        )
+    if card_is_edited(directory, manifest):
+        click.echo("note: README.md was edited after the export", err=True)
     wrong = {name: why for name, why in check_files(directory, manifest) if why}
     if wrong:
         name, why = next(iter(wrong.items()))
@@ -64,12 +72,13 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
     held = [entry.pattern for entry in manifest.tensors.values() if entry.pattern]
     held += [entry.pattern for entry in manifest.packed.values()]
     patterns, counted = sorted(set(held)), len(held)
-    loaded = load(directory)
+    loaded = load(directory, check=False)
     agreements = {"recorded": _recorded(loaded, manifest)}
     perplexities: tuple[float, float] | None = None
     if against is not None:
         agreements[against], perplexities = _against(loaded, manifest, against, text)
     facts: dict[str, Any] = {
+        "files": len(manifest.contents),
         "tensors": len(manifest.tensors),
         "pruned": counted,
         "patterns": patterns,
@@ -83,6 +92,8 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
     if as_json:
         click.echo(json.dumps({"directory": str(directory), **facts}))
     else:
+        if manifest.contents:
+            click.echo(f"{len(manifest.contents)} files are those that were exported, and no more")
         click.echo(f"{len(manifest.tensors)} tensors are those that were exported")
         click.echo(f"{counted} of them are {' and '.join(patterns)} in stored order")
         for name, agreement in agreements.items():

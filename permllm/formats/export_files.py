@@ -14,7 +14,8 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern, is_nm
 from permllm.errors import UserError
-from permllm.formats.manifest import Manifest, TensorEntry
+from permllm.files import file_hash
+from permllm.formats.manifest import MANIFEST, Manifest, TensorEntry
 from permllm.models.checkpoint_files import check_safetensors
 
 SHARD_BYTES = 4 * 2**30
@@ -22,6 +23,9 @@ SHARD_BYTES = 4 * 2**30
 
 STEM = "permllm"
 """What the files are called that plain transformers is not to open."""
+
+CARD = "README.md"
+"""The model card."""
 
 SPARE_BYTES = 64 * 2**20
 """To be left on the disk after an export."""
@@ -160,6 +164,66 @@ def check_files(directory: Path, manifest: Manifest) -> Iterator[tuple[str, str 
                 yield name, _wrong(entry, tensor, dtype)
     for name in sorted(set(manifest.tensors) - seen):
         yield name, f"{manifest.tensors[name].file} does not hold it"
+
+
+def check_contents(directory: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Check every file of a folder against its manifest, and look for strangers.
+
+    What people add when they publish a model (a licence, pictures, git's own files) is no
+    stranger. A folder whose version did not list its files has nothing to compare with.
+
+    Returns:
+        each file that is wrong, by its path within, and why; the card, which people edit, only
+        where it is missing.
+    """
+    for name, expected in manifest.contents.items():
+        try:
+            if file_hash(directory / name) != expected and name != CARD:
+                yield name, "it is not what was exported"
+        except FileNotFoundError:
+            yield name, "it is missing"
+        except OSError as error:
+            yield name, f"it cannot be read: {error.strerror}"
+    if manifest.contents:
+        for path in sorted(directory.rglob("*")):
+            name = path.relative_to(directory).as_posix()
+            known = name in manifest.contents or name == MANIFEST or path.is_dir()
+            if not known and not _is_harmless(path.relative_to(directory)):
+                yield name, "it was not exported, and does not belong here"
+
+
+def card_is_edited(directory: Path, manifest: Manifest) -> bool:
+    """Whether the model card is another one than was exported."""
+    card = directory / CARD
+    expected = manifest.contents.get(CARD)
+    return expected is not None and card.is_file() and file_hash(card) != expected
+
+
+def check_folder(directory: Path, manifest: Manifest) -> None:
+    """Refuse a folder whose files are not those of its manifest.
+
+    Raises:
+        UserError: names the first that is wrong.
+    """
+    wrong = list(check_contents(directory, manifest))
+    if wrong:
+        name, why = wrong[0]
+        more = f", and {len(wrong) - 1} more files are not right" if len(wrong) > 1 else ""
+        raise UserError(
+            f"'{directory}' is not what was exported: {name}: {why}{more}",
+            hint="copy the whole folder again, or export anew",
+        )
+
+
+def _is_harmless(path: Path) -> bool:
+    """Whether a file, by its path within the folder, is none that anything reads."""
+    first, name = path.parts[0], path.name
+    return (
+        first in (".git", ".cache")
+        or name in (".gitattributes", ".gitignore", ".DS_Store")
+        or name.upper().startswith(("LICENSE", "LICENCE", "NOTICE"))
+        or path.suffix.lower() in (".md", ".png", ".jpg", ".jpeg", ".svg", ".pdf")
+    )
 
 
 def _wrong(entry: TensorEntry, tensor: Tensor, dtype: str) -> str | None:

@@ -9,6 +9,7 @@ import torch
 
 from permllm.core.patterns import Pattern
 from permllm.errors import RunFailed
+from permllm.files import listing
 from permllm.folding.plan import StoragePlan
 from permllm.formats.export_files import check_files, tensor_entries
 from permllm.formats.loading import load
@@ -83,6 +84,7 @@ def finish(
         logits=record_logits(tokens, expected),
         residual=tuple(storage.axes) if storage.stream is not None else (),
         packed=packed or {},
+        contents=listing(directory),
     )
     for name, wrong in check_files(directory, manifest):
         if wrong:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import is_permutation
 from permllm.errors import UserError
-from permllm.formats.export_files import read_tensors
+from permllm.formats.export_files import check_folder, read_tensors
 from permllm.formats.gathers import BUFFER, attach_gathers
 from permllm.formats.manifest import Manifest, read_manifest
 from permllm.formats.packed import unpacked_tensors
@@ -40,6 +40,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     trust_remote_code: bool = False,
+    check: bool = True,
 ) -> LoadedExport:
     """Open a model that permllm exported as ``permuted`` or ``sparse``.
 
@@ -51,16 +52,20 @@ def load(
         device: where to; the CPU where it is None.
         trust_remote_code: whether code in the folder may run, for models whose code is not
             in transformers.
+        check: read every file once before, and refuse a folder that is not what was exported:
+            a second for 1.5 GB or so.
 
     Returns:
         model, in eval mode, and tokenizer.
 
     Raises:
-        UserError: it is no finished export, a newer version wrote it, or files are missing
-            or damaged.
+        UserError: it is no finished export, a newer version wrote it, or files are missing,
+            damaged, or not of it.
     """
     directory = Path(path)
     manifest = read_manifest(directory)
+    if check:
+        check_folder(directory, manifest)
     source = DirectorySource(directory, trust_remote_code=trust_remote_code)
     if manifest.format == "permuted" and not manifest.gathers:
         loaded = load_plain(source, dtype)

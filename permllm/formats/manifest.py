@@ -5,21 +5,22 @@ It is written last: a folder without it is no finished export.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import math
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import attrs
 
+from permllm.core.patterns import Pattern
 from permllm.errors import UserError
-from permllm.fields.errors import ERRORS, leaves
-from permllm.fields.reading import Reader
-from permllm.fields.writing import writer
-from permllm.files import write_text
-from permllm.models.checkpoint_files import read_json
+from permllm.files import converted, read_json, unsealed, write_sealed
 
 MANIFEST = "permllm.json"
 """Its name in the folder."""
+
+LARGEST_SIZE = 2**32
+"""The most entries along an axis of a tensor."""
 
 SCHEMA = 1
 """The number of its layout. Folders of a larger one are refused."""
@@ -128,6 +129,8 @@ class Manifest:
         residual: the parameters that are stored in another order of the residual stream;
             the groups that read it are then ``folded`` without ``into``.
         packed: the weights of a sparse export that are packed, by the model's name.
+        contents: the SHA-256 of every other file of the folder, by its path within; empty in
+            folders of versions that did not keep it.
     """
 
     permllm: int
@@ -138,6 +141,7 @@ class Manifest:
     logits: LogitsEntry
     residual: tuple[str, ...] = ()
     packed: dict[str, PackedEntry] = attrs.field(factory=dict)
+    contents: dict[str, str] = attrs.field(factory=dict)
 
     @property
     def gathers(self) -> tuple[GroupEntry, ...]:
@@ -151,9 +155,8 @@ class Manifest:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write the manifest under a temporary name and rename it."""
-    text = json.dumps(writer().unstructure(manifest), indent=1, ensure_ascii=False) + "\n"
-    write_text(directory / MANIFEST, text)
+    """Write the manifest, sealed."""
+    write_sealed(directory / MANIFEST, attrs.asdict(manifest))
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -181,13 +184,99 @@ def read_manifest(directory: Path) -> Manifest:
             hint="install a newer version of permllm",
         )
     try:
-        # Versions with the same number may add fields.
-        manifest: Manifest = Reader(lenient=True).read(data, Manifest)
-    except ERRORS as error:
-        wrong = [f"{'.'.join(map(str, place))}: {leaf}" for place, leaf in leaves(error)]
-        message = f"the manifest is damaged: {'; '.join(wrong[:3])}"
-        raise UserError(message, file=str(path)) from error
+        manifest = converted(unsealed(data, str(path), older=True), Manifest, str(path))
+        check_manifest(manifest)
+    except UserError as error:
+        wrong = error.message.removeprefix("this is damaged: ")
+        raise UserError(f"the manifest is damaged: {wrong}", file=str(path)) from error
     return manifest
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Refuse a manifest that says what no export can be, before anything is made of it.
+
+    Raises:
+        UserError: with the field.
+    """
+    for place, why in _impossible(manifest):
+        raise UserError(f"{place}: {why}")
+
+
+def _impossible(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    if not manifest.tensors:
+        yield "tensors", "there are none"
+    for name in manifest.contents:
+        if not _is_inside(name):
+            yield "contents", f"{name[:80]!r} is no file of the folder"
+    for name, entry in manifest.tensors.items():
+        place = f"tensors[{name[:80]!r}]"
+        if not _is_inside(entry.file) or not entry.file.endswith(".safetensors"):
+            yield f"{place}.file", f"{entry.file[:80]!r} is no file of the folder"
+        yield from _wrong_layout(place, entry.shape, entry.pattern, entry.axis)
+    for name, packed in manifest.packed.items():
+        place = f"packed[{name[:80]!r}]"
+        yield from _wrong_layout(place, packed.shape, packed.pattern, packed.axis)
+        values = manifest.tensors.get(f"{name}.values")
+        if values is None or f"{name}.indices" not in manifest.tensors:
+            yield place, "the files hold no values and indices of it"
+        else:
+            pattern = Pattern.parse(packed.pattern)
+            if math.prod(values.shape) * pattern.m != math.prod(packed.shape) * pattern.n:
+                yield f"{place}.shape", f"{packed.shape} does not fit values of {values.shape}"
+    for index, group in enumerate(manifest.groups):
+        place = f"groups[{index}]"
+        yield from _wrong_layout(place, (group.channels,), group.pattern, -1)
+        for module in group.at if group.order == "gathered" else ():
+            stored = manifest.tensors.get(f"{module}.permllm_order")
+            if stored is not None and stored.shape != (group.channels,):
+                yield f"{place}.channels", f"{group.channels} are not those of {module}"
+    yield from _wrong_logits(manifest.logits)
+
+
+def _wrong_layout(
+    place: str, shape: tuple[int, ...], pattern: str | None, axis: int
+) -> Iterator[tuple[str, str]]:
+    if not all(0 <= size <= LARGEST_SIZE for size in shape):
+        yield f"{place}.shape", f"{str(shape)[:80]} is the shape of no tensor"
+    if axis not in (-1, -2):
+        yield f"{place}.axis", f"{str(axis)[:80]} is neither -1 nor -2"
+    if pattern is not None:
+        try:
+            Pattern.parse(pattern)
+        except ValueError as error:
+            yield f"{place}.pattern", str(error)[:200]
+
+
+def _wrong_logits(logits: LogitsEntry) -> Iterator[tuple[str, str]]:
+    lengths = {len(row) for row in logits.tokens}
+    counted = sum(map(len, logits.tokens))
+    if len(lengths) != 1 or not counted:
+        yield "logits.tokens", "they are not sequences of one length"
+    rows = len(logits.indices), len(logits.values)
+    widths = {len(row) for row in (*logits.indices, *logits.values)}
+    if rows != (counted, counted) or len(widths) != 1 or 0 in widths:
+        yield "logits.indices", "they are not as many for every token, each with its value"
+    numbers = [number for row in (*logits.tokens, *logits.indices) for number in row]
+    if not all(0 <= number < 2**31 for number in numbers):
+        yield "logits", "a token or an index is no number of one"
+    if not all(math.isfinite(value) for row in logits.values for value in row):
+        yield "logits.values", "they are not all finite"
+    if not (math.isfinite(logits.largest) and logits.largest >= 0):
+        yield "logits.largest", "it is no size"
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name is one of a file in the folder, wherever that is."""
+    path = PurePosixPath(name)
+    parts = path.parts
+    return (
+        bool(parts)
+        and not path.is_absolute()
+        and ".." not in parts
+        and name.isprintable()
+        and "\\" not in name
+        and all(len(part.encode()) <= 255 for part in parts)
+    )
 
 
 def _what(directory: Path) -> str | None:

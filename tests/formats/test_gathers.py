@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,17 @@ from torch import nn
 
 import permllm
 from permllm import UserError
+from permllm.files import read_sealed, write_sealed
 from permllm.formats.gathers import BUFFER, attach_gather, attach_gathers
 from permllm.formats.manifest import MANIFEST
 
 
 def test_a_gather_at_a_module_that_is_not_there(copy: Path) -> None:
     path = copy / MANIFEST
-    data = json.loads(path.read_text())
+    data = read_sealed(path)
     place = next(group for group in data["groups"] if group["at"])
     place["at"] = ["model.layers.7.norm"]
-    path.write_text(json.dumps(data))
+    write_sealed(path, data)
     with pytest.raises(UserError, match=r"no module 'model.layers.7.norm'"):
         permllm.load(copy)
 
