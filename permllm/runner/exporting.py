@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from permllm.registry import Registry
 from permllm.results import DENSE, Results, RunResult
 from permllm.runner.opening import open_decoder
 from permllm.runner.selection import settle
-from permllm.runs import folder
+from permllm.runs import folder, plugin_files
 from permllm.runs.plan import Plan, Run, plan_of
 from permllm.runs.windows import PrunedWindow, joined, load_window, window_path
 
@@ -39,8 +40,8 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
         to: where to; it must not be there yet.
 
     Raises:
-        UserError: this is no folder of a finished run, its windows are gone, the model has
-            changed since, or ``to`` is there already.
+        UserError: this is no folder of a finished run, its windows are gone, the model or a
+            plugin file has changed since, or ``to`` is there already.
         RunFailed: the export is not the pruned model.
     """
     if to.exists():
@@ -88,11 +89,14 @@ def _plan_of(directory: Path, registry: Registry) -> tuple[Plan, Run]:
     """The plan that a run's folder belongs to, and the run."""
     directory = directory.absolute()
     out = directory.parent.parent
-    if not (directory / folder.RESULT).is_file() or not (out / folder.PIPELINE).is_file():
+    there = (directory / folder.RESULT, out / folder.PIPELINE, out / folder.ENVIRONMENT)
+    if not all(path.is_file() for path in there):
         raise UserError(
             f"'{directory}' is no folder of a finished run", hint=_finished_beneath(directory)
         )
-    plan = plan_of(read_study(out / folder.PIPELINE, registry), out)
+    # No plugin file runs that is another than the one that pruned.
+    recorded = partial(plugin_files.recorded, out)
+    plan = plan_of(read_study(out / folder.PIPELINE, registry, recorded=recorded), out)
     for run in plan.runs:
         if run.directory.name == directory.name:
             return plan, run
