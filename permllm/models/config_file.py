@@ -17,7 +17,7 @@ from permllm.errors import UserError
 ADAPTER = "adapter_config.json"
 """Where this file is, transformers opens the model that it names, which may be any other."""
 
-MOST_LAYERS = 2000
+MOST_LAYERS = 1000
 """More decoder layers than any model has; each takes a third of a millisecond to build."""
 
 IMPLEMENTATIONS = {

@@ -25,7 +25,7 @@ A vocabulary has four values for a token, whose row of the embeddings alone is l
 reader of ``gguf`` takes 20 µs and a kilobyte for each.
 """
 
-MOST_LAYERS = 2000
+MOST_LAYERS = 1000
 """More blocks than any model has."""
 
 MOST_DIMENSIONS = 4
