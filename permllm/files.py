@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from permllm.redaction import redacted
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, and the folders it stands in, under a temporary name and rename it.
@@ -30,8 +32,8 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def as_json(data: Any) -> str:
-    """What :func:`write_json` writes."""
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    """What :func:`write_json` writes, without secrets."""
+    return json.dumps(redacted(data), indent=2, ensure_ascii=False) + "\n"
 
 
 def holds(path: Path, data: Any) -> bool:

@@ -194,7 +194,7 @@ class _TooMuch(MarkedYAMLError):
     """There are more nodes than are read, or they are nested too deep."""
 
 
-class _Composer(Composer):  # type: ignore[misc]
+class _Composer(Composer):
     """Composes no more nodes, and none deeper, than are read.
 
     A megabyte of a list takes half a minute to be composed.
