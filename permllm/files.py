@@ -27,6 +27,7 @@ import msgspec
 import psutil
 
 from permllm.errors import UserError
+from permllm.redaction import redacted
 
 T = TypeVar("T")
 
@@ -131,7 +132,8 @@ def write_json(path: Path, data: Any) -> None:
 
 def write_sealed(path: Path, data: dict[str, Any]) -> None:
     """Write a mapping as JSON, with the hash by which :func:`read_sealed` knows it again."""
-    write_json(path, sealed(data))
+    # Secrets are left out of what is written, and so of what is hashed.
+    write_json(path, sealed(redacted(data)))
 
 
 def sealed(data: dict[str, Any]) -> dict[str, Any]:
@@ -248,8 +250,8 @@ def parse_json(text: str, name: str) -> Any:
 
 
 def as_json(data: Any) -> str:
-    """What :func:`write_json` writes."""
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    """What :func:`write_json` writes, without secrets."""
+    return json.dumps(redacted(data), indent=2, ensure_ascii=False) + "\n"
 
 
 def holds(path: Path, data: Any) -> bool:

@@ -24,7 +24,7 @@ from permllm.plugins.loading import (
     register,
     switched_off,
 )
-from permllm.plugins.single_file import digest_of, load_file
+from permllm.plugins.single_file import changed, digest_of, load_file
 
 __all__ = ["Entry", "PluginInfo", "Registry"]
 
@@ -64,22 +64,29 @@ class Registry:
         """Add a plugin of this process: a module or an object with hooks, maybe of a package."""
         return self._take(PluginInfo(name, distribution, version), plugin)
 
-    def add_file(self, path: Path) -> PluginInfo:
+    def add_file(self, path: Path, expected: str | None = None) -> PluginInfo:
         """Add a plugin of one file, of an absolute path, as ``plugins:`` names it; once each.
 
+        Args:
+            path: the file.
+            expected: its SHA-256, where it is only run if it is still what it was.
+
         Raises:
-            UserError: there is no such file, it cannot be imported, has no hooks, a broken
-                component or one with a built-in's name, or changed since it was added.
+            UserError: there is no such file, it is another than expected, cannot be imported,
+                has no hooks, a broken component or one with a built-in's name, or changed
+                since it was added.
         """
         for known in self._plugins:
             if known.file == path:
                 _refuse_changed(known, path)
+                if expected is not None and known.sha256 and known.sha256 != expected:
+                    raise changed(path)
                 return known
         info, module = PluginInfo(path.stem, file=path), None
         if any(map(info.is_called, self._off)):
             info.status = "disabled"
         else:
-            module, info.sha256 = load_file(path)
+            module, info.sha256 = load_file(path, expected)
             register(self.manager, info, module)
         entries = entries_of(self.manager, info, module)
         for kind, name in ((entry.kind, entry.cls.name) for entry in entries):

@@ -8,6 +8,7 @@ import click
 
 from permllm.cli.errors import debug_option
 from permllm.cli.registry import load_registry, no_plugin_option, plugin_lines
+from permllm.printing import echo
 
 
 @click.command("check")
@@ -38,7 +39,7 @@ def command(
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings, out)
     for line in plugin_lines(plan.pipeline.plugins, registry):
-        click.echo(line)
+        echo(line)
     for line in check_plan(plan, file, elsewhere=elsewhere).lines():
-        click.echo(line)
-    click.echo(f"{file} is fine")
+        echo(line)
+    echo(f"{file} is fine")

@@ -7,6 +7,7 @@ import json
 import click
 
 from permllm.cli.errors import debug_option
+from permllm.printing import echo
 
 
 @click.command("compare")
@@ -28,11 +29,11 @@ def command(runs: tuple[str, ...], as_csv: bool, as_markdown: bool, as_json: boo
 
     comparison = compare(runs)
     for warned in comparison.warnings:
-        click.echo(f"warning: {warned.message}", err=True)
+        echo(f"warning: {warned.message}", err=True)
     if as_csv:
         click.echo(to_csv(comparison.rows), nl=False)
     elif as_markdown:
-        click.echo(markdown_of(comparison.rows))
+        echo(markdown_of(comparison.rows))
     elif as_json:
         click.echo(json.dumps(to_json(comparison)))
     else:

@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from permllm.errors import DeprecatedWarning, PermllmError, RunFailed, UserError
+from permllm.printing import echo
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -76,7 +77,7 @@ def call(group: click.Group, arguments: list[str] | None) -> int:
         return FAILED
     except (Exception, KeyboardInterrupt) as error:
         if state["debug"]:
-            traceback.print_exception(error)
+            echo("".join(traceback.format_exception(error)), err=True, nl=False)
         return report(error, debug=state["debug"])
     return result if isinstance(result, int) else 0
 
@@ -126,7 +127,7 @@ def _plain_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *at: Any, **more: Any) -> None:
             if issubclass(category, DeprecatedWarning):
-                click.echo(f"warning: {message}", err=True)
+                echo(f"warning: {message}", err=True)
             else:
                 others(message, category, *at, **more)
 
@@ -135,7 +136,7 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _say(first: str, *more: str | None) -> None:
-    click.echo(first, err=True)
+    echo(first, err=True)
     for line in more:
         if line:
-            click.echo(f"  {line}", err=True)
+            echo(f"  {line}", err=True)

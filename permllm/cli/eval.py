@@ -14,6 +14,7 @@ import click
 from permllm.cli.errors import debug_option
 from permllm.cli.opening import model_source, open_model
 from permllm.cli.registry import load_registry, no_plugin_option
+from permllm.printing import echo, marked
 
 if TYPE_CHECKING:
     from permllm.components import Evaluator
@@ -64,7 +65,7 @@ def command(
         for evaluator in evaluators.evaluate:
             evaluator.check()
         place = pick_device(device)
-        click.echo(f"loading {model}", err=True)
+        echo(f"loading {model}", err=True)
         loaded = open_model(evaluators.model, place)
         figures: dict[str, float] = {}
         for evaluator in evaluators.evaluate:
@@ -114,7 +115,7 @@ def _progress(stage: str) -> Iterator[Any]:
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(stage, total=None)
+        task = bar.add_task(marked(stage), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -122,7 +123,7 @@ def _print_table(model: str, figures: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("figure", "value", title=model, title_justify="left")
+    table = Table("figure", "value", title=marked(model), title_justify="left")
     for name, value in figures.items():
-        table.add_row(name, f"{value:.4g}")
+        table.add_row(marked(name), f"{value:.4g}")
     Console().print(table)

@@ -8,6 +8,7 @@ import click
 
 from permllm.cli.errors import debug_option
 from permllm.cli.registry import load_registry, no_plugin_option
+from permllm.printing import echo
 
 
 @click.command("export")
@@ -46,4 +47,4 @@ def command(run: Path, specs: tuple[str, ...], to: Path | None, no_plugin: tuple
     for exporter in read_mapping(any_model | {"export": wanted}, registry).export:
         folder = to or run / "exports" / exporter.name
         export_run(run, exporter, registry, folder)
-        click.echo(str(folder))
+        echo(str(folder))

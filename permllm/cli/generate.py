@@ -6,6 +6,7 @@ import click
 
 from permllm.cli.errors import debug_option
 from permllm.cli.opening import model_source, open_model
+from permllm.printing import echo
 
 
 @click.command("generate")
@@ -42,4 +43,4 @@ def command(model: str, prompt: str, tokens: int, device: str) -> None:
             top_k=None,
             use_cache=True,
         )
-    click.echo(loaded.tokenizer.decode(written[0], skip_special_tokens=True))
+    echo(loaded.tokenizer.decode(written[0], skip_special_tokens=True))

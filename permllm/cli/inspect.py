@@ -11,6 +11,7 @@ import attrs
 import click
 
 from permllm.cli.errors import debug_option
+from permllm.printing import echo, marked
 
 if TYPE_CHECKING:
     from permllm.formats.manifest import GroupEntry, Manifest, TensorEntry
@@ -51,7 +52,7 @@ def command(directory: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(directory), title_justify="left")
+    table = Table(title=marked(directory), title_justify="left")
     # Where the terminal is narrow names go on in the next line: their ends tell them apart.
     table.add_column("linear", overflow="fold")
     table.add_column("pattern", no_wrap=True)
@@ -59,13 +60,13 @@ def command(directory: Path, as_json: bool) -> None:
     table.add_column("input", overflow="fold")
     table.add_column("bytes", justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.linear, row.pattern, row.shape, row.input, f"{row.bytes:,}")
+        table.add_row(
+            *map(marked, (row.linear, row.pattern, row.shape, row.input, f"{row.bytes:,}"))
+        )
     Console().print(table)
     counts = {order: sum(g.order == order for g in manifest.groups) for order in _ORDERS}
     counted = ", ".join(f"{count} {order}" for order, count in counts.items())
-    click.echo(
-        f"{manifest.format}, {len(manifest.groups)} inputs: {counted}; {total:,} bytes in all"
-    )
+    echo(f"{manifest.format}, {len(manifest.groups)} inputs: {counted}; {total:,} bytes in all")
 
 
 _ORDERS = ("folded", "gathered", "stored")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from permllm.cli import errors
+from permllm.printing import echo
 from permllm.version import __version__
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class PermllmGroup(click.Group):
         if cmd_name not in self.commands:
             # The command may be that of a plugin that is broken: say so.
             for warning in registry.warnings:
-                click.echo(f"warning: {warning}", err=True)
+                echo(f"warning: {warning}", err=True)
         return self.commands.get(cmd_name)
 
     def _load_plugins(self) -> Registry:

@@ -14,6 +14,7 @@ from permllm.cli.errors import debug_option
 from permllm.cli.registry import no_plugin_option
 from permllm.components import KINDS
 from permllm.errors import UserError, did_you_mean
+from permllm.printing import echo, plain
 
 Plain = Mapping[str, Any]
 """A plugin, a component or an option, as ``permllm plugins --json`` prints it."""
@@ -40,7 +41,7 @@ def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -
         return
     _print_table(catalogue.plugins)
     for warning in catalogue.warnings:
-        click.echo(f"warning: {warning}")
+        echo(f"warning: {warning}")
 
 
 @command.command("info")
@@ -57,7 +58,7 @@ def info(name: str, no_plugin: tuple[str, ...]) -> None:
     if not meant:
         known = {component["reference"] for component, _ in every}
         raise UserError(f"there is no component '{name}'", hint=did_you_mean(name, known))
-    click.echo("\n\n".join("\n".join(_explained(*pair)) for pair in meant))
+    echo("\n\n".join("\n".join(_explained(*pair)) for pair in meant))
 
 
 @command.command("new")
@@ -86,7 +87,7 @@ def new(name: str, kind: str, out: Path) -> None:
     taken = [(has["kind"], has["name"], _package(plugin)) for has, plugin in _components()]
     plugin = named(name, kind, taken)
     folder = write_package(plugin, out)
-    click.echo(
+    echo(
         f"wrote {folder}\nnext:\n  cd {folder}\n  pip install -e '.[test]'\n  pytest\n"
         f"  permllm plugins info {plugin.name}"
     )
@@ -124,7 +125,8 @@ def _print_table(plugins: Iterable[Plain]) -> None:
     table.add_column("adds", overflow="fold", min_width=24)
     for plugin in plugins:
         names = f"{plugin['name']}\n  {_package(plugin)}"
-        table.add_row(*map(Text, (names, plugin["status"], _adds(plugin["components"]))))
+        cells = (names, plugin["status"], _adds(plugin["components"]))
+        table.add_row(*(Text(plain(cell)) for cell in cells))
     Console().print(table)
 
 

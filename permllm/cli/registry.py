@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from permllm.printing import echo
+
 if TYPE_CHECKING:
     from permllm.registry import Registry
 
@@ -67,4 +69,4 @@ def plugin_lines(files: Iterable[Path], registry: Registry) -> Iterator[str]:
 
 
 def _warn(message: str) -> None:
-    click.echo(f"warning: {message}", err=True)
+    echo(f"warning: {message}", err=True)

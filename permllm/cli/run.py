@@ -17,6 +17,8 @@ from permllm.cli.errors import StoppedError, debug_option
 from permllm.cli.interrupts import interruptible
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.errors import RunFailed, UserError
+from permllm.printing import echo, plain
+from permllm.redaction import redacted
 
 if TYPE_CHECKING:
     from permllm.registry import Registry
@@ -85,18 +87,18 @@ def command(
 
         registry = load_registry(no_plugin)
         plan = make_plan(file, registry, settings, out, resume=resume)
-        click.echo(f"checking {file}", err=True)
+        echo(f"checking {file}", err=True)
         checked = check_plan(plan, file, elsewhere=dry_run)
         if dry_run:
             _print_plan(plan, checked)
             return
         for warning in checked.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            echo(f"warning: {warning}", err=True)
         if len(plan.runs) > MANY_RUNS and not yes:
             raise _too_many(plan, checked, file)
         plan = plan.settled()
         count = _counted(len(plan.runs))
-        click.echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
+        echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
         again = _resume_command(file, settings, plan.out, no_plugin, cache, yes=yes)
         with _resumable(again), interruptible(registry):
             results = _run(plan, registry, resume, cache, int(cache_limit * 1e9))
@@ -160,7 +162,7 @@ def _resume_command(
     """The command line that goes on with a run."""
     words = [program("permllm"), "run", str(file)]
     for setting in settings:
-        words += ["--set", setting]
+        words += ["--set", redacted(setting)]
     for name in no_plugin:
         words += ["--no-plugin", name]
     if cache is not None:
@@ -183,11 +185,11 @@ def program(name: str) -> str:
 
 
 def _print_plan(plan: Plan, checked: Checked) -> None:
-    click.echo(f"{plan.pipeline.name} would do these runs in {plan.out}:")
+    echo(f"{plan.pipeline.name} would do these runs in {plan.out}:")
     for run in (plan.dense, *plan.runs):
-        click.echo(f"  {run.label}")
+        echo(f"  {run.label}")
     for line in checked.lines():
-        click.echo(line)
+        echo(line)
 
 
 def _print_results(plan: Plan, results: Results) -> None:
@@ -199,11 +201,11 @@ def _print_results(plan: Plan, results: Results) -> None:
     for table in tables_of(rows_of(results), console):
         console.print()
         console.print(table)
-    console.print(sentence(results), markup=False)
+    console.print(plain(sentence(results)), markup=False)
     console.print()
     # Paths are for copying: never wrapped, never marked up.
     for what, where in _places(plan):
-        console.print(f"{what:<12} {where}", markup=False, soft_wrap=True, highlight=False)
+        console.print(plain(f"{what:<12} {where}"), markup=False, soft_wrap=True, highlight=False)
 
 
 def _places(plan: Plan) -> list[tuple[str, str]]:

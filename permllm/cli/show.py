@@ -10,6 +10,7 @@ import click
 
 from permllm.cli.errors import debug_option
 from permllm.cli.registry import load_registry, no_plugin_option, plugin_lines
+from permllm.printing import echo
 
 if TYPE_CHECKING:
     from permllm.registry import Registry
@@ -31,18 +32,18 @@ def command(file: Path, settings: tuple[str, ...], no_plugin: tuple[str, ...]) -
 
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings)
-    click.echo(dump_yaml(resolved(plan.pipeline, registry)).rstrip())
-    click.echo(f"\n# runs: {plan.dense.label} and {len(plan.runs)} pruned")
+    echo(dump_yaml(resolved(plan.pipeline, registry)).rstrip())
+    echo(f"\n# runs: {plan.dense.label} and {len(plan.runs)} pruned")
     for run in plan.runs:
-        click.echo(f"#   {run.label}")
-    click.echo("\n# components:")
+        echo(f"#   {run.label}")
+    echo("\n# components:")
     # The matrix may bring components that the file itself does not use, and may replace
     # some that it does; what counts is what the runs use.
     used = {line for run in plan.runs for line in _origins(run.pipeline, registry)}
     for line in sorted(used):
-        click.echo(f"#   {line}")
+        echo(f"#   {line}")
     for line in plugin_lines(plan.pipeline.plugins, registry):
-        click.echo(f"# {line}")
+        echo(f"# {line}")
 
 
 def _origins(pipeline: Any, registry: Registry) -> Iterator[str]:

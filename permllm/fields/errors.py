@@ -37,6 +37,10 @@ ERRORS = (FieldError, BaseValidationError)
 """What may be raised where something does not fit: one error, or a tree of them."""
 
 
+MOST_ERRORS = 100
+"""After so many in one list or mapping, the others are not looked for."""
+
+
 def each(pairs: Iterable[tuple[Any, Item]], make: Callable[[Any, Item], T]) -> list[T]:
     """What ``make`` gives for each key and item; raises the errors of all together."""
     made, errors = [], []
@@ -45,6 +49,8 @@ def each(pairs: Iterable[tuple[Any, Item]], make: Callable[[Any, Item], T]) -> l
             made.append(make(key, item))
         except ERRORS as error:
             errors.append(under(key, error))
+            if len(errors) == MOST_ERRORS:
+                break
     if errors:
         raise IterableValidationError("parts that do not fit", errors, object)
     return made

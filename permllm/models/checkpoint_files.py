@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import struct
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from permllm.errors import UserError
+from permllm.files import read_json
+from permllm.models.gguf_header import read_header
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -45,10 +45,8 @@ def check_gguf(path: Path) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _gguf_fields(path: Path, size: int, modified: int) -> frozenset[str]:
-    """The names of a GGUF file's fields; read once, since that takes seconds."""
-    import gguf
-
-    return frozenset(gguf.GGUFReader(path).fields)
+    """The names of a GGUF file's fields; read once, since that takes a moment."""
+    return read_header(path)
 
 
 def check_folder(folder: Path) -> None:
@@ -83,6 +81,8 @@ def weight_files(folder: Path) -> Sequence[Path]:
     if not isinstance(shards, dict) or not shards:
         raise UserError("the index has no 'weight_map'", file=str(folder / INDEX))
     names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        _check_shard(folder, name)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(
@@ -91,46 +91,73 @@ def weight_files(folder: Path) -> Sequence[Path]:
     return [folder / name for name in names]
 
 
+def inside(folder: Path, name: str) -> bool:
+    """Whether a name that a file of a folder gives is that of a file in this folder.
+
+    Links may lead elsewhere within the folder, and to the blobs of the hub's cache, which its
+    snapshots are made of.
+
+    Args:
+        folder: the folder.
+        name: the name, as an index or a manifest has it; nothing need be there.
+    """
+    for flavour in (PurePosixPath(name), PureWindowsPath(name)):
+        if flavour.is_absolute() or flavour.drive or flavour.root or ".." in flavour.parts:
+            return False
+    if not name or "\0" in name:
+        return False
+    try:
+        target = (folder / name).resolve()
+        whole = folder.resolve()
+    except (OSError, RuntimeError):
+        # A link that leads to itself.
+        return False
+    return (target.is_relative_to(whole) and target != whole) or _is_blob(target)
+
+
+def _is_blob(path: Path) -> bool:
+    """Whether a file is one of the hub's cache: ``models--OWNER--NAME/blobs/HASH``."""
+    return path.parent.name == "blobs" and path.parent.parent.name.startswith("models--")
+
+
+def _check_shard(folder: Path, name: str) -> None:
+    if not name.endswith(".safetensors"):
+        raise UserError(
+            f"the index names '{name[:200]}', which is no safetensors file",
+            file=str(folder / INDEX),
+            hint="pickled weights are never read: save the model as safetensors",
+        )
+    if not inside(folder, name):
+        raise UserError(
+            f"the index names '{name[:200]}', which is no file of the model's folder",
+            file=str(folder / INDEX),
+            hint="weights lie beside the index, and links lead to files of the folder or of "
+            "the hub's cache",
+        )
+
+
 def check_safetensors(path: Path) -> None:
-    """Refuse a safetensors file that is shorter or longer than its header says.
+    """Refuse a safetensors file whose header does not fit its tensors, byte for byte.
+
+    Types, shapes and offsets are those that safetensors itself refuses.
 
     Raises:
         UserError: it is damaged.
     """
+    from safetensors import SafetensorError, safe_open
+
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(size, LARGEST_HEADER):
-            raise _damaged(path, "its header is cut short")
-        header = file.read(length)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+    # Before it is parsed: a file may claim to be all header.
+    if length > min(size, LARGEST_HEADER):
+        raise _damaged(path, "its header is cut short")
     try:
-        tensors = json.loads(header)
-        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name[:2] != "__"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise _damaged(path, "its header cannot be read") from error
-    expected = 8 + length + max(ends, default=0)
-    if expected != size:
-        raise _damaged(path, f"it has {size} bytes and should have {expected}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file.
-
-    Raises:
-        UserError: it is no JSON, or no mapping.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"this is no JSON: {error.msg}", file=str(path), line=error.lineno, column=error.colno
-        ) from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"this cannot be read: {error}", file=str(path)) from error
-    if not isinstance(data, dict):
-        raise UserError("this is no JSON object", file=str(path))
-    return data
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
 
 
 def _damaged(path: Path, why: str) -> UserError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +13,16 @@ import attrs
 import torch
 
 from permllm.errors import UserError
+from permllm.models.checkpoint_files import CONFIG, read_json
+from permllm.models.config_file import check_config, check_no_adapter
 from permllm.models.sources import DirectorySource, GgufSource, HubSource, PackageSource, Source
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _HUB_DOUBLES = ["consolidated*", "original/*", "onnx/*"]
 
-# What transformers, safetensors and gguf raise for files that they cannot make sense of.
-_BROKEN = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError)
+
+TRUST = "read that code, and add trust_remote_code: true if you trust it"
+NO_TRUST = "no code beside a GGUF file is ever run: remove 'auto_map' from the JSON files beside it"
 
 
 @attrs.frozen(eq=False)
@@ -55,7 +57,7 @@ def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None
     description = source.describe()
     # Before loading, since transformers makes up weights and sizes that it does not find.
     source.check()
-    folder, options = _located(source)
+    folder, options = located(source)
     if isinstance(source, HubSource):
         DirectorySource(folder).check()
     with quiet():
@@ -64,10 +66,14 @@ def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None
                 folder,
                 dtype=dtype or "auto",
                 output_loading_info=True,
+                # Other forms of weights are pickled.
+                use_safetensors="gguf_file" not in options,
                 **options,
                 **_unpacked(options),
             )
-        except (*_BROKEN, ImportError) as error:
+        except Exception as error:
+            # For files that they make no sense of, transformers, huggingface_hub, safetensors
+            # and gguf raise whatever comes up.
             raise _unreadable(source, "model", error) from error
     tokenizer = tokenizer or load_tokenizer(source)
     missing = sorted(info["missing_keys"])
@@ -88,11 +94,13 @@ def load_tokenizer(source: Source) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder, options = _located(source)
+    folder, options = located(source)
     with quiet():
         try:
             return AutoTokenizer.from_pretrained(folder, **options)
-        except (*_BROKEN, ImportError) as error:
+        except Exception as error:
+            # For files that they make no sense of, transformers, huggingface_hub, safetensors
+            # and gguf raise whatever comes up.
             raise _unreadable(source, "tokenizer", error) from error
 
 
@@ -104,52 +112,38 @@ def read_config(source: Source) -> Any:
     """
     from transformers import AutoConfig
 
-    folder, options = _located(source, config_only=True)
+    folder, options = located(source, config_only=True)
     with quiet():
         try:
             return AutoConfig.from_pretrained(folder, **options)
-        except (*_BROKEN, ImportError) as error:
+        except Exception as error:
+            # For files that they make no sense of, transformers, huggingface_hub, safetensors
+            # and gguf raise whatever comes up.
             raise _unreadable(source, "configuration", error) from error
 
 
-def fingerprint(source: Source) -> str:
-    """The SHA-256 over the files that model and tokenizer are read from, and their names.
+def located(source: Source, config_only: bool = False) -> tuple[Path, dict[str, Any]]:
+    """The local folder of a model, and the options that ``from_pretrained`` needs.
+
+    Whether code may run is always among them: where it is left out, transformers asks at the
+    terminal.
 
     Raises:
-        UserError: the model is not there, or cannot be fetched.
+        UserError: the configuration asks for what permllm does not open, or does not trust.
     """
-    source.check()
-    folder, options = _located(source)
-    names = [options["gguf_file"]] if "gguf_file" in options else _model_files(folder)
-    digest = hashlib.sha256()
-    for name in names:
-        with (folder / name).open("rb") as file:
-            inside = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{name}\0{inside}\n".encode())
-    return digest.hexdigest()
-
-
-def _model_files(folder: Path) -> list[str]:
-    """The files of a model's folder that may be read, without what merely lies beside them."""
-    return sorted(
-        str(path.relative_to(folder))
-        for pattern in (*_HUB_FILES, "*.py")
-        for path in folder.glob(pattern)
-        if path.is_file()
-    )
-
-
-def _located(source: Source, config_only: bool = False) -> tuple[Path, dict[str, Any]]:
-    """The local folder of a model, and the options that ``from_pretrained`` needs."""
     if isinstance(source, PackageSource | GgufSource):
         path = source.gguf()
-        if not path.is_file():
-            source.check()
-        return path.parent, {"gguf_file": path.name}
-    trust = {"trust_remote_code": source.trust_remote_code}
-    if isinstance(source, HubSource):
-        return _fetched(source, config_only), trust
-    return source.path, trust
+        # Before anything is read, since sizes that a header claims are believed.
+        source.check()
+        check_no_adapter(path.parent)
+        return path.parent, {"gguf_file": path.name, "trust_remote_code": False}
+    trust = source.trust_remote_code
+    folder = _fetched(source, config_only) if isinstance(source, HubSource) else source.path
+    check_no_adapter(folder)
+    if (folder / CONFIG).is_file():
+        config = read_json(folder / CONFIG)
+        check_config(config, folder / CONFIG, trust_remote_code=trust)
+    return folder, {"trust_remote_code": trust}
 
 
 def _unpacked(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +170,8 @@ def _fetched(source: HubSource, config_only: bool) -> Path:
                 allow_patterns=wanted + code,
                 ignore_patterns=_HUB_DOUBLES,
             )
-        except (*_BROKEN, ImportError) as error:
+        except Exception as error:
+            # Hub, network and file system each raise their own.
             raise UserError(
                 f"'{source.id}' at '{source.revision}' cannot be fetched from the hub: "
                 f"{_first_line(error)}",
@@ -193,17 +188,20 @@ def _unreadable(source: Source, what: str, error: Exception) -> UserError:
     except UserError as clearer:
         return clearer
     untrusted = "trust_remote_code" in str(error)
+    trusting = isinstance(source, DirectorySource | HubSource)
+    folder = source.path if isinstance(source, DirectorySource) else None
     return UserError(
         f"transformers cannot read the {what} of {source.describe()}: {_first_line(error)}",
-        hint="read that code, and add trust_remote_code: true if you trust it"
-        if untrusted
-        else None,
+        file=str(folder / CONFIG) if folder and what == "configuration" else None,
+        hint=(TRUST if trusting else NO_TRUST) if untrusted else None,
     )
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.partition("\n")[0]
+    first, _, rest = text.partition("\n")
+    # Of a field that does not fit, the first line says which, and the second how.
+    return f"{first} {rest.strip().partition(chr(10))[0]}".strip() if first.endswith(":") else first
 
 
 def _some(names: list[str], count: int = 3) -> str:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from permllm.observers.stages import Stage
+from permllm.printing import plain
 from permllm.runs.units import clock, duration, percent
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -68,7 +69,7 @@ class LineDisplay:
 
     def line(self, text: str, style: str = "") -> None:
         """Write a line; styles are for terminals."""
-        self.write(f"{datetime.now():%H:%M:%S} {text}\n")
+        self.write(f"{datetime.now():%H:%M:%S} {plain(text)}\n")
 
     def stage(self, stage: Stage | None, note: str = "") -> None:
         """Write a line where a stage begins and ends, and now and then between."""
@@ -119,10 +120,10 @@ class LiveDisplay:
     def line(self, text: str, style: str = "") -> None:
         """Print a line above the live area; only warnings and errors may wrap."""
         if style in ("yellow", "red"):
-            self.console.print(Text(text, style=style))
+            self.console.print(Text(plain(text), style=style))
         else:
             self.console.print(
-                Text(text, style=style), no_wrap=True, overflow="ellipsis", crop=True
+                Text(plain(text), style=style), no_wrap=True, overflow="ellipsis", crop=True
             )
 
     def stage(self, stage: Stage | None, note: str = "") -> None:
@@ -165,10 +166,12 @@ class LiveDisplay:
             animation_time=now,
         )
         count = f"{stage.done}/{stage.total}" if measured else ""
-        grid.add_row(Text(f"  {stage.name}"), bar, Text(count), Text(self._times(stage, now)))
+        grid.add_row(
+            Text(f"  {plain(stage.name)}"), bar, Text(count), Text(self._times(stage, now))
+        )
         if not self.note:
             return grid
-        note = Text(f"  {self.note}", style="dim", no_wrap=True, overflow="ellipsis")
+        note = Text(f"  {plain(self.note)}", style="dim", no_wrap=True, overflow="ellipsis")
         return Group(grid, note)
 
     @staticmethod

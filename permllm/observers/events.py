@@ -14,6 +14,7 @@ import attrs
 
 from permllm.components import Observer
 from permllm.hooks import hookimpl
+from permllm.redaction import redacted
 from permllm.runs.events import FILE, finite
 
 if TYPE_CHECKING:
@@ -152,7 +153,9 @@ class EventLog:
 
     def _write(self, event: str, run: Run | None, **facts: Any) -> None:
         head = {"time": now_in_utc(), "event": event, "run": run.label if run else None}
-        self._append(json.dumps(finite(head | facts), ensure_ascii=False, default=str) + "\n")
+        self._append(
+            json.dumps(finite(redacted(head | facts)), ensure_ascii=False, default=str) + "\n"
+        )
 
     def _append(self, text: str) -> None:
         if self.broken:

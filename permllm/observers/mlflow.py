@@ -16,8 +16,9 @@ from permllm.components import Observer
 from permllm.files import write_json
 from permllm.hooks import hookimpl
 from permllm.observers.events import FILE as EVENTS
-from permllm.observers.mlflow_store import Store, StoreError, without_password
+from permllm.observers.mlflow_store import Store, StoreError
 from permllm.option import option
+from permllm.redaction import redacted
 from permllm.runs.layers import by_layer, mean
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ class Mlflow(Observer):
         """The server's address, or the command that shows a local store in a browser."""
         uri = self.store_uri(out)
         if uri.startswith("http"):
-            return without_password(uri)
-        return shlex.join(["mlflow", "ui", "--backend-store-uri", without_password(uri)])
+            return str(redacted(uri))
+        return shlex.join(["mlflow", "ui", "--backend-store-uri", redacted(uri)])
 
 
 @attrs.define(eq=False)
@@ -110,7 +111,7 @@ class Recorder:
         except (StoreError, OSError, ValueError) as error:
             self.failed = True
             self.warn(
-                f"MLflow at {without_password(self.store.uri)} failed: {error}. The run goes on "
+                f"MLflow at {redacted(self.store.uri)} failed: {error}. The run goes on "
                 f"without it; {EVENTS} and the run's folder keep everything"
             )
 
@@ -192,7 +193,7 @@ class Recorder:
         known = self.ids.get(key)
         if known is None or not self.store.reopen(known):
             self.ids[key] = self.store.begin(name, {"mlflow.source.name": "permllm"} | tags)
-            write_json(self.out / IDS, {"uri": without_password(self.store.uri), "runs": self.ids})
+            write_json(self.out / IDS, {"uri": redacted(self.store.uri), "runs": self.ids})
 
     def _tag_failure(self, run: Run, error: Exception) -> None:
         if self.current:
@@ -259,18 +260,18 @@ class Recorder:
         """The ids of an interrupted attempt that wrote to the same store."""
         path = self.out / IDS
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        same = kept.get("uri") == without_password(self.store.uri)
+        same = kept.get("uri") == redacted(self.store.uri)
         return dict(kept["runs"]) if same else {}
 
 
 def reason(error: BaseException) -> str:
     """An error for the tag of a run."""
-    return f"{type(error).__name__}: {error}"
+    return str(redacted(f"{type(error).__name__}: {error}"))
 
 
 def flattened(pipeline: Any) -> dict[str, Any]:
-    """A pipeline's dotted keys and values, every default spelled out."""
+    """A pipeline's dotted keys and values, every default spelled out, without secrets."""
     from permllm.pipeline.document import dotted, walk
     from permllm.pipeline.reading import resolved
 
-    return {dotted(place): value for place, value in walk(resolved(pipeline))}
+    return {dotted(place): value for place, value in walk(redacted(resolved(pipeline)))}

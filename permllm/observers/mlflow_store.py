@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import attrs
+
+from permllm.redaction import redacted_of
 
 T = TypeVar("T")
 
@@ -25,6 +26,8 @@ SETTINGS = {
     # As it is, a server that is away would hold the run for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # It would print the tracking URI with all that is in it.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 """Environment variables for MLflow, each unless it is set."""
 
@@ -183,25 +186,10 @@ def _settings() -> Iterator[None]:
 
 
 def first_line(error: Exception, uri: str) -> str:
-    """What an error says, in one line of bearable length and without a password."""
+    """What an error says, in one line of bearable length and without secrets."""
     text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    text = text.replace(uri, without_password(uri)).removesuffix(".")
+    text = redacted_of(text, uri).removesuffix(".")
     return text if len(text) <= 300 else text[:299] + "…"
-
-
-def without_password(uri: str) -> str:
-    """The URI without user name and password.
-
-    >>> without_password("https://me:secret@host:5000/x"), without_password("sqlite:///a@b.db")
-    ('https://host:5000/x', 'sqlite:///a@b.db')
-    """
-    try:
-        parts = urlsplit(uri)
-    except ValueError:
-        return re.sub(r"//[^/]*@", "//", uri)
-    if "@" not in parts.netloc:
-        return uri
-    return uri.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
 
 
 def key(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -21,6 +22,10 @@ MAX_NODES = 20_000
 
 MAX_DEPTH = 50
 """The deepest nesting of lists and mappings."""
+
+MAX_DIGITS = 400
+"""The longest number. The largest floating-point number has 309 digits, and Python takes a
+time that grows with the square for whole numbers of other bases."""
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -135,6 +140,7 @@ def parse_yaml(text: str, origin: Origin) -> Document:
             contain themselves or blow up, more than one document, tags.
     """
     yaml = YAML(typ="safe", pure=True)
+    yaml.Composer = _Composer
     try:
         with warnings.catch_warnings():
             # An anchor that is defined twice is allowed by YAML.
@@ -143,12 +149,14 @@ def parse_yaml(text: str, origin: Origin) -> Document:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = origin if mark is None else _at(origin, mark.line, mark.column)
+        if isinstance(error, _TooMuch):
+            raise place.error(str(error.problem)) from None
         hint = _yaml_hint(text, mark)
         raise place.error(f"this is not valid YAML: {_reason(error)}", hint) from error
     except YAMLError as error:
         raise origin.error(f"this is not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
-        raise origin.error(f"lists and mappings are nested deeper than {MAX_DEPTH}") from None
+        raise origin.error(_TOO_DEEP) from None
     if node is None:
         return plain_document(None, _at(origin, 0, 0))
     return _Reader(yaml, origin).read(node)
@@ -175,6 +183,45 @@ def _yaml_hint(text: str, mark: Any) -> str | None:
 
 def _is_merge(key: Node) -> bool:
     return str(key.tag) == f"{_TAG}merge"
+
+
+def _name(key: Node) -> Hashable:
+    """What two keys share exactly if they are the same; others than texts are refused later."""
+    return key.value if isinstance(key, ScalarNode) else id(key)
+
+
+class _TooMuch(MarkedYAMLError):
+    """There are more nodes than are read, or they are nested too deep."""
+
+
+class _Composer(Composer):
+    """Composes no more nodes, and none deeper, than are read.
+
+    A megabyte of a list takes half a minute to be composed.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.level = 0
+        self.composed = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node; keys are composed without an index, and not counted."""
+        if not (index is None and isinstance(parent, MappingNode)):
+            self.composed += 1
+        mark = self.parser.peek_event().start_mark
+        if self.composed > MAX_NODES:
+            raise _TooMuch(problem=_TOO_MANY, problem_mark=mark)
+        if self.level > MAX_DEPTH:
+            raise _TooMuch(problem=_TOO_DEEP, problem_mark=mark)
+        self.level += 1
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
+
+
+_TOO_MANY = f"more than {MAX_NODES} values once the aliases are written out"
+_TOO_DEEP = f"lists and mappings are nested deeper than {MAX_DEPTH}"
 
 
 class _Reader:
@@ -225,17 +272,17 @@ class _Reader:
     def pairs(self, node: MappingNode) -> list[tuple[Node, Node]]:
         """A mapping's pairs, and by YAML's ``<<: *anchor`` what it lacks of others."""
         pairs = [pair for pair in node.value if not _is_merge(pair[0])]
-        names = [key.value for key, _ in pairs]
+        names = {_name(key) for key, _ in pairs}
         for source in (value for key, value in node.value if _is_merge(key)):
             for other in source.value if isinstance(source, SequenceNode) else [source]:
                 here = self.place(other)
                 if not isinstance(other, MappingNode):
                     raise here.error("'<<' takes a mapping or a list of mappings")
                 self.enter(other, here)
-                more = [pair for pair in self.pairs(other) if pair[0].value not in names]
+                more = [pair for pair in self.pairs(other) if _name(pair[0]) not in names]
                 self.open.pop()
                 pairs += more
-                names += [key.value for key, _ in more]
+                names |= {_name(key) for key, _ in more}
         return pairs
 
     def enter(self, node: Node, here: Origin) -> None:
@@ -243,14 +290,14 @@ class _Reader:
         if any(node is outer for outer in self.open):
             raise here.error("this alias contains itself")
         if len(self.open) >= MAX_DEPTH:
-            raise here.error(f"lists and mappings are nested deeper than {MAX_DEPTH}")
+            raise here.error(_TOO_DEEP)
         self.count(here)
         self.open.append(node)
 
     def count(self, here: Origin) -> None:
         self.seen += 1
         if self.seen > MAX_NODES:
-            raise here.error(f"more than {MAX_NODES} values once the aliases are written out")
+            raise here.error(_TOO_MANY)
 
     def key(self, node: Node, here: Origin) -> str:
         if not isinstance(node, ScalarNode):
@@ -274,6 +321,8 @@ class _Reader:
         }.get(kind)
         if convert is None:
             raise here.error(f"the tag {node.tag} is not allowed here")
+        if kind in ("int", "float") and len(node.value) > MAX_DIGITS:
+            raise here.error(f"'{node.value[:20]}…' is too long for a number")
         try:
             value = convert(node)
         except (ValueError, KeyError):

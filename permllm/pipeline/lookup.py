@@ -37,6 +37,6 @@ class Lookup(Protocol):
         """What a class came with, for messages."""
         ...
 
-    def add_file(self, path: Path) -> Any:
-        """Add a plugin of one file, or raise a ``UserError``."""
+    def add_file(self, path: Path, expected: str | None = None) -> Any:
+        """Add a plugin of one file, whose SHA-256 may be expected, or raise a ``UserError``."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,23 +56,40 @@ class Study:
     cells: tuple[Cell, ...]
 
 
-def read_study(path: str | Path, registry: Lookup, settings: Iterable[str] = ()) -> Study:
+Recorded = Callable[[str], Mapping[str, str] | None]
+"""Takes a pipeline's name, and gives the SHA-256 of plugin files by path as they were when a
+run of it began; None where it did not come so far."""
+
+
+def read_study(
+    path: str | Path,
+    registry: Lookup,
+    settings: Iterable[str] = (),
+    recorded: Recorded | None = None,
+) -> Study:
     """Read a pipeline file.
 
     Args:
         path: the file.
         registry: where its components are looked up.
         settings: ``KEY=VALUE`` of each ``--set``, applied in order.
+        recorded: what plugin files were when a run began that goes on; one that changed, or
+            was none of them, is refused before any of it runs.
 
     Raises:
         UserError: anything that is wrong with the file, at its line and column.
     """
     path = Path(path)
-    return study_of_text(_file_text(path), str(path), path.parent, registry, settings)
+    return study_of_text(_file_text(path), str(path), path.parent, registry, settings, recorded)
 
 
 def study_of_text(
-    text: str, name: str, base_dir: Path, registry: Lookup, settings: Iterable[str] = ()
+    text: str,
+    name: str,
+    base_dir: Path,
+    registry: Lookup,
+    settings: Iterable[str] = (),
+    recorded: Recorded | None = None,
 ) -> Study:
     """The same for text.
 
@@ -80,10 +97,10 @@ def study_of_text(
         text: YAML.
         name: the file's name for error messages; its stem is the pipeline's default name.
         base_dir: the folder that relative paths start from.
-        registry, settings: as for :func:`read_study`.
+        registry, settings, recorded: as for :func:`read_study`.
     """
     document = parse_yaml(text, Origin(file=name))
-    return _study(document, _default_name(name), base_dir, registry, settings)
+    return _study(document, _default_name(name), base_dir, registry, settings, recorded)
 
 
 def read_pipeline(path: str | Path, registry: Lookup, settings: Iterable[str] = ()) -> Pipeline:
@@ -146,7 +163,12 @@ def blaming(path: Path | None, *keys: str | int) -> Iterator[None]:
 
 
 def _study(
-    document: Document, name: str, base_dir: Path, registry: Lookup, settings: Iterable[str]
+    document: Document,
+    name: str,
+    base_dir: Path,
+    registry: Lookup,
+    settings: Iterable[str],
+    recorded: Recorded | None = None,
 ) -> Study:
     if not isinstance(document.data, dict):
         kind = "empty" if document.data is None else shown(document.data)
@@ -159,7 +181,7 @@ def _study(
     _check_version(document)
     check_shape(document)
     resolver = Resolver(registry, base_dir.absolute())
-    _load_plugins(document, registry, resolver)
+    _load_plugins(document, registry, resolver, recorded)
     base = base_of(document, resolver)
     if not document.data.get(MATRIX):
         return Study(base.pipeline, (only_cell(base.pipeline),))
@@ -167,19 +189,23 @@ def _study(
     return Study(attrs.evolve(base.pipeline, matrix=matrix), cells)
 
 
-def _load_plugins(document: Document, registry: Lookup, resolver: Resolver) -> None:
+def _load_plugins(
+    document: Document, registry: Lookup, resolver: Resolver, recorded: Recorded | None
+) -> None:
     """Add the files that ``plugins:`` names to the registry.
 
     Raises:
-        UserError: one does not work; at its place.
+        UserError: one does not work, or changed since it was recorded; at its place.
     """
     if PLUGINS not in document.data:
         return
+    # As the user wrote it: the name that finds the run's folder.
+    digests = recorded(str(document.data["name"])) if recorded else None
     hint: Any = tuple[Path, ...]
     files = resolver.structurer.structure(document.part((PLUGINS,)), hint)
     for index, path in enumerate(files):
         try:
-            registry.add_file(path)
+            registry.add_file(path, None if digests is None else digests.get(str(path), ""))
         except UserError as error:
             raise document.origin((PLUGINS, index)).error(error.message, error.hint) from error
 

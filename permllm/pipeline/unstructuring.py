@@ -15,6 +15,7 @@ from permllm.fields.writing import fields_of, writer
 from permllm.pipeline.document import dotted, walk
 from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.schema import Pipeline
+from permllm.redaction import redacted
 
 ABSENT = "(absent)"
 """What :func:`differences` shows for a key that one side lacks."""
@@ -45,19 +46,25 @@ def registry_writer(registry: Lookup | None) -> Converter:
 
 
 def dump_yaml(data: Any) -> str:
-    """Plain data as YAML; what YAML 1.1 would take for a number of base 60 is quoted."""
+    """Plain data as YAML, without the secrets of URIs.
+
+    What YAML 1.1 would take for a number of base 60 is quoted.
+    """
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 10**6
     stream = io.StringIO()
-    yaml.dump(_quoted(data), stream)
+    yaml.dump(_quoted(redacted(data)), stream)
     return stream.getvalue()
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted keys whose values differ, as ``key: old → new``, in the order of keys."""
-    before = {dotted(place): value for place, value in walk(dict(old))}
-    after = {dotted(place): value for place, value in walk(dict(new))}
+    """The dotted keys whose values differ, as ``key: old → new``, in the order of keys.
+
+    Secrets of URIs are left aside: what is written down has none.
+    """
+    before = {dotted(place): value for place, value in walk(redacted(dict(old)))}
+    after = {dotted(place): value for place, value in walk(redacted(dict(new)))}
     return [
         f"{key}: {_shown(before, key)} → {_shown(after, key)}"
         for key in dict.fromkeys([*before, *after])

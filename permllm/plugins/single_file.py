@@ -14,17 +14,24 @@ MODULE_PREFIX = "permllm_file_"
 """What the modules' names start with."""
 
 
-def load_file(path: Path) -> tuple[types.ModuleType, str]:
+def load_file(path: Path, expected: str | None = None) -> tuple[types.ModuleType, str]:
     """The module that a file holds, run once in a process for each content, and its SHA-256.
 
     Exactly the bytes that are hashed are run: no compiled copy of an earlier content is
     looked for, and none is left beside the file.
 
+    Args:
+        path: the file.
+        expected: the SHA-256 of what alone may run, where not anything may.
+
     Raises:
-        UserError: there is no such file, or it fails to run; it names the file's line.
+        UserError: there is no such file, it is another than expected, or it fails to run; it
+            names the file's line.
     """
     source = _read(path)
     digest = hashlib.sha256(source).hexdigest()
+    if expected is not None and digest != expected:
+        raise changed(path)
     place = hashlib.sha256(str(path).encode()).hexdigest()
     name = f"{MODULE_PREFIX}{place[:8]}_{digest[:16]}"
     if name not in sys.modules:
@@ -40,6 +47,14 @@ def load_file(path: Path) -> tuple[types.ModuleType, str]:
                 raise UserError(f"'{path}' cannot be imported: {_where(path, error)}") from error
             raise
     return sys.modules[name], digest
+
+
+def changed(path: Path) -> UserError:
+    """The error for a file that is another than it was when a run began; it is not run."""
+    return UserError(
+        f"the plugin '{path}' changed since the run began",
+        hint="give the file back what it held, or start again in another --out",
+    )
 
 
 def digest_of(path: Path) -> str:

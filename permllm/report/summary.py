@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from permllm.files import read_sealed, write_text
+from permllm.redaction import redacted
 from permllm.report.repeats import repeated
 from permllm.report.sentence import sentence
 from permllm.report.table import markdown
@@ -80,7 +81,7 @@ def _pictures(out: Path) -> list[str]:
 def _failures(results: Results) -> list[str]:
     """What broke which run, in full."""
     rows = [
-        f"- {run.label}: {' '.join(run.error.split())}"
+        f"- {run.label}: {redacted(' '.join(run.error.split()))}"
         for run in results.runs
         if run.error is not None
     ]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from permllm.printing import plain
 from permllm.report.comparison import PERPLEXITY, difference, gaps, rival
 from permllm.report.repeats import Setting, settings
 from permllm.report.sentence import sentence
@@ -139,12 +140,15 @@ def table_of(rows: Sequence[Row], shown: Sequence[Column] | None = None) -> Tabl
         table.add_column("from", overflow="fold", max_width=LONGEST_METHOD)
     shown = columns(rows) if shown is None else shown
     for column in shown:
-        table.add_column(Text(column.heading), justify="right", vertical="bottom")
+        table.add_column(Text(plain(column.heading)), justify="right", vertical="bottom")
     for row in rows:
         names = [method(row), ", ".join(row.sources)] if sources else [method(row)]
         # What a figure is give or take has lines of its own: terminals are narrow.
-        texts = [Text(re.sub(r" (?=[±(])", "\n", column.show(row))) for column in shown]
-        table.add_row(*map(Text, names), *(Align.right(text, vertical="top") for text in texts))
+        texts = [Text(re.sub(r" (?=[±(])", "\n", plain(column.show(row)))) for column in shown]
+        table.add_row(
+            *(Text(plain(name)) for name in names),
+            *(Align.right(text, vertical="top") for text in texts),
+        )
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,13 +15,14 @@ from permllm.errors import UserError
 from permllm.files import completing
 from permllm.folding.layout import Layout
 from permllm.models.devices import pick_dtype
-from permllm.models.loading import fingerprint, load
+from permllm.models.fingerprint import fingerprint
+from permllm.models.loading import load
 from permllm.pipeline.reading import dump_yaml, read_study, resolved
 from permllm.registry import Registry
 from permllm.results import DENSE, RunResult
 from permllm.runner.opening import open_decoder
 from permllm.runner.selection import settle
-from permllm.runs import folder
+from permllm.runs import folder, plugin_files
 from permllm.runs.plan import Plan, Run, plan_of
 from permllm.runs.records import read_results
 from permllm.runs.windows import PrunedWindow, joined, load_window, window_path
@@ -39,8 +41,8 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
         to: where to; it must not be there yet.
 
     Raises:
-        UserError: this is no folder of a finished run, its windows are gone, the model has
-            changed since, or ``to`` is there already.
+        UserError: this is no folder of a finished run, its windows are gone, the model or a
+            plugin file has changed since, or ``to`` is there already.
         RunFailed: the export is not the pruned model.
     """
     if to.exists():
@@ -96,11 +98,14 @@ def _plan_of(directory: Path, registry: Registry) -> tuple[Plan, Run]:
     """The plan that a run's folder belongs to, and the run."""
     directory = directory.absolute()
     out = directory.parent.parent
-    if not (directory / folder.RESULT).is_file() or not (out / folder.PIPELINE).is_file():
+    there = (directory / folder.RESULT, out / folder.PIPELINE, out / folder.ENVIRONMENT)
+    if not all(path.is_file() for path in there):
         raise UserError(
             f"'{directory}' is no folder of a finished run", hint=_finished_beneath(directory)
         )
-    plan = plan_of(read_study(out / folder.PIPELINE, registry), out)
+    # No plugin file runs that is another than the one that pruned.
+    recorded = partial(plugin_files.recorded, out)
+    plan = plan_of(read_study(out / folder.PIPELINE, registry, recorded=recorded), out)
     for run in plan.runs:
         if run.directory.name == directory.name:
             return plan, run

@@ -12,7 +12,8 @@ from permllm.folding.constraints import Constraints
 from permllm.folding.layout import Layout
 from permllm.models.decoder import Decoder
 from permllm.models.devices import pick_device, pick_dtype
-from permllm.models.loading import LoadedModel, fingerprint, load, load_tokenizer
+from permllm.models.fingerprint import fingerprint
+from permllm.models.loading import LoadedModel, load, load_tokenizer
 from permllm.pipeline.schema import Calibration, Layers
 from permllm.registry import Registry
 from permllm.runner.caching.keys import (

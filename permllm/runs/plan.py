@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.reading import Study, read_study
 from permllm.pipeline.schema import Pipeline
 from permllm.results import DENSE
-from permllm.runs import folder
+from permllm.runs import folder, plugin_files
 
 
 @attrs.frozen
@@ -90,7 +91,8 @@ def make_plan(
     Raises:
         UserError: the file or a setting is wrong.
     """
-    study = read_study(path, registry, settings)
+    recorded = partial(plugin_files.recorded, out) if resume else None
+    study = read_study(path, registry, settings, recorded)
     if out is None and not resume:
         return plan_of(study, folder.new_folder(study.pipeline.name), named=False)
     return plan_of(study, out or folder.latest_unfinished(study.pipeline.name))

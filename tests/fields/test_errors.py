@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from permllm.fields.errors import ERRORS, FieldError, at, each, leaves, shown
+from permllm.fields.errors import ERRORS, MOST_ERRORS, FieldError, at, each, leaves, shown
 
 
 def refuse_negative(key: Any, item: int) -> int:
@@ -36,6 +36,18 @@ def test_everything_that_does_not_fit_is_kept_with_its_way() -> None:
         (("c", 0), "-5 is negative"),
     ]
     assert places(FieldError("alone")) == [((), "alone")]
+
+
+def test_only_so_many_errors_are_looked_for() -> None:
+    tried: list[int] = []
+
+    def fails(key: int, item: int) -> int:
+        tried.append(key)
+        return refuse_negative(key, item)
+
+    with pytest.raises(ERRORS):
+        each(enumerate([-1] * 10_000), fails)
+    assert len(tried) == MOST_ERRORS
 
 
 def test_other_errors_are_nobodys_field() -> None:

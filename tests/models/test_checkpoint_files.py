@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from permllm.errors import UserError
+from permllm.models.checkpoint_files import inside
 from permllm.models.sources import DirectorySource, GgufSource
 
 WriteGguf = Callable[[Path], Path]
@@ -96,7 +101,7 @@ def test_safetensors_with_a_garbled_header_are_refused(folder: Path) -> None:
     data = bytearray(path.read_bytes())
     data[8:12] = b"\xff\xff\xff\xff"
     path.write_bytes(data)
-    with pytest.raises(UserError, match="its header cannot be read"):
+    with pytest.raises(UserError, match=r"is no complete safetensors file: .*header"):
         DirectorySource(folder).check()
 
 
@@ -114,4 +119,97 @@ def test_an_index_without_a_map_is_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match="the index has no 'weight_map'"):
+        DirectorySource(folder).check()
+
+
+def shards(folder: Path, name: str) -> DirectorySource:
+    """The model with an index that names one shard."""
+    (folder / "model.safetensors").rename(folder / "shard")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    return DirectorySource(folder)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pt", "shard", "", "x.safetensors.bin"])
+def test_an_index_that_names_other_files_is_refused(folder: Path, name: str) -> None:
+    source = shards(folder, name)
+    (folder / "shard").rename(folder / (name or "y"))
+    with pytest.raises(UserError, match="which is no safetensors file") as caught:
+        source.check()
+    assert caught.value.file == str(folder / "model.safetensors.index.json")
+
+
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, saved: Path) -> None:
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes((saved / "model.safetensors").read_bytes())
+    for number, name in enumerate(
+        ["../outside.safetensors", str(outside), "link.safetensors", "sub/outside.safetensors",
+         "in/../../outside.safetensors", "C:\\outside.safetensors", "..\\outside.safetensors"]
+    ):  # fmt: skip
+        inner = tmp_path / str(number)
+        shutil.copytree(saved, inner)
+        (inner / "link.safetensors").symlink_to(outside)
+        (inner / "sub").symlink_to(tmp_path)
+        with pytest.raises(UserError, match="which is no file of the model's folder"):
+            shards(inner, name).check()
+
+
+def test_snapshots_of_the_hubs_cache_go_on_working(tmp_path: Path, saved: Path) -> None:
+    cache = tmp_path / "models--owner--tiny"
+    (cache / "blobs").mkdir(parents=True)
+    snapshot = cache / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(saved.iterdir()):
+        (cache / "blobs" / str(number)).write_bytes(path.read_bytes())
+        name = "one.safetensors" if path.suffix == ".safetensors" else path.name
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    index = snapshot / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    DirectorySource(snapshot).check()
+    assert inside(snapshot, "one.safetensors")
+
+
+def test_files_of_a_folder_are_inside(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    assert inside(tmp_path, "a.safetensors")
+    assert inside(tmp_path, "sub/a.safetensors")
+    for name in ("", ".", "..", "/", "a\0b", "loop/a", "/etc/passwd", "//host/share", "C:a"):
+        assert not inside(tmp_path, name), name
+
+
+def header(**tensors: Any) -> bytes:
+    text = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+def tensor(shape: Any, offsets: Any, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+HEADERS: dict[str, bytes] = {
+    "a pickle": pickle.dumps({"weight": [1.0] * 100}),
+    "a zip file, as torch.save writes": b"PK\x03\x04" + bytes(400),
+    "a list": struct.pack("<Q", 2) + b"[]",
+    "a deep list": struct.pack("<Q", 200_000) + b"[" * 200_000,
+    "a text for a tensor": header(a="x"),
+    "a text for a shape": header(a=tensor("4", [0, 4])),
+    "a size of half": header(a=tensor([0.5], [0, 2])) + bytes(2),
+    "a negative size": header(a=tensor([-1], [0, 4])) + bytes(4),
+    "a huge shape": header(a=tensor([2**62, 2**62], [0, 4])) + bytes(4),
+    "a size of many digits": header(a=tensor([10**50], [0, 4])) + bytes(4),
+    "an unknown type": header(a=tensor([1], [0, 4], "Q99")) + bytes(4),
+    "a type of many": header(a=tensor([1], [0, 4], ["F32"])) + bytes(4),
+    "a negative offset": header(a=tensor([1], [-4, 0])) + bytes(4),
+    "offsets in reverse": header(a=tensor([1], [4, 0])) + bytes(4),
+    "one offset": header(a=tensor([1], [0])) + bytes(4),
+    "offsets beyond the end": header(a=tensor([4], [0, 16])) + bytes(4),
+    "tensors on each other": header(a=tensor([2], [0, 8]), b=tensor([1], [4, 8])) + bytes(8),
+    "a gap": header(a=tensor([1], [0, 4]), b=tensor([1], [8, 12])) + bytes(12),
+    "a shape that its bytes do not fit": header(a=tensor([3], [0, 4])) + bytes(4),
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_safetensors_whose_header_does_not_fit_are_refused(folder: Path, what: str) -> None:
+    (folder / "model.safetensors").write_bytes(HEADERS[what])
+    with pytest.raises(UserError, match=r"model\.safetensors' is no complete safetensors file"):
         DirectorySource(folder).check()

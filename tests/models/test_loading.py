@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from permllm.errors import UserError
 from permllm.models.checks import check_tokenizer, check_weights
 from permllm.models.decoder import Decoder
-from permllm.models.loading import fingerprint, load, read_config
+from permllm.models.loading import load, load_tokenizer, read_config
 from permllm.models.sources import DirectorySource, GgufSource, HubSource, PackageSource
 from permllm.testing.models import save_tiny
 
@@ -40,26 +40,6 @@ def test_a_folder_loads_as_it_was_saved(folder: Path, capfd: pytest.CaptureFixtu
 def test_the_dtype_is_the_one_asked_for(folder: Path) -> None:
     loaded = load(DirectorySource(folder), torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.bfloat16}
-
-
-def test_the_fingerprint_sees_one_changed_byte(folder: Path) -> None:
-    source = DirectorySource(folder)
-    before = fingerprint(source)
-    (folder / "notes.bin").write_bytes(b"no part of the model")
-    assert fingerprint(source) == before
-    changes = {"model.safetensors": None, "config.json": b"\n", "tokenizer.json": b"\n"}
-    for name, more in changes.items():
-        path = folder / name
-        kept = path.read_bytes()
-        path.write_bytes(kept + more if more else kept[:-1] + bytes([kept[-1] ^ 1]))
-        assert fingerprint(source) != before, name
-        path.write_bytes(kept)
-    assert fingerprint(source) == before
-
-
-def test_a_missing_model_has_no_fingerprint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model folder"):
-        fingerprint(DirectorySource(tmp_path / "nowhere"))
 
 
 def test_settings_of_transformers_are_given_back(folder: Path) -> None:
@@ -115,6 +95,38 @@ def test_code_in_a_folder_does_not_run_unless_it_is_trusted(folder: Path) -> Non
     with pytest.raises(UserError, match="contains custom code") as caught:
         load(DirectorySource(folder), torch.float32)
     assert "trust_remote_code: true" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("opened", ["AutoModelForCausalLM", "AutoTokenizer", "AutoConfig"])
+def test_whether_code_may_run_is_always_said(
+    tmp_path: Path,
+    folder: Path,
+    write_gguf: WriteGguf,
+    monkeypatch: pytest.MonkeyPatch,
+    opened: str,
+) -> None:
+    asked: list[Any] = []
+
+    def from_pretrained(*arguments: Any, **options: Any) -> Any:
+        asked.append(options.get("trust_remote_code"))
+        raise ValueError("not today")
+
+    monkeypatch.setattr(getattr(transformers, opened), "from_pretrained", from_pretrained)
+    read = {
+        "AutoModelForCausalLM": lambda source: load(source, torch.float32),
+        "AutoTokenizer": load_tokenizer,
+        "AutoConfig": read_config,
+    }[opened]
+    sources = [
+        GgufSource(write_gguf(tmp_path / "gguf" / "a.gguf")),
+        DirectorySource(folder),
+        DirectorySource(folder, trust_remote_code=True),
+    ]
+    for source in sources:
+        with pytest.raises(UserError, match="not today"):
+            read(source)
+    # Where nothing is said, transformers asks at the terminal.
+    assert asked == [False, False, True]
 
 
 def test_a_gguf_file_that_transformers_cannot_use_is_refused(

@@ -208,5 +208,5 @@ def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert Mlflow().where(out) == f"mlflow ui --backend-store-uri {store}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
-    assert Mlflow().where(out) == "http://host:5000"
+    assert Mlflow().where(out) == "http://***@host:5000"
     assert Mlflow(uri="http://other").where(out) == "http://other"

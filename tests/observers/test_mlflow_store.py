@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from permllm.observers.mlflow_store import in_parts, key, without_password
+from permllm.observers.mlflow_store import in_parts, key
 
 
 def test_names_are_made_acceptable() -> None:
@@ -11,4 +11,3 @@ def test_names_are_made_acceptable() -> None:
     assert key("a//b/") == "a/_/b/_"
     assert len(key("x" * 1000)) == 250
     assert list(in_parts(range(5), 2)) == [[0, 1], [2, 3], [4]]
-    assert without_password("postgresql://me:pw@h/db") == "postgresql://h/db"

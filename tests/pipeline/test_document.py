@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,27 @@ def test_exploding_merges_are_refused_fast() -> None:
     for level in range(1, 30):
         levels.append(f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 10)}]}}")
     assert f"more than {MAX_NODES} values" in refusal("\n".join(levels))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a:\n" + "- a\n" * 250_000, f"more than {MAX_NODES} values"),
+        ("[" + "a," * 500_000 + "]", f"more than {MAX_NODES} values"),
+        ("[" * 500_000, "nested deeper than 50"),
+        ("{a: " * 250_000, "nested deeper than 50"),
+        ("- " * 500_000, "nested deeper than 50"),
+        ("a: &a {" + ",".join(f"k{i}: 1" for i in range(5000)) + "}\nb:\n"
+         + "  - {<<: [*a,*a,*a,*a]}\n" * 2000, f"more than {MAX_NODES} values"),
+        ("a: " + "9" * 5000, "too long for a number"),
+        ("a: 0x" + "f" * 900_000, "too long for a number"),
+        ("a: " + "1" * 900_000 + ".5", "too long for a number"),
+    ],
+)  # fmt: skip
+def test_a_megabyte_of_anything_is_refused_fast(text: str, message: str) -> None:
+    began = time.process_time()
+    assert message in refusal(text)
+    assert time.process_time() - began < 4
 
 
 @given(st.text(alphabet=st.sampled_from("ab:-[]{}&*!|>'\"%@#,?~<\n\t 0.1é"), max_size=60))

@@ -156,7 +156,7 @@ MISTAKES = {
     "too large": (LEARNER + "passes: 1001}}", "3:43: passes must be between 1 and 1000", ""),
     "beyond floats": (LEARNER + "dropout: 1.5}}", "3:44: dropout must be between 0 and 1", ""),
     "huge": (LEARNER + f"block: {10**30}}}}}", "3:42:", "too large"),
-    "longer than Python reads": ("seed: " + "9" * 5000, "3:7:", "not a readable int"),
+    "longer than Python reads": ("seed: " + "9" * 5000, "3:7:", "too long for a number"),
     "not finite": ("layers: {metric: {name: ria, exponent: .nan}}", "3:40:", "finite"),
     "choice": (LEARNER + "start: cq}}", "3:42: start must be one of none, cp", "mean 'cp'?"),
     "own validator": (

@@ -212,3 +212,16 @@ def test_two_files_of_one_name(folder: Path, registry: Registry) -> None:
     assert len(pipeline.plugins) == 4
     assert {"power", "power1", "power2", "power3"} <= set(registry.components("metric"))
     assert registry.warnings == []
+
+
+def test_another_file_than_the_one_that_is_expected_does_not_run(folder: Path) -> None:
+    file, ran = folder / "metric.py", folder / "ran"
+    file.write_text(f"open({str(ran)!r}, 'w').close()\n{POWER}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"the plugin '.*metric\.py' changed since the run began"):
+        Registry.load().add_file(file, "0" * 64)
+    assert not ran.exists()
+    known, digest = Registry.load(), hashlib.sha256(file.read_bytes()).hexdigest()
+    known.add_file(file, digest)
+    assert ran.exists()
+    with pytest.raises(UserError, match="changed since the run began"):
+        known.add_file(file, "0" * 64)

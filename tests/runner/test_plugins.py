@@ -15,7 +15,9 @@ import permllm
 from permllm.api import run_plan
 from permllm.components import Observer
 from permllm.errors import UserError
+from permllm.exporters.masked import Masked
 from permllm.registry import Registry
+from permllm.runner.exporting import export_run
 from permllm.runs.events import read_events
 from permllm.runs.plan import make_plan
 
@@ -85,6 +87,26 @@ def test_a_file_is_recorded_and_may_not_change_before_the_run_resumes(
     again = Registry.load()
     with pytest.raises(UserError, match=r"the plugin '.*flat\.py' changed since the run in"):
         run_plan(make_plan(path, again, out=out), again, resume=True)
+
+    # Where it is known that a run goes on, or is exported, no byte of the other code runs.
+    ran = tmp_path / "ran"
+    file.write_text(f"open({str(ran)!r}, 'w').close()\n{METRIC}", encoding="utf-8")
+    with pytest.raises(UserError, match=r"the plugin '.*flat\.py' changed since the run") as caught:
+        make_plan(path, Registry.load(), out=out, resume=True)
+    assert caught.value.file == str(path)
+    with pytest.raises(UserError, match=r"the plugin '.*flat\.py' changed since the run"):
+        export_run(out / "runs/none", Masked(), Registry.load(), tmp_path / "to")
+    assert not ran.exists()
+    # Nor one that the run did not have.
+    record = out / "environment.json"
+    record.write_text(record.read_text().replace(str(file), "/elsewhere.py"))
+    with pytest.raises(UserError, match=r"the plugin '.*flat\.py' changed since the run"):
+        export_run(out / "runs/none", Masked(), Registry.load(), tmp_path / "to")
+    assert not ran.exists()
+    record.unlink()
+    with pytest.raises(UserError, match="no folder of a finished run"):
+        export_run(out / "runs/none", Masked(), Registry.load(), tmp_path / "to")
+    assert not ran.exists()
 
 
 def test_prune_takes_a_mapping_with_a_file(tmp_path: Path) -> None:

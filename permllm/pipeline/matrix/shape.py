@@ -19,6 +19,9 @@ MAX_CELLS = 1000
 MAX_PRODUCT = 10 * MAX_CELLS
 """The most combinations that ``exclude`` may choose from."""
 
+MAX_KEYS = 100
+"""The most keys of a matrix."""
+
 MAX_REPEAT = 100
 """The most repeats of a combination."""
 
@@ -64,6 +67,10 @@ def check_shape(document: Document) -> None:
         return
     if not isinstance(matrix, dict):
         raise document.origin((MATRIX,)).error("the matrix must map dotted keys to lists")
+    if len(matrix) > MAX_KEYS:
+        raise document.origin((MATRIX,), key=True).error(
+            f"the matrix has {len(matrix)} keys; {MAX_KEYS} are the most"
+        )
     checks = {INCLUDE: _check_entries, EXCLUDE: _check_entries, REPEAT: _check_repeat}
     for key, values in matrix.items():
         checks.get(key, _check_axis)(document, key, values)

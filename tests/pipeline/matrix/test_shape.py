@@ -23,6 +23,7 @@ import pytest
         ("[seed]", "3:9: the matrix must map dotted keys to lists"),
         (f"{{seed: {list(range(1001))}}}", "3:1: the matrix has 1001 combinations"),
         (f"{{seed: {[0] * 32}, layers.window: {[1] * 32}}}", "1024 combinations"),
+        ("{" + ", ".join(f"k{i}: [1]" for i in range(101)) + "}", "3:1: the matrix has 101 keys"),
         ("{layers.permutation: [lcp, none], layers.permutation.block: [2]}", "3:43: unknown opt"),
         ("{repeat: 3, layers.permutation.block: [2, 2.0]}", "3:51: expected a whole number"),
         ("{layers.permutation: {}}", "3:30: the matrix needs a list of values"),

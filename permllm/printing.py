@@ -1,0 +1,56 @@
+"""Text of somebody else on a terminal: nothing in it is a command to the terminal.
+
+Labels, names of files, and what stands in manifests and models are data. Printed as they are,
+control characters in them move the cursor, set colours and titles, or hide what is said.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from permllm.redaction import redacted
+
+KEPT = "\n\t"
+"""Control characters that a text may have."""
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of what steers a terminal, turns the direction of text, or has no bytes."""
+
+_JOINERS = "\u200c\u200d"
+"""They belong to the spelling of some languages, and to emoji."""
+
+
+def plain(text: object) -> str:
+    r"""A text as it may be printed: control characters spelled out, secrets of URIs hidden.
+
+    >>> plain("a\x1b[31mb"), plain("mysql://me:secret@host")
+    ('a\\x1b[31mb', 'mysql://***@host')
+    """
+    return "".join(map(_seen, str(redacted(str(text)))))
+
+
+def marked(text: object) -> str:
+    """The same for where rich reads markup: brackets stay brackets.
+
+    >>> marked("[/b]")
+    '\\\\[/b]'
+    """
+    return escape(plain(text))
+
+
+def echo(text: object = "", *, err: bool = False, nl: bool = True, **more: Any) -> None:
+    """``click.echo`` of a plain text."""
+    click.echo(plain(text), err=err, nl=nl, **more)
+
+
+def _seen(character: str) -> str:
+    if character.isprintable() or character in KEPT or character in _JOINERS:
+        return character
+    if unicodedata.category(character) in _UNSEEN:
+        code = ord(character)
+        return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else "\ufffd"
+    return character
