@@ -56,9 +56,9 @@ def run_study(
     reporter = Reporter(hook, None)
     kept = Cache(cache or plan.out / folder.CACHE, cache_limit, reporter.warn)
     with _observed(plan, registry, observers, reporter):
-        hook.permllm_plan_started(plan=plan)
         shared: Shared | None = None
         try:
+            hook.permllm_plan_started(plan=plan)
             kept.sweep()
             shared = Shared(plan, registry, kept)
             results = _results(shared)
