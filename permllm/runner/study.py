@@ -87,7 +87,7 @@ def _results(shared: Shared) -> Results:
     write_json(plan.out / folder.ENVIRONMENT, environment)
     only = OneRun(shared, plan.dense)
     dense = _once(only, only.dense)
-    runs, errors = [], []
+    runs, failed = [], 0
     for run in plan.runs:
         one = OneRun(shared, run)
         try:
@@ -97,8 +97,8 @@ def _results(shared: Shared) -> Results:
             raise
         except Exception as error:
             # Components are anybody's code, and the other runs are worth having.
-            errors.append(error)
-            if len(errors) == len(plan.runs):
+            failed += 1
+            if failed == len(plan.runs):
                 raise
             hook.permllm_run_failed(run=run, error=error)
             runs.append(_failed(run, error))
