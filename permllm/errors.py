@@ -50,6 +50,10 @@ class UserError(PermllmError):
         return f"{text}\n  hint: {self.hint}" if self.hint else text
 
 
+class NoSpace(UserError):
+    """A disk has no room for what is to be written there."""
+
+
 class RunFailed(PermllmError):
     """A run broke although its input was accepted."""
 

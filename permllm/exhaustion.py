@@ -8,9 +8,10 @@ from.
 from __future__ import annotations
 
 import errno
+import os
 import re
 
-from permllm.errors import causes
+from permllm.errors import NoSpace, causes
 
 FULL = {
     errno.ENOSPC: "the disk is full",
@@ -26,8 +27,10 @@ _MEMORY = re.compile(
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"allocate:? ([\d.]+) ?(bytes|[KMGT]i?B)\b", re.IGNORECASE)
+_TEXTS = {os.strerror(number).lower(): number for number in FULL}
 _NUMBER = re.compile(r"\(os error (\d+)\)")
-"""How libraries in Rust, such as safetensors, quote the operating system's number."""
+"""How libraries in Rust, such as safetensors, quote the operating system's number; others have only
+its text."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -59,12 +62,22 @@ def asked_for(error: BaseException) -> str | None:
 def cannot_write(error: BaseException) -> str | None:
     """Why a disk takes nothing more, such as ``the disk is full``; None for other errors."""
     for cause in causes(error):
+        if isinstance(cause, NoSpace):
+            return FULL[errno.ENOSPC]
         number = cause.errno if isinstance(cause, OSError) else None
-        if number is None and (found := _NUMBER.search(str(cause))):
-            number = int(found[1])
+        if number is None:
+            number = _quoted(str(cause))
         if number in FULL:
             return FULL[number]
     return None
+
+
+def _quoted(message: str) -> int | None:
+    """The operating system's number of an error that a message quotes."""
+    if found := _NUMBER.search(message):
+        return int(found[1])
+    lower = message.lower()
+    return next((number for text, number in _TEXTS.items() if text in lower), None)
 
 
 def too_many_files(error: BaseException) -> bool:

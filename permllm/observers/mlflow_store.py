@@ -278,7 +278,10 @@ def _settings() -> Iterator[None]:
 
 def first_line(error: Exception, uri: str) -> str:
     """What an error says, in one line of bearable length and without a password."""
-    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    lines = str(error).strip().splitlines()
+    # SQLAlchemy begins with how it came to the statement that failed.
+    told = (line for line in lines if not line.startswith("(raised as a result of"))
+    text = next(told, "") or type(error).__name__
     text = text.replace(uri, without_password(uri)).removesuffix(".")
     return text if len(text) <= 300 else text[:299] + "…"
 
