@@ -285,6 +285,17 @@ class Exporter(Component):
         """
         raise NotImplementedError
 
+    def stored_bytes(self, parameters: int, pruned: int, itemsize: int, pattern: Pattern) -> int:
+        """About what an export takes on the disk: all weights, unless it knows better.
+
+        Args:
+            parameters: of the model.
+            pruned: of these, those of pruned weights.
+            itemsize: bytes of a number in the model's dtype.
+            pattern: of the pruned weights.
+        """
+        return parameters * itemsize
+
 
 class Observer(Component):
     """Watches runs through the life-cycle hooks of :mod:`permllm.hookspecs`."""

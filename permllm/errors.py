@@ -8,7 +8,7 @@ although its input was right; the exit code is 1.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class PermllmError(Exception):
@@ -50,6 +50,10 @@ class UserError(PermllmError):
         return f"{text}\n  hint: {self.hint}" if self.hint else text
 
 
+class NoSpace(UserError):
+    """A disk has no room for what is to be written there."""
+
+
 class RunFailed(PermllmError):
     """A run broke although its input was accepted."""
 
@@ -59,6 +63,15 @@ class DeprecatedWarning(FutureWarning):
 
     A ``FutureWarning``, since those who write pipeline files are to see it, too.
     """
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on to the first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

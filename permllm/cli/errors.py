@@ -1,19 +1,24 @@
 """What the command line says, and with which code it ends, when something goes wrong.
 
-====  ==========================================================
+====  ======================================================================
 code  meaning
-====  ==========================================================
+====  ======================================================================
 0     done
 1     the run failed, although its input was accepted
 2     the user's input is wrong
-130   interrupted; what was finished is kept and can be resumed
-====  ==========================================================
+130   interrupted (Ctrl-C, SIGINT); what was finished is kept and can be resumed
+143   the same by SIGTERM, as batch systems and containers end it
+129   the same by SIGHUP, as a closed terminal ends it
+====  ======================================================================
+
+A second signal ends the process at once, and it then has died of the signal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -22,10 +27,14 @@ from typing import Any
 
 import click
 
-from permllm.errors import DeprecatedWarning, PermllmError, RunFailed, UserError
+from permllm.cli.interrupts import Interrupted, interruptible
+from permllm.errors import DeprecatedWarning, PermllmError, RunFailed, UserError, causes
 from permllm.printing import echo
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_INPUT = 1, 2
+
+BY_SIGNAL = 128
+"""What shells add to the number of the signal that ended a process."""
 
 
 class StoppedError(PermllmError):
@@ -63,6 +72,14 @@ def call(group: click.Group, arguments: list[str] | None) -> int:
     Returns:
         the exit code.
     """
+    # Around the report, too: a second signal must not end it in a traceback.
+    with interruptible():
+        code = _called(group, arguments)
+        _flush()
+        return code
+
+
+def _called(group: click.Group, arguments: list[str] | None) -> int:
     state = {"debug": False}
     try:
         # Click returns a command's exit code (of --help, say) only as the result.
@@ -71,13 +88,16 @@ def call(group: click.Group, arguments: list[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        if interrupted_by(error):
+            return report(error, debug=False)
         # The reader of our output went away: `permllm show … | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (Exception, KeyboardInterrupt) as error:
         if state["debug"]:
-            echo("".join(traceback.format_exception(error)), err=True, nl=False)
+            with contextlib.suppress(OSError):
+                echo("".join(traceback.format_exception(error)), err=True, nl=False)
         return report(error, debug=state["debug"])
     return result if isinstance(result, int) else 0
 
@@ -90,9 +110,11 @@ def report(error: BaseException, *, debug: bool) -> int:
     """
     resume = error.resume if isinstance(error, StoppedError) else None
     cause = (error.__cause__ or error) if isinstance(error, StoppedError) else error
-    if isinstance(cause, KeyboardInterrupt | click.Abort):
-        _say("interrupted", f"state kept; go on with: {resume}" if resume else None)
-        return INTERRUPTED
+    by = interrupted_by(error)
+    if by is not None:
+        how = "interrupted" if by == signal.SIGINT else f"interrupted by {by.name}"
+        _say(how, f"state kept; go on with: {resume}" if resume else None)
+        return BY_SIGNAL + by
     if isinstance(cause, UserError):
         where = f"{cause.where}: " if cause.where else ""
         _say(f"error: {where}{cause.message}", cause.hint and f"hint: {cause.hint}")
@@ -105,6 +127,19 @@ def report(error: BaseException, *, debug: bool) -> int:
     again = None if debug else "run again with --debug for the traceback"
     _say(f"error: {type(cause).__name__}: {first_line}", *_blame(cause), kept, again)
     return FAILED
+
+
+def interrupted_by(error: BaseException) -> signal.Signals | None:
+    """The signal that ended the command; None where something else did.
+
+    Whatever went wrong while it ended, such as writing to a terminal that is gone.
+    """
+    for cause in causes(error):
+        if isinstance(cause, Interrupted):
+            return cause.signal
+        if isinstance(cause, KeyboardInterrupt):
+            return signal.SIGINT
+    return signal.SIGINT if isinstance(error, click.Abort) else None
 
 
 def _blame(error: BaseException) -> tuple[str | None, ...]:
@@ -136,7 +171,18 @@ def _plain_warnings() -> Iterator[None]:
 
 
 def _say(first: str, *more: str | None) -> None:
-    echo(first, err=True)
-    for line in more:
-        if line:
-            echo(f"  {line}", err=True)
+    # A terminal that is gone, say: the exit code still tells.
+    with contextlib.suppress(OSError):
+        echo(first, err=True)
+        for line in more:
+            if line:
+                echo(f"  {line}", err=True)
+
+
+def _flush() -> None:
+    """Write what is left; where nobody is there any more, Python must not try it again."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

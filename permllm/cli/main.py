@@ -66,7 +66,8 @@ class PermllmGroup(click.Group):
 @click.group(
     cls=PermllmGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 interrupted (143 by SIGTERM, "
+    "129 by SIGHUP).",
 )
 @click.version_option(__version__, prog_name="permllm")
 @errors.debug_option

@@ -9,7 +9,7 @@ import attrs
 
 from permllm.components import Exporter
 from permllm.exporters.card import model_card
-from permllm.exporters.writing import as_for_users, without_bars, write_extras
+from permllm.exporters.writing import as_for_users, weight_bytes, without_bars, write_extras
 
 if TYPE_CHECKING:
     from permllm.contexts.export import ExportContext
@@ -29,7 +29,15 @@ class Masked(Exporter):
     name: ClassVar[str] = "masked"
 
     def export(self, context: ExportContext, directory: Path) -> None:
-        """Write weights (safetensors), config, generation config, tokenizer and model card."""
+        """Write weights (safetensors), config, generation config, tokenizer and model card.
+
+        Raises:
+            UserError: the folder is in use.
+            NoSpace: the disk is too full.
+        """
+        from permllm.formats.export_files import check_claim
+
+        check_claim(directory, weight_bytes(context.model))
         with as_for_users(context.model), without_bars():
             context.model.save_pretrained(directory)
         write_extras(context, directory, model_card(context, ABOUT))

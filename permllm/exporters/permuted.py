@@ -42,19 +42,23 @@ class Permuted(Exporter):
         must be those of the pruned model. Where that fails, nothing is left in the folder.
 
         Raises:
-            UserError: an order can neither be folded nor gathered, the folder is in use, or
-                the disk is too full.
+            UserError: an order can neither be folded nor gathered, or the folder is in use.
+            NoSpace: the disk is too full.
             RunFailed: the saved model is not the pruned one.
         """
-        from permllm.exporters.writing import emptied_on_failure
+        from permllm.exporters.writing import emptied_on_failure, weight_bytes
         from permllm.formats.export_files import check_claim
         from permllm.models.devices import DTYPES
 
         dtype = None if self.dtype is None else DTYPES[self.dtype]
-        check_claim(directory, _bytes(context.model, dtype))
+        check_claim(directory, weight_bytes(context.model, dtype))
         storage = context.storage
         with emptied_on_failure(directory):
             self._write(context, directory, storage, dtype)
+
+    def stored_bytes(self, parameters: int, pruned: int, itemsize: int, pattern: Pattern) -> int:
+        """All weights in the dtype that is saved."""
+        return parameters * saved_itemsize(self.dtype, itemsize)
 
     def _write(
         self,
@@ -154,6 +158,8 @@ def _short(names: Any) -> str:
     return ", ".join(f"`{name}`" for name in dict.fromkeys(shown))
 
 
-def _bytes(model: Any, dtype: torch.dtype | None) -> int:
-    wide = None if dtype is None else dtype.itemsize
-    return sum(p.numel() * (wide or p.element_size()) for p in model.parameters())
+def saved_itemsize(dtype: str | None, itemsize: int) -> int:
+    """Bytes of a number in a dtype of a pipeline file; of the model's where it is None."""
+    from permllm.models.devices import DTYPES
+
+    return itemsize if dtype is None else DTYPES[dtype].itemsize

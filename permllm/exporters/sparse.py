@@ -49,8 +49,8 @@ class Sparse(Exporter):
         the folder. No more than one file's tensors are in memory beside the model.
 
         Raises:
-            UserError: an order can neither be folded nor gathered, the folder is in use, or
-                the disk is too full.
+            UserError: an order can neither be folded nor gathered, or the folder is in use.
+            NoSpace: the disk is too full.
             RunFailed: the saved model is not the pruned one.
         """
         from permllm.exporters.writing import emptied_on_failure
@@ -62,6 +62,14 @@ class Sparse(Exporter):
         storage = context.storage
         with emptied_on_failure(directory):
             _write(context, directory, storage, dtype)
+
+    def stored_bytes(self, parameters: int, pruned: int, itemsize: int, pattern: Pattern) -> int:
+        """All weights in the dtype that is saved, the pruned ones packed."""
+        from permllm.exporters.permuted import saved_itemsize
+        from permllm.formats.packed import packed_share
+
+        size = saved_itemsize(self.dtype, itemsize)
+        return round(size * (parameters - pruned * (1 - packed_share(pattern, size))))
 
 
 def _write(

@@ -33,6 +33,12 @@ def write_config(model: Any, directory: Path, dtype: torch.dtype | None) -> None
             generation.save_pretrained(directory)
 
 
+def weight_bytes(model: Any, dtype: torch.dtype | None = None) -> int:
+    """What a model's weights take on the disk, in their own dtype or another one."""
+    wide = None if dtype is None else dtype.itemsize
+    return sum(p.numel() * (wide or p.element_size()) for p in model.parameters())
+
+
 @contextmanager
 def emptied_on_failure(directory: Path) -> Iterator[None]:
     """Empty the folder if the block fails."""

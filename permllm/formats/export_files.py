@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from permllm.core.patterns import Pattern, is_nm
-from permllm.errors import UserError
+from permllm.errors import NoSpace, UserError
 from permllm.files import file_hash
 from permllm.formats.manifest import MANIFEST, Manifest, TensorEntry
 from permllm.models.checkpoint_files import check_safetensors
@@ -39,7 +39,8 @@ def check_claim(directory: Path, needed: int) -> None:
         needed: bytes.
 
     Raises:
-        UserError: the folder is not empty, or the disk is too full.
+        UserError: the folder is not empty.
+        NoSpace: the disk is too full.
     """
     if any(directory.iterdir()):
         raise UserError(
@@ -47,9 +48,9 @@ def check_claim(directory: Path, needed: int) -> None:
         )
     free = shutil.disk_usage(directory).free
     if free < needed + SPARE_BYTES:
-        raise UserError(
-            f"the export needs about {needed / 2**20:.0f} MiB, but {directory} has "
-            f"{free / 2**20:.0f} MiB left",
+        raise NoSpace(
+            f"the export needs about {needed / 2**20:.0f} MiB and {SPARE_BYTES / 2**20:.0f} MiB to "
+            f"spare, but {directory} has {free / 2**20:.0f} MiB left",
             hint="make room, or export to another disk",
         )
 

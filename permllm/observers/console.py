@@ -147,7 +147,8 @@ class Narrator:
         """Print where it ended; what the error says is the caller's to print."""
         stage, verb = self.current, "failed"
         if isinstance(error, KeyboardInterrupt):
-            verb = "interrupted"
+            # That it was interrupted, the caller says.
+            verb = "stopped"
         self.display.close()
         place = [self.header] if run and self.header else []
         if stage:

@@ -16,7 +16,8 @@ from permllm.components import Observer
 from permllm.files import write_json
 from permllm.hooks import hookimpl
 from permllm.observers.events import FILE as EVENTS
-from permllm.observers.mlflow_store import Store, StoreError
+from permllm.observers.mlflow_store import Store, StoreError, sqlite_uri
+from permllm.observers.outbox import Outbox
 from permllm.option import option
 from permllm.redaction import redacted
 from permllm.runs.layers import by_layer, mean
@@ -50,7 +51,8 @@ LAYER_FIGURES: dict[str, Callable[[LayerReport], float]] = {
 class Mlflow(Observer):
     """Records the runs in MLflow: a local SQLite store, or a server.
 
-    A store that fails loses nothing but itself: there is one warning, the run goes on,
+    What cannot be recorded at once, since a server is away or a store busy, waits and follows in
+    order. A store that fails loses nothing but itself: there is one warning, the run goes on,
     and everything is still in the run's folder.
     """
 
@@ -67,13 +69,15 @@ class Mlflow(Observer):
     def watch(self, out: Path, warn: Callable[[str], None]) -> object:
         """The recorder of one pipeline's run; opens the store."""
         recorder = Recorder(self, out, warn, Store(self.store_uri(out), self.artifacts(out)))
-        recorder.attempt(recorder.store.open)
+        recorder.attempt("everything", recorder.store.open)
+        # What is wrong from the start is better said at the start.
+        recorder.outbox.deliver(wait=True)
         return recorder
 
     def store_uri(self, out: Path) -> str:
         """The tracking URI for a run in the folder ``out``."""
         chosen = self.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        return chosen or f"sqlite:///{(out.absolute().parent / 'mlflow.db').as_posix()}"
+        return chosen or sqlite_uri(out.absolute().parent / "mlflow.db")
 
     def artifacts(self, out: Path) -> str | None:
         """Where a new experiment's artefacts go; None leaves it to a store that was chosen."""
@@ -91,54 +95,65 @@ class Mlflow(Observer):
 
 @attrs.define(eq=False)
 class Recorder:
-    """Sends what happens to the store, and gives up on the store's first failure."""
+    """Sends what happens to the store, in order, and gives up on what it cannot do for good."""
 
     observer: Mlflow
     out: Path
     warn: Callable[[str], None]
     store: Store
-    failed: bool = False
     ids: dict[str, str] = attrs.field(factory=dict)
     buffer: list[tuple[str, float, int, int]] = attrs.field(factory=list)
     current: str | None = None
+    outbox: Outbox = attrs.field()
 
-    def attempt(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Do something with the store; the first failure is a warning and the last attempt."""
-        if self.failed:
-            return
-        try:
-            work(*arguments)
-        except (StoreError, OSError, ValueError) as error:
-            self.failed = True
-            self.warn(
-                f"MLflow at {redacted(self.store.uri)} failed: {error}. The run goes on "
-                f"without it; {EVENTS} and the run's folder keep everything"
-            )
+    @outbox.default
+    def _new_outbox(self) -> Outbox:
+        return Outbox(self._give_up, (StoreError, OSError, ValueError))
+
+    def attempt(self, what: str, work: Callable[..., None], *arguments: Any) -> None:
+        """Do something with the store once all before it is done; ``what`` names it."""
+        self.outbox.add(what, work, *arguments)
+
+    def _give_up(self, error: Exception, missing: str) -> None:
+        self.warn(
+            f"MLflow at {redacted(self.store.uri)} failed: {error}. The run goes on "
+            f"without it; missing there: {missing}, and what follows. {EVENTS} and the run's "
+            "folder keep everything"
+        )
 
     # --- the pipeline ---------------------------------------------------------------
 
     @hookimpl
     def permllm_plan_started(self, plan: Plan) -> None:
         """Begin the parent run, or go on in that of an interrupted attempt."""
-        self.attempt(self._begin_parent, plan)
+        self.attempt("the study", self._begin_parent, plan, milliseconds())
+        self.outbox.deliver(wait=True)
 
     @hookimpl
     def permllm_plan_finished(self, plan: Plan, results: Results) -> None:
         """Add documents and plots, and end the parent run."""
-        self.attempt(self._end_parent, plan, results)
+        self.attempt("documents and plots", self._log_everything, plan)
+        failed = any(run.error for run in results.runs)
+        status = "FAILED" if failed else "FINISHED"
+        self.attempt("the end of the study", self._end, PARENT, status, milliseconds())
+        self.outbox.deliver(wait=True)
 
     @hookimpl
     def permllm_plan_failed(self, run: Run | None, error: BaseException) -> None:
         """End what is open as failed, or as killed where the user stopped it."""
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        self.attempt(self._end_early, status, reason(error))
+        self._end_current(status)
+        self.attempt("documents", self._log_failure, reason(error))
+        self.attempt("the end of the study", self._end, PARENT, status, milliseconds())
+        self.outbox.deliver(wait=True)
 
     # --- one run --------------------------------------------------------------------
 
     @hookimpl
     def permllm_run_started(self, run: Run) -> None:
         """Begin the run under the parent run."""
-        self.attempt(self._begin_nested, run)
+        self.attempt(f"the run '{run.label}'", self._begin_nested, run, milliseconds())
+        self.current = run.label
 
     @hookimpl
     def permllm_training_step(
@@ -157,73 +172,91 @@ class Recorder:
         """Log the figures of each layer of the window."""
         for layer, linears in by_layer(reports).items():
             self._log({key: mean(linears, value) for key, value in LAYER_FIGURES.items()}, layer)
-        self.attempt(self._flush)
+        self._flush()
 
     @hookimpl
     def permllm_run_finished(self, run: Run, result: RunResult) -> None:
         """Log the figures and end the run."""
         cost = {"seconds": result.seconds, "peak_memory_bytes": float(result.peak_memory_bytes)}
         self._log(result.figures | cost, 0)
-        self.attempt(self._end_nested, "FINISHED")
+        self._end_current("FINISHED")
 
     @hookimpl
     def permllm_run_failed(self, run: Run, error: Exception) -> None:
         """End the run as failed."""
-        self.attempt(self._tag_failure, run, error)
-        self.attempt(self._end_nested, "FAILED")
+        tags = {"permllm.error": reason(error)}
+        self.attempt(f"the run '{run.label}'", self._tag, run.label, tags)
+        self._end_current("FAILED")
 
-    # --- what is attempted ------------------------------------------------------------
+    def _log(self, figures: dict[str, float], step: int) -> None:
+        now = milliseconds()
+        if self.outbox.closed or self.current is None:
+            return
+        self.buffer += [(name, value, now, step) for name, value in figures.items()]
+        if len(self.buffer) >= BUFFERED or now - self.buffer[0][2] > 1000 * SECONDS_BUFFERED:
+            self._flush()
 
-    def _begin_parent(self, plan: Plan) -> None:
+    def _flush(self) -> None:
+        """Send what was measured of the current run; or have what waits tried again."""
+        if self.current and self.buffer:
+            what = f"figures of '{self.current}'"
+            self.attempt(what, self._log_metrics, self.current, self.buffer)
+        else:
+            self.outbox.deliver()
+        self.buffer = []
+
+    def _end_current(self, status: str) -> None:
+        self._flush()
+        if self.current is not None:
+            what = f"the end of '{self.current}'"
+            self.attempt(what, self._end, self.current, status, milliseconds())
+        self.current = None
+
+    # --- what is attempted, once or several times ---------------------------------------
+
+    def _begin_parent(self, plan: Plan, at: int) -> None:
         name = self.observer.experiment or plan.pipeline.name
         self.store.choose_experiment(name)
-        self.ids = self._remembered_ids()
-        self._begin(PARENT, self.observer.run_name or self.out.absolute().name, {})
+        if PARENT not in self.ids:
+            self.ids = self._remembered_ids()
+        self._begin(PARENT, self.observer.run_name or self.out.absolute().name, {}, at)
         self.store.log_params(self.ids[PARENT], flattened(plan.pipeline))
         if (self.out / PIPELINE).exists():
             self.store.log_artifact(self.ids[PARENT], self.out / PIPELINE)
 
-    def _begin_nested(self, run: Run) -> None:
-        self._begin(run.label, run.label, {"mlflow.parentRunId": self.ids[PARENT]})
-        self.current = self.ids[run.label]
-        self.store.log_params(self.current, flattened(run.pipeline))
-        self.store.set_tags(self.current, self._origin())
+    def _begin_nested(self, run: Run, at: int) -> None:
+        self._begin(run.label, run.label, {"mlflow.parentRunId": self.ids[PARENT]}, at)
+        self.store.log_params(self.ids[run.label], flattened(run.pipeline))
+        self.store.set_tags(self.ids[run.label], self._origin())
 
-    def _begin(self, key: str, name: str, tags: dict[str, str]) -> None:
+    def _begin(self, key: str, name: str, tags: dict[str, str], at: int) -> None:
         known = self.ids.get(key)
         if known is None or not self.store.reopen(known):
-            self.ids[key] = self.store.begin(name, {"mlflow.source.name": "permllm"} | tags)
+            self.ids[key] = self.store.begin(name, {"mlflow.source.name": "permllm"} | tags, at)
             write_json(self.out / IDS, {"uri": redacted(self.store.uri), "runs": self.ids})
 
-    def _tag_failure(self, run: Run, error: Exception) -> None:
-        if self.current:
-            self.store.set_tags(self.current, {"permllm.error": reason(error)})
+    def _log_metrics(self, key: str, metrics: list[tuple[str, float, int, int]]) -> None:
+        self.store.log_metrics(self.ids[key], metrics)
 
-    def _end_nested(self, status: str) -> None:
-        self._flush()
-        if self.current:
-            self.store.end(self.current, status)
-        self.current = None
+    def _tag(self, key: str, tags: dict[str, str]) -> None:
+        self.store.set_tags(self.ids[key], tags)
 
-    def _end_parent(self, plan: Plan, results: Results) -> None:
-        parent = self.ids[PARENT]
+    def _end(self, key: str, status: str, at: int) -> None:
+        if key in self.ids:
+            self.store.end(self.ids[key], status, at)
+
+    def _log_everything(self, plan: Plan) -> None:
         self._log_documents()
-        self.store.log_folder(parent, self.out / "plots", "plots")
+        self.store.log_folder(self.ids[PARENT], self.out / "plots", "plots")
         for run in plan.runs:
             self.store.log_folder(self.ids[run.label], run.directory / "plots", "plots")
-        failed = any(run.error for run in results.runs)
-        self.store.end(parent, "FAILED" if failed else "FINISHED")
 
-    def _end_early(self, status: str, reason: str) -> None:
-        self._flush()
-        parent = self.ids.get(PARENT)
-        if self.current:
-            self.store.end(self.current, status)
-        self.current = None
-        if parent:
-            self.store.set_tags(parent, {"permllm.error": reason})
-            self._log_documents()
-            self.store.end(parent, status)
+    def _log_failure(self, reason: str) -> None:
+        if PARENT not in self.ids:
+            # It ended before anything had begun.
+            return
+        self._tag(PARENT, {"permllm.error": reason})
+        self._log_documents()
 
     def _log_documents(self) -> None:
         parent = self.ids[PARENT]
@@ -231,19 +264,6 @@ class Recorder:
         for name in DOCUMENTS:
             if (self.out / name).exists():
                 self.store.log_artifact(parent, self.out / name)
-
-    def _log(self, figures: dict[str, float], step: int) -> None:
-        now = int(time.time() * 1000)
-        if self.failed or self.current is None:
-            return
-        self.buffer += [(name, value, now, step) for name, value in figures.items()]
-        if len(self.buffer) >= BUFFERED or now - self.buffer[0][2] > 1000 * SECONDS_BUFFERED:
-            self.attempt(self._flush)
-
-    def _flush(self) -> None:
-        if self.current:
-            self.store.log_metrics(self.current, self.buffer)
-        self.buffer = []
 
     def _origin(self) -> dict[str, str]:
         """Tags that say which code and which model it was."""
@@ -262,6 +282,11 @@ class Recorder:
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         same = kept.get("uri") == redacted(self.store.uri)
         return dict(kept["runs"]) if same else {}
+
+
+def milliseconds() -> int:
+    """Now, since 1970."""
+    return int(time.time() * 1000)
 
 
 def reason(error: BaseException) -> str:

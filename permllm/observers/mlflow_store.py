@@ -7,13 +7,15 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 
+from permllm.errors import causes
+from permllm.observers.outbox import AwayError
 from permllm.redaction import redacted_of
 
 T = TypeVar("T")
@@ -23,9 +25,9 @@ MAX_METRICS, MAX_PARAMS, MAX_VALUE, MAX_KEY = 1000, 100, 6000, 250
 
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # As it is, a server that is away would hold the run for four minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # As it is, a server that is away would hold the run for four minutes. It is tried again later.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     # It would print the tracking URI with all that is in it.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -35,8 +37,19 @@ LOGGERS = ("mlflow", "alembic", "urllib3")
 """They tell of database migrations and retries; what fails is told by the failure."""
 
 
+BUSY = frozenset({429, 500, 502, 503, 504})
+"""HTTP's codes, which MLflow has for databases as well, of what may be otherwise in a moment."""
+
+CREATION_SECONDS = 60.0
+"""How long one process waits for another to make the tables of a new SQLite store."""
+
+
 class StoreError(Exception):
     """The store did not do what was asked; the message is one line."""
+
+
+class StoreAwayError(StoreError, AwayError):
+    """The store cannot be reached, or is busy; it may be otherwise in a moment."""
 
 
 @attrs.define(eq=False)
@@ -56,8 +69,11 @@ class Store:
     experiment_id: str = ""
 
     def open(self) -> None:
-        """Connect; a new SQLite file gets its tables, which takes some seconds."""
-        with _quiet(self.uri):
+        """Connect; a new SQLite file gets its tables, which takes some seconds.
+
+        MLflow has nothing against two processes that make the same tables at once.
+        """
+        with _quiet(self.uri), _alone(self.uri):
             from mlflow.tracking import MlflowClient
 
             self.client = MlflowClient(tracking_uri=self.uri)
@@ -68,17 +84,28 @@ class Store:
         with _quiet(self.uri):
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
-                made = self.client.create_experiment(name, artifact_location=self.artifacts)
-                self.experiment_id = made
+                self.experiment_id = self._create(name)
             elif experiment.lifecycle_stage != "active":
                 raise StoreError(f"the experiment '{name}' was deleted; restore it or rename")
             else:
                 self.experiment_id = experiment.experiment_id
 
-    def begin(self, name: str, tags: Mapping[str, str]) -> str:
-        """Begin a run; its id."""
+    def _create(self, name: str) -> str:
+        try:
+            return str(self.client.create_experiment(name, artifact_location=self.artifacts))
+        except Exception:
+            # Another process may have made it in this moment.
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
+            return str(experiment.experiment_id)
+
+    def begin(self, name: str, tags: Mapping[str, str], at: int | None = None) -> str:
+        """Begin a run, or have it begun ``at`` milliseconds since 1970; its id."""
         with _quiet(self.uri):
-            run = self.client.create_run(self.experiment_id, run_name=name, tags=dict(tags))
+            run = self.client.create_run(
+                self.experiment_id, start_time=at, run_name=name, tags=dict(tags)
+            )
             return str(run.info.run_id)
 
     def reopen(self, run_id: str) -> bool:
@@ -88,14 +115,16 @@ class Store:
                 if self.client.get_run(run_id).info.lifecycle_stage != "active":
                     return False
                 self.client.update_run(run_id, status="RUNNING")
+        except StoreAwayError:
+            raise
         except StoreError:
             return False
         return True
 
-    def end(self, run_id: str, status: str) -> None:
-        """End a run as FINISHED, FAILED or KILLED."""
+    def end(self, run_id: str, status: str, at: int | None = None) -> None:
+        """End a run as FINISHED, FAILED or KILLED, or have it ended ``at`` a time (ms)."""
         with _quiet(self.uri):
-            self.client.set_terminated(run_id, status)
+            self.client.set_terminated(run_id, status, end_time=at)
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log parameters, with names and values cut to what MLflow takes.
@@ -159,10 +188,74 @@ def _quiet(uri: str) -> Iterator[None]:
             raise
         except Exception as error:
             # Database drivers, HTTP libraries and artefact stores each raise their own.
-            raise StoreError(first_line(error, uri)) from error
+            kind = StoreAwayError if passing(error) else StoreError
+            raise kind(first_line(error, uri)) from error
         finally:
             for name, level in levels.items():
                 loggers[name].setLevel(level)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Keep other processes out that open the same SQLite file, as long as that is to be had."""
+    from filelock import FileLock, Timeout
+
+    database = sqlite_file(uri)
+    if database is None:
+        yield
+        return
+    lock = FileLock(database.with_name(f".{database.name}.lock"), timeout=CREATION_SECONDS)
+    with ExitStack() as held:
+        # A folder that cannot be written to, or a process that hangs, is the store's affair.
+        with suppress(OSError, Timeout):
+            held.enter_context(lock)
+        yield
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a SQLite file, whatever characters its path has.
+
+    >>> sqlite_uri(Path("/runs/mlflow.db"))
+    'sqlite:////runs/mlflow.db'
+    """
+    plain = f"sqlite:///{path.as_posix()}"
+    if not set("?%#") & set(plain):
+        return plain
+    from sqlalchemy import URL
+
+    # Under the plain name MLflow makes the folder of the path as it stands in the URI.
+    url = URL.create("sqlite+pysqlite", database=path.as_posix())
+    return url.render_as_string(hide_password=False)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for other stores, and for one in memory."""
+    if not uri.startswith("sqlite"):
+        return None
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        database = make_url(uri).database
+    except ArgumentError:
+        return None
+    return Path(database) if database and not database.startswith((":", "file:")) else None
+
+
+def passing(error: Exception) -> bool:
+    """Whether an error may be none in a moment: nobody answers, or somebody is busy."""
+    for cause in causes(error):
+        status = getattr(cause, "get_http_status_code", None)
+        if status is not None and status() in BUSY:
+            return True
+        # Those of the HTTP library are OSErrors, too, of whatever kind.
+        if isinstance(cause, ConnectionError | TimeoutError):
+            return True
+        if type(cause).__module__.startswith("requests.") and isinstance(cause, OSError):
+            return True
+        if re.search("database (table )?is locked", str(cause)):
+            return True
+    return False
 
 
 def _import_mlflow() -> None:
@@ -187,7 +280,10 @@ def _settings() -> Iterator[None]:
 
 def first_line(error: Exception, uri: str) -> str:
     """What an error says, in one line of bearable length and without secrets."""
-    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    lines = str(error).strip().splitlines()
+    # SQLAlchemy begins with how it came to the statement that failed.
+    told = (line for line in lines if not line.startswith("(raised as a result of"))
+    text = next(told, "") or type(error).__name__
     text = redacted_of(text, uri).removesuffix(".")
     return text if len(text) <= 300 else text[:299] + "…"
 

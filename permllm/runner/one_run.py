@@ -20,6 +20,7 @@ from permllm.pipeline.reading import dump_yaml, resolved
 from permllm.results import DENSE, RunResult
 from permllm.runner.caching.keys import component_key
 from permllm.runner.memory import PeakMemory
+from permllm.runner.room import room_for
 from permllm.runner.selection import settings_of
 from permllm.runner.shared import Shared
 from permllm.runner.window_loop import WindowLoop
@@ -181,7 +182,7 @@ class OneRun:
                 held_out=sequences.tokens[sequences.held_out],
                 dense=partial(decoder.substituted, unpruned) if weights else nullcontext,
             )
-        with decoder.substituted(weights):
+        with room_for(stage, self.run.pipeline), decoder.substituted(weights):
             return evaluator.evaluate(loaded.model, loaded.tokenizer, context)
 
     def _export(self, pruned: PrunedWindow, context: ExportContext) -> dict[str, str]:

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from permllm.components import Observer
-from permllm.errors import PermllmError, UserError
+from permllm.errors import PermllmError, RunFailed, UserError
+from permllm.exhaustion import cannot_write
 from permllm.files import write_sealed
 from permllm.pipeline.reading import resolved
 from permllm.registry import Registry
@@ -66,13 +67,14 @@ def run_study(
         stack.enter_context(_observed(plan, registry, observers, reporter))
         for message in early:
             reporter.warn(message)
-        hook.permllm_plan_started(plan=plan)
         shared: Shared | None = None
         try:
+            hook.permllm_plan_started(plan=plan)
             kept.sweep()
             shared = Shared(plan, registry, kept)
-            results = _results(shared)
-            finish(results)
+            with _on_a_disk(plan):
+                results = _results(shared)
+                finish(results)
         except BaseException as error:
             hook.permllm_plan_failed(run=shared and shared.reporter.run, error=error)
             raise
@@ -97,18 +99,18 @@ def _results(shared: Shared) -> Results:
     write_sealed(plan.out / folder.ENVIRONMENT, environment)
     only = OneRun(shared, plan.dense)
     dense = _once(only, only.dense)
-    runs, errors = [], []
+    runs, failed = [], 0
     for run in plan.runs:
         one = OneRun(shared, run)
         try:
             runs.append(_once(one, partial(one.pruned, dense, environment["versions"])))
-        except OSError:
-            # A full disk, say: it would be the same for every other run.
-            raise
         except Exception as error:
+            if cannot_write(error):
+                # It would be the same for every other run.
+                raise
             # Components are anybody's code, and the other runs are worth having.
-            errors.append(error)
-            if len(errors) == len(plan.runs):
+            failed += 1
+            if failed == len(plan.runs):
                 raise
             hook.permllm_run_failed(run=run, error=error)
             runs.append(_failed(run, error))
@@ -155,6 +157,25 @@ def _failed(run: Run, error: Exception) -> RunResult:
         repeat=run.repeat,
         error=message,
     )
+
+
+@contextmanager
+def _on_a_disk(plan: Plan) -> Iterator[None]:
+    """Say of a disk that takes nothing more what is to be done about it.
+
+    Raises:
+        RunFailed: there is one. The runs that are left are not begun.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = cannot_write(error)
+        if why is None:
+            raise
+        first = str(error.message if isinstance(error, UserError) else error).partition("\n")[0]
+        raise RunFailed(
+            f"{why} ({first}); go on with --resume once there is room in {plan.out}"
+        ) from error
 
 
 @contextmanager

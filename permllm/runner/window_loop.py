@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from permllm.runner.caching.memo import Meter, Stages
 from permllm.runner.learning import Learning
 from permllm.runner.pruning import LayerPruning, LinearPruning
 from permllm.runner.reporting import Reporter
+from permllm.runner.room import room_for
 from permllm.runner.selection import LinearSettings, needed, pruned_groups, settle
 from permllm.runner.statistics import Gathering
 from permllm.runner.streams import Streams
@@ -167,12 +169,15 @@ class WindowLoop:
         return window if window.key == (key or "") else None
 
     def _prune_window(self, index: int, layers: range, key: str | None) -> PrunedWindow:
-        self.streams.catch_up()
-        self.decoder.place(self.device, layers)
-        window, before = self._window(index, layers)
+        with self._room("the inputs", layers):
+            self.streams.catch_up()
+            self.decoder.place(self.device, layers)
+        with self._room("the statistics", layers):
+            window, before = self._window(index, layers)
         learner = self.pipeline.layers.permutation
-        outcome = self.learning.within_constraints(learner, window)
-        with Meter().running() as meter:
+        with self._room(f"learning the order ({learner.name})", layers):
+            outcome = self.learning.within_constraints(learner, window)
+        with self._room("pruning", layers), Meter().running() as meter:
             importance = {
                 group: window.group_scores(group).sum(0, dtype=torch.float32).cpu()
                 for group in window.groups
@@ -187,6 +192,9 @@ class WindowLoop:
             entry = self.stages.put("windows", key, partial(save_window, window=result))
             place_window(window_path(self.directory, index), result, entry)
         return result
+
+    def _room(self, what: str, layers: range) -> AbstractContextManager[None]:
+        return room_for(f"{what}, {span(layers)}", self.pipeline, len(layers))
 
     def _window(self, index: int, layers: range) -> tuple[Window, Cost]:
         groups = pruned_groups(self.decoder, self.settings, layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
@@ -13,16 +14,21 @@ from torch import Tensor
 
 from permllm.deprecation import warn_of_old_name
 from permllm.errors import RunFailed
+from permllm.exhaustion import asked_for, out_of_memory
 from permllm.training.budget import FEWEST_STEPS, STEP_PER_LOOK, StepCount
 from permllm.training.losses import WindowLoss
+from permllm.training.steps import Parts, add_gradients, all_finite, parameters_of
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
 
-__all__ = ["Step", "StepCount", "Trainee", "batches", "cosine_decay", "linear_between", "train",
-           "train_step"]  # fmt: skip
+__all__ = ["NotFiniteError", "Step", "StepCount", "Trainee", "batches", "cosine_decay",
+           "linear_between", "train", "train_step"]  # fmt: skip
 
 T = TypeVar("T")
+
+MOST_SKIPPED = 3
+"""So many steps of a training may have a loss or gradient that is no number."""
 
 MOST_LOOKS = 50
 """About how often a training looks at held-out text at most: a look may take as long as a step."""
@@ -44,6 +50,20 @@ class Step:
     def between(self, first: float, last: float) -> float:
         """From ``first`` at step 1, and before it, to ``last`` at the last step."""
         return linear_between(first, last, max(1, self.number), self.total)
+
+
+class NotFiniteError(ArithmeticError):
+    """The loss or the gradient of a step is no number.
+
+    Attributes:
+        figures: of the step.
+        what: which of them.
+    """
+
+    def __init__(self, figures: dict[str, float]) -> None:
+        super().__init__(figures)
+        self.figures = figures
+        self.what = "gradient" if math.isfinite(figures["loss"]) else "loss"
 
 
 class Trainee(Generic[T]):
@@ -97,17 +117,22 @@ def train(
             are none, the last. The first look also tells how long steps will take. A time
             without room for two then leaves the beginning as it is.
 
+    A step for which there is no room in memory is done in parts, with the same gradient. One whose
+    loss or gradient is not finite is skipped, and the learning rate is halved from then on.
+
     Raises:
-        RunFailed: the loss is not finite.
+        RunFailed: loss or gradients are not finite for the fourth time or in every step, or
+            not even one sequence finds room in memory.
     """
     if not isinstance(trainee, Trainee):
         warn_of_old_name("a trainee with step() and snapshot()", "permllm.training.loop.Trainee")
     window.progress("learning", 0, count.steps)
     best = best and len(window.held_out) > 0
-    kept, least, total, judged_by = None, math.inf, count.steps, batch
+    kept, least, total = None, math.inf, count.steps
+    look = _Looks(trainee, window, batch)
     began = time.monotonic()
     if best:
-        kept, least = _look(trainee, loss, Step(0, total), judged_by)
+        kept, least = look(loss, Step(0, total))
     if best and count.seconds is not None:
         pace = STEP_PER_LOOK * (time.monotonic() - began) / len(window.held_out)
         batch, total = count.sized(batch, pace)
@@ -121,29 +146,35 @@ def train(
     a_pass = max(1, math.ceil(window.calibration / batch))
     drawn = batches(window, batch, fresh=fresh)
     step = looked = 0
+    steps = _Steps(trainee, loss, window)
     window.progress("learning", 0, total)
     while step < total:
         step += 1
-        figures = _step(trainee, loss, next(drawn), Step(step, total), rate(step, total))
-        if not math.isfinite(figures["loss"]):
-            raise RunFailed(
-                f"the loss of {window.name} is {figures['loss']} at step {step}; "
-                "a smaller learning_rate or float32 may help"
-            )
+        figures = steps.make(next(drawn), Step(step, total), rate(step, total))
         total = count.total(step)
         due = step - looked >= max(a_pass, total // MOST_LOOKS)
         if best and (due or step >= total):
             looked = step
-            result, held_out = _look(trainee, loss, Step(step, total), judged_by)
+            result, held_out = look(loss, Step(step, total))
             figures["held_out_loss"] = held_out
             if held_out < least:
                 kept, least = result, held_out
         window.training_step(step, total, figures)
-    return _look(trainee, None, Step(step, total), judged_by)[0] if kept is None else kept
+    if step and steps.skipped == step:
+        raise RunFailed(
+            f"no step of {window.name} had a finite loss and gradient; a smaller learning_rate or "
+            "float32 may help"
+        )
+    return look(None, Step(step, total))[0] if kept is None else kept
 
 
 def train_step(
-    trainee: Trainee[T], loss: WindowLoss, rows: Tensor, at: Step, rate: float
+    trainee: Trainee[T],
+    loss: WindowLoss,
+    rows: Tensor,
+    at: Step,
+    rate: float,
+    parts: Parts | None = None,
 ) -> dict[str, float]:
     """One training step; its figures, ``loss`` among them.
 
@@ -153,14 +184,27 @@ def train_step(
         rows: ``LongTensor[b]``, learning sequences of the window.
         at: the step.
         rate: its learning rate.
+        parts: how many sequences at once memory has room for, as far as is known.
+
+    Raises:
+        NotFiniteError: loss or gradients are no numbers; the parameters are as they were.
     """
     for settings in trainee.optimiser.param_groups:
         settings["lr"] = rate
-    value = loss(trainee.weights(at), rows)
-    trainee.optimiser.zero_grad(set_to_none=True)
-    value.backward()
-    trainee.optimiser.step()
-    return {"loss": value.item(), **trainee.figures(at), "learning_rate": rate}
+    weights = trainee.weights(at)
+
+    def gradients(size: int) -> Tensor:
+        trainee.optimiser.zero_grad(set_to_none=True)
+        return add_gradients(loss, weights, rows, size)
+
+    value = (parts or Parts(lambda message: None)).fitting(len(rows), gradients)
+    finite = all_finite(value, parameters_of(trainee.optimiser))
+    if finite:
+        trainee.optimiser.step()
+    figures = {"loss": value.item(), **trainee.figures(at), "learning_rate": rate}
+    if not finite:
+        raise NotFiniteError(figures)
+    return figures
 
 
 def batches(window: Window, batch: int, *, fresh: bool) -> Iterator[Tensor]:
@@ -190,22 +234,96 @@ def cosine_decay(rate: float, step: int, steps: int) -> float:
     return rate * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
 
 
-def _step(
-    trainee: Trainee[T], loss: WindowLoss, rows: Tensor, at: Step, rate: float
-) -> dict[str, float]:
-    if isinstance(trainee, Trainee):
-        return train_step(trainee, loss, rows, at, rate)
-    trainee.total = at.total
-    figures: dict[str, float] = trainee.step(rows, at.number)
-    return figures
+@attrs.define
+class _Steps(Generic[T]):
+    """The steps of one training, and what has been met in them.
+
+    Attributes:
+        trainee, loss, window: as in :func:`train`.
+        parts: how many sequences at once memory has room for.
+        skipped: steps whose loss or gradient was no number.
+    """
+
+    trainee: Trainee[T]
+    loss: WindowLoss
+    window: Window
+    parts: Parts = attrs.field(default=attrs.Factory(lambda self: Parts(self.window.warn), True))
+    skipped: int = 0
+
+    def make(self, rows: Tensor, at: Step, rate: float) -> dict[str, float]:
+        """One step, at most; its figures."""
+        if not isinstance(self.trainee, Trainee):
+            return self._old_step(rows, at)
+        rate *= 0.5**self.skipped
+        try:
+            return train_step(self.trainee, self.loss, rows, at, rate, self.parts)
+        except NotFiniteError as error:
+            self.skipped += 1
+            what = f"the {error.what} of {self.window.name} is not finite at step {at.number}"
+            if self.skipped > MOST_SKIPPED:
+                raise RunFailed(
+                    f"{what} of {at.total}, after {MOST_SKIPPED} others that were skipped; "
+                    "a smaller learning_rate or float32 may help"
+                ) from error
+            self.window.warn(
+                f"the {error.what} is not finite at step {at.number} of {at.total}; the step is "
+                "skipped, and the learning rate halved from now on"
+            )
+            return error.figures
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise _no_room(self.window, at, error) from error
+
+    def _old_step(self, rows: Tensor, at: Step) -> dict[str, float]:
+        self.trainee.total = at.total  # type: ignore[attr-defined]
+        figures: dict[str, float] = self.trainee.step(rows, at.number)  # type: ignore[attr-defined]
+        if not math.isfinite(figures["loss"]):
+            # It has moved its parameters already.
+            raise RunFailed(
+                f"the loss of {self.window.name} is {figures['loss']} at step {at.number}; "
+                "a smaller learning_rate or float32 may help"
+            )
+        return figures
 
 
-@torch.no_grad()
-def _look(trainee: Trainee[T], loss: WindowLoss | None, at: Step, batch: int) -> tuple[T, float]:
-    """The result as it is, and its loss on the held-out sequences where there is one."""
-    if not isinstance(trainee, Trainee):
-        trainee.total = at.total
-        snapshot: tuple[T, float] = trainee.snapshot(max(1, at.number))
-        return snapshot
-    result, weights = trainee.result(at)
-    return result, math.nan if loss is None else loss.held_out(weights, batch)
+@attrs.define
+class _Looks(Generic[T]):
+    """Looks at what a training has come to.
+
+    Attributes:
+        trainee, window: as in :func:`train`.
+        batch: held-out sequences at once, if memory has room for them.
+    """
+
+    trainee: Trainee[T]
+    window: Window
+    batch: int
+    parts: Parts = attrs.field(factory=lambda: Parts(lambda message: None))
+
+    @torch.no_grad()
+    def __call__(self, loss: WindowLoss | None, at: Step) -> tuple[T, float]:
+        """The result as it is, and its loss on the held-out sequences where there is one."""
+        if not isinstance(self.trainee, Trainee):
+            self.trainee.total = at.total
+            snapshot: tuple[T, float] = self.trainee.snapshot(max(1, at.number))
+            return snapshot
+        try:
+            result, weights = self.trainee.result(at)
+            if loss is None:
+                return result, math.nan
+            held_out = partial(loss.held_out, weights)
+            return result, self.parts.fitting(self.batch, held_out)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise _no_room(self.window, at, error) from error
+
+
+def _no_room(window: Window, at: Step, error: Exception) -> RunFailed:
+    asked = asked_for(error)
+    want = f" ({asked} were asked for)" if asked else ""
+    return RunFailed(
+        f"no room in memory for step {at.number} of {at.total} of {window.name}, even with one "
+        f"sequence at a time{want}"
+    )

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,6 +56,11 @@ def permllm() -> Call:
     return call
 
 
+def unignore() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """The same without waiting for its end; what is left is killed after the test."""
@@ -72,7 +76,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             text=True,
             # Tests that run in the background of a shell ignore interruptions, and what they
             # start would, too.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=unignore,
         )
         begun.append(process)
         return process

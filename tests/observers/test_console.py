@@ -54,7 +54,7 @@ def test_interruption_says_where_it_was(tmp_path: Path, narrate_plain, texts) ->
     narrator.permllm_progress(plan.runs[0], "learning, layers 0 to 29", 23, 64)
     narrator.permllm_plan_failed(plan.runs[0], KeyboardInterrupt())
     last = texts(lines)[-1]
-    assert last == "interrupted: run 2 of 3: seed=1, learning, layers 0 to 29 (23 of 64)"
+    assert last == "stopped: run 2 of 3: seed=1, learning, layers 0 to 29 (23 of 64)"
 
 
 def test_log_line_has_the_training_figures(tmp_path: Path, narrate_plain, texts) -> None:
@@ -75,7 +75,7 @@ def test_interrupted_plan_leaves_no_live_area(tmp_path: Path, live) -> None:
     told = narrator_hooks(narrator)
     lead_to_an_interruption(toy_plan(tmp_path), told)
     assert display.live is None
-    assert "interrupted: run 2 of 3: seed=1" in screen.getvalue()
+    assert "stopped: run 2 of 3: seed=1" in screen.getvalue()
 
 
 def narrator_hooks(narrator: Narrator):

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import attrs
 import pytest
 
 from permllm.observers.events import Events
 from permllm.observers.mlflow import IDS, Mlflow
+from permllm.results import Results, RunResult
 from permllm.runs.events import read_events
 from permllm.testing.observers import lead_through, lead_to_an_interruption, toy_plan
 
@@ -172,7 +182,7 @@ def bad_uris(folder: Path) -> dict[str, str]:
 def test_failing_store_is_one_warning_and_the_run_goes_on(
     tell: Callable[..., Any], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("permllm.observers.outbox.PATIENCE", 0.1)
     (tmp_path / "text.db").write_text("this is no database, whatever it is called\n" * 50)
     out = tmp_path / "run"
     told = tell(out, Events(), Mlflow(uri=bad_uris(tmp_path)[kind]))
@@ -195,6 +205,7 @@ def test_store_that_breaks_in_the_middle_is_one_warning(
     out = runs_folder / "fifth"
     told = tell(out, Events(), Mlflow(experiment="breaks"))
     monkeypatch.setattr(MlflowClient, "log_batch", locked)
+    monkeypatch.setattr("permllm.observers.outbox.PATIENCE", 0.1)
     lead_through(toy_plan(out), told.hook)
     assert len(told.warnings) == 1
     assert "database is locked" in told.warnings[0]
@@ -210,3 +221,179 @@ def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
     assert Mlflow().where(out) == "http://***@host:5000"
     assert Mlflow(uri="http://other").where(out) == "http://other"
+
+
+# --- stores that many use, and stores that are away --------------------------------------
+
+RECORDS = """\
+import sys
+from pathlib import Path
+from permllm.observers.mlflow import Mlflow
+from permllm.testing.observers import lead_through, toy_plan
+import pluggy
+from permllm import hookspecs
+out = Path(sys.argv[1])
+out.mkdir()
+Path(str(out) + ".ready").touch()
+while len(list(out.parent.glob("*.ready"))) < int(sys.argv[2]):
+    pass
+manager = pluggy.PluginManager(hookspecs.PROJECT)
+manager.add_hookspecs(hookspecs)
+manager.register(Mlflow().watch(out, lambda message: print(message, flush=True)))
+lead_through(toy_plan(out), manager.hook)
+"""
+
+
+def test_processes_that_start_together_on_a_new_store_lose_nothing(tmp_path: Path) -> None:
+    outs = [tmp_path / f"study{number}" for number in range(3)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", RECORDS, str(out), "3"],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for out in outs
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert said == ["", "", ""]
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        found = dict(database.execute("SELECT name, status FROM runs WHERE name LIKE 'study%'"))
+        (count,) = database.execute(
+            "SELECT count(*) FROM runs WHERE status = 'FINISHED'"
+        ).fetchone()
+    database.close()
+    assert found == dict.fromkeys((out.name for out in outs), "FINISHED")
+    assert count == 3 * 4
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "100%", "a%20b", "no #1", "a b"])
+def test_the_store_is_in_the_folder_whatever_it_is_called(
+    tell, tmp_path: Path, name: str, runs_folder: Path, finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    folder = tmp_path / name
+    folder.mkdir()
+    # A store with tables: to make them takes seconds.
+    shutil.copy(runs_folder / "mlflow.db", folder / "mlflow.db")
+    out = folder / "odd"
+    told = tell(out, Mlflow(experiment="of its own"))
+    lead_through(prepare(out), told.hook)
+    assert told.warnings == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["elsewhere", name])
+    assert list(elsewhere.iterdir()) == []
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        (status,) = database.execute("SELECT status FROM runs WHERE name = 'odd'").fetchone()
+    database.close()
+    assert status == "FINISHED"
+    assert list((folder / "mlartifacts").rglob("pipeline.yaml"))
+
+
+class Server:
+    """A tracking server of MLflow, in a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        words += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        words += ["--artifacts-destination", str(self.folder / "artifacts")]
+        self.process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+            start_new_session=True,
+        )
+
+    def wait_until_up(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urlopen(f"{self.uri}/health"):
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise TimeoutError
+
+    def stop(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, runs_folder: Path, finished) -> Iterator[Server]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(runs_folder / "mlflow.db", folder / "mlflow.db")
+    server = Server(folder)
+    server.start()
+    server.wait_until_up()
+    yield server
+    server.stop()
+
+
+def test_a_server_that_is_away_for_a_while_gets_everything_in_order(
+    tell, tmp_path: Path, server: Server
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    out = tmp_path / "run"
+    told = tell(out, Mlflow(uri=server.uri, experiment="away"))
+    plan = toy_plan(out)
+    told.hook.permllm_plan_started(plan=plan)
+    first, second = plan.runs
+    for number, run in enumerate((first, second)):
+        if number == 1:
+            server.stop()
+        told.hook.permllm_run_started(run=run)
+        for step in range(1, 1001):
+            told.hook.permllm_training_step(
+                run=run, window=0, stage="permutation", step=step, total=0,
+                figures={"loss": 1.0 / step},
+            )  # fmt: skip
+        if number == 1:
+            server.start()
+            server.wait_until_up()
+        told.hook.permllm_run_finished(run=run, result=RunResult(run.label, {}, 1.0, 1))
+    results = Results("toy", str(out), ())
+    told.hook.permllm_plan_finished(plan=plan, results=results)
+    assert told.warnings == []
+    client = MlflowClient(tracking_uri=server.uri)
+    runs = runs_of(client, "away")
+    assert {name: run.info.status for name, run in runs.items()} == dict.fromkeys(
+        ("run", first.label, second.label), "FINISHED"
+    )
+    for run in (first, second):
+        history = client.get_metric_history(runs[run.label].info.run_id, "loss")
+        assert [metric.step for metric in history] == list(range(1, 1001))
+
+
+def test_a_server_that_stays_away_is_one_warning_that_says_what_is_missing(
+    tell, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    told = tell(out, Mlflow(uri=server.uri, experiment="gone"))
+    plan = toy_plan(out)
+    told.hook.permllm_plan_started(plan=plan)
+    server.stop()
+    monkeypatch.setattr("permllm.observers.outbox.PATIENCE", 0.5)
+    run = plan.runs[0]
+    told.hook.permllm_run_started(run=run)
+    told.hook.permllm_run_finished(run=run, result=RunResult(run.label, {}, 1.0, 1))
+    told.hook.permllm_plan_failed(run=run, error=KeyboardInterrupt())
+    (warning,) = told.warnings
+    assert (
+        "missing there: the run 'seed=1', figures of 'seed=1', the end of 'seed=1', documents "
+        "and 1 more, and what follows." in warning
+    )

@@ -12,11 +12,13 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from permllm.api import run_plan
 from permllm.components import Evaluator, Metric
-from permllm.errors import UserError
+from permllm.errors import NoSpace, RunFailed, UserError
+from permllm.exporters.masked import Masked
 from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
 from permllm.results import Results
@@ -264,3 +266,56 @@ def test_runs_that_fail_for_the_users_input_are_marked_too(
     results = run(write_pipeline(matrix=matrix, layers={"permutation": "none"}), tmp_path / "out")
     assert results.runs[1].error is None
     assert "tokens" in str(results.runs[2].error)
+
+
+# --- disks that take nothing more ------------------------------------------------------
+
+SPACE = {
+    "the operating system": OSError(28, "No space left on device"),
+    "safetensors": SafetensorError("Error while serializing: I/O error: … (os error 28)"),
+    "a check": NoSpace("the export needs about 900 MiB and 64 MiB to spare"),
+}
+
+
+@pytest.mark.parametrize("whose", SPACE)
+def test_a_full_disk_stops_the_study_at_once_and_it_goes_on_later(
+    write_pipeline: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    orders = {"layers.permutation": ["none", CP]}
+    path, out, tried = write_pipeline(matrix=orders, evaluate=[]), tmp_path / "out", []
+
+    def full(self: Masked, context: Any, directory: Path) -> None:
+        tried.append(context.label)
+        raise SPACE[whose]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Masked, "export", full)
+        with pytest.raises(RunFailed, match=r"^the disk is full \(.*\); go on with --resume once "):
+            run(path, out)
+    assert tried == ["none"]
+    assert windows(out, "none")
+    assert not windows_exist(out, "cp")
+    results = run(path, out, resume=True)
+    assert not results.failed
+    assert (out / "runs" / "cp" / "exports" / "masked").is_dir()
+
+
+def windows_exist(out: Path, label: str) -> bool:
+    return any((out / "runs" / label).glob("windows/*.safetensors"))
+
+
+def test_another_error_of_the_operating_system_is_the_runs_own(
+    write_pipeline: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pipeline(matrix={"layers.permutation": ["none", CP]}, evaluate=[])
+    export, tried = Masked.export, []
+
+    def fails_once(self: Masked, context: Any, directory: Path) -> None:
+        tried.append(context.label)
+        if len(tried) == 1:
+            raise FileNotFoundError(2, "No such file")
+        export(self, context, directory)
+
+    monkeypatch.setattr(Masked, "export", fails_once)
+    results = run(path, tmp_path / "out")
+    assert [result.label for result in results.failed] == ["none"]

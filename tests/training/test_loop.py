@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import islice
 
 import attrs
@@ -170,14 +171,150 @@ def test_progress_is_told_before_the_first_step() -> None:
     assert seen == [("learning, layers 0 to 1", 0, 3)] * 2
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_ends_the_run(loss: float) -> None:
+class Troubled(Trainee[float]):
+    """A number that goes down the gradient of itself; what is given befalls its steps."""
+
+    def __init__(self, befalls: Mapping[int, Exception | float], gradient: bool = False) -> None:
+        self.befalls, self.gradient = dict(befalls), gradient
+        self.parameter = torch.tensor(10.0, requires_grad=True)
+        self.optimiser = torch.optim.SGD([self.parameter], lr=99.0, momentum=0.5)
+        self.number, self.made, self.sizes = 0, 0, []
+
+    def weights(self, at: Step) -> dict[str, Tensor]:
+        self.number, self.made = at.number, self.made + 1
+        return {"weight": self.parameter * 1.0}
+
+    def result(self, at: Step) -> tuple[float, dict[str, Tensor]]:
+        return self.parameter.item(), {}
+
+    def __call__(self, weights: dict[str, Tensor], rows: Tensor) -> Tensor:
+        """The loss of a step."""
+        self.sizes.append(len(rows))
+        trouble = self.befalls.get(self.number, 1.0)
+        if isinstance(trouble, Exception):
+            raise trouble
+        if self.gradient and not math.isfinite(trouble):
+            # The value is finite where the slope is not.
+            return (weights["weight"] * 0).sqrt() + 1.0
+        return weights["weight"] * trouble
+
+
+def overcome(
+    troubled: Troubled, steps: int = 8, batch: int = 4
+) -> tuple[float, list[str], list[dict[str, float]]]:
+    """The number, the warnings and the figures of its steps, at a rate of 1."""
+    window, warnings, seen = toy_window(sequences=8), [], []
+    window.on_warning = warnings.append
+    window.on_step = lambda step, total, figures: seen.append(figures)
+    number = train(
+        troubled,
+        window,
+        troubled,
+        rate=lambda step, steps: 1.0,
+        count=StepCount(steps),
+        batch=batch,
+        fresh=True,
+        best=False,
+    )
+    return number, warnings, seen
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped_and_the_rate_halved(
+    bad: float, gradient: bool
+) -> None:
+    troubled = Troubled({2: bad, 4: bad}, gradient)
+    number, warnings, seen = overcome(troubled, steps=5)
+    plain = torch.tensor(10.0, requires_grad=True)
+    optimiser = torch.optim.SGD([plain], lr=99.0, momentum=0.5)
+    for rate in (1.0, 0.5, 0.25):
+        optimiser.param_groups[0]["lr"] = rate
+        plain.grad = torch.tensor(1.0)
+        optimiser.step()
+    assert number == pytest.approx(plain.item())
+    assert [figures["learning_rate"] for figures in seen] == [1.0, 1.0, 0.5, 0.5, 0.25]
+    what = "gradient" if gradient else "loss"
+    assert warnings == [
+        f"layers 0 to 1: the {what} is not finite at step {step} of 5; the step is skipped, and "
+        "the learning rate halved from now on"
+        for step in (2, 4)
+    ]
+
+
+def test_the_fourth_step_that_is_not_finite_ends_the_run() -> None:
+    troubled = Troubled(dict.fromkeys((1, 3, 5, 6), math.nan))
     message = (
-        f"^the loss of layers 0 to 1 is {loss} at step 1; "
-        "a smaller learning_rate or float32 may help$"
+        r"^the loss of layers 0 to 1 is not finite at step 6 of 8, after 3 others that were "
+        r"skipped; a smaller learning_rate or float32 may help$"
     )
     with pytest.raises(RunFailed, match=message):
-        run(Course({}, loss), toy_window(sequences=8))
+        overcome(troubled)
+    assert math.isfinite(troubled.parameter.item())
+
+
+def test_a_training_without_any_step_is_no_training() -> None:
+    with pytest.raises(RunFailed, match=r"^no step of layers 0 to 1 had a finite loss"):
+        overcome(Troubled({1: math.nan, 2: math.nan}), steps=2)
+
+
+class Tight(Troubled):
+    """Memory has room for so many sequences at a time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__({})
+        self.most = most
+
+    def __call__(self, weights: dict[str, Tensor], rows: Tensor) -> Tensor:
+        if len(rows) > self.most:
+            self.sizes.append(len(rows))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+        return super().__call__(weights, rows) * (1 + rows.double().mean())
+
+
+def test_a_step_without_room_is_made_in_parts() -> None:
+    wide, tight = Tight(4), Tight(1)
+    number, warnings, seen = overcome(wide, steps=3)
+    assert warnings == []
+    again, warnings, figures = overcome(tight, steps=3)
+    assert again == pytest.approx(number)
+    assert [one["loss"] for one in figures] == pytest.approx([one["loss"] for one in seen])
+    assert (wide.sizes, tight.sizes) == ([4] * 3, [4, 2] + [1] * 12)
+    # Weights may be made of random numbers: once a step.
+    assert tight.made == 3
+    assert warnings == [
+        "layers 0 to 1: 4 sequences at once do not fit into memory (2.50 GiB were asked for); a "
+        "learning step adds up the gradients of parts of 1, which is the same step up to rounding"
+    ]
+
+
+def test_a_step_without_room_for_one_sequence_ends_the_run() -> None:
+    message = (
+        "^no room in memory for step 1 of 3 of layers 0 to 1, even with one sequence at a time "
+        r"\(2\.50 GiB were asked for\)$"
+    )
+    with pytest.raises(RunFailed, match=message):
+        overcome(Tight(0), steps=3)
+
+
+def test_other_errors_of_a_step_stay_as_they_are() -> None:
+    error = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError) as caught:
+        overcome(Troubled({1: error}))
+    assert caught.value is error
+
+
+def test_held_out_sequences_are_looked_at_in_parts_where_memory_is_short() -> None:
+    class Look(Course):
+        def held_out(self, weights: dict[str, Tensor], batch: int) -> float:
+            value = super().held_out(weights, batch)
+            if batch > 1:
+                raise MemoryError
+            return value
+
+    course = Look({0: 3.0, 2: 1.0, 4: 0.5, 6: 0.7})
+    assert run(course, toy_window(sequences=8))[0] == 4
+    assert course.judged_by == [2, 1, 1, 1, 1]
 
 
 def test_fresh_sequences_are_not_repeated() -> None:

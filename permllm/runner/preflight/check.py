@@ -239,18 +239,25 @@ def check_disk(cost: Estimate, out: Path) -> list[str]:
     """A warning where the run's folder would nearly fill the disk.
 
     Raises:
-        UserError: it does not fit.
+        UserError: windows and exports of all runs do not fit beside what is there already.
     """
     free = shutil.disk_usage(existing_parent(out)).free
-    if cost.disk_bytes > free:
+    needed = max(0, cost.disk_bytes - written(out / "runs"))
+    if needed > free:
         raise UserError(
-            f"not enough disk space: about {memory(cost.disk_bytes)} are needed in {out}, "
-            f"{memory(free)} are free",
+            f"not enough disk space: windows and exports of {cost.runs} pruned run"
+            f"{'s' * (cost.runs != 1)} need about {memory(needed)} in {out}, with what is to be "
+            f"left free; {memory(free)} are free",
             hint="choose an --out on another disk, or fewer runs and exports",
         )
-    if 1.1 * cost.disk_bytes > free:
+    if 1.1 * needed > free:
         return [f"the disk will be nearly full: {memory(free)} are free at {out}"]
     return []
+
+
+def written(folder: Path) -> int:
+    """Bytes of the files that a folder holds already."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def available_memory() -> int:

@@ -13,6 +13,7 @@ import attrs
 import torch
 
 from permllm.contexts.cost import ComponentCost, Workload
+from permllm.formats.export_files import SPARE_BYTES
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.calibration import wished_sequences
@@ -49,7 +50,7 @@ class Estimate:
         seconds: all runs, evaluation included.
         memory_bytes: at the peak.
         least_memory_bytes: what it needs in any case: the weights, dense and pruned.
-        disk_bytes: of the run's folder.
+        disk_bytes: of the run's folder, with what exports want to be left on the disk.
     """
 
     parameters: int
@@ -93,16 +94,24 @@ def estimate(plan: Plan, shape: ModelShape, number_bytes: int, speed: float) -> 
     least = PROGRAM_BYTES + number_bytes * (shape.parameters + shape.pruned)
     least += max((stream_bytes(p, shape, number_bytes) for p in pipelines), default=0)
     working = max((working_bytes(p, shape, number_bytes) for p in pipelines), default=0)
-    # The windows' files, and every export with all weights.
-    kept = number_bytes * (shape.pruned + len(plan.pipeline.export) * shape.parameters)
+    spare = SPARE_BYTES if any(pipeline.export for pipeline in pipelines) else 0
     return Estimate(
         parameters=shape.parameters,
         runs=len(plan.runs),
         seconds=operations / speed + training + search_seconds(plan, shape),
         memory_bytes=least + working,
         least_memory_bytes=least,
-        disk_bytes=kept * len(plan.runs),
+        disk_bytes=sum(kept_bytes(p, shape, number_bytes) for p in pipelines) + spare,
     )
+
+
+def kept_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> int:
+    """What a run leaves on the disk: the files of its windows, and every export."""
+    exports = (
+        exporter.stored_bytes(shape.parameters, shape.pruned, number_bytes, pipeline.pattern)
+        for exporter in pipeline.export
+    )
+    return number_bytes * shape.pruned + sum(exports)
 
 
 def workload_of(pipeline: Pipeline, shape: ModelShape) -> Workload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,8 +54,22 @@ def test_memory() -> None:
 
 def test_disk(tmp_path: Path) -> None:
     assert check.check_disk(attrs.evolve(FOUND, disk_bytes=1), tmp_path / "a/b") == []
-    with pytest.raises(UserError, match="not enough disk space"):
+    message = r"not enough disk space: windows and exports of 3 pruned runs need about"
+    with pytest.raises(UserError, match=message):
         check.check_disk(attrs.evolve(FOUND, disk_bytes=10**18), tmp_path / "a/b")
+
+
+def test_what_a_run_has_written_is_not_needed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    cost = attrs.evolve(FOUND, disk_bytes=3000)
+    with pytest.raises(UserError, match="not enough disk space"):
+        check.check_disk(cost, tmp_path)
+    (tmp_path / "runs/cp").mkdir(parents=True)
+    (tmp_path / "runs/cp/file").write_bytes(bytes(2500))
+    assert check.check_disk(cost, tmp_path) == []
 
 
 def test_available_memory_is_that_of_this_machine() -> None:

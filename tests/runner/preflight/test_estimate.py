@@ -86,8 +86,23 @@ def test_small_windows_need_less_memory_at_the_peak() -> None:
 
 
 def test_disk_holds_windows_and_exports() -> None:
-    assert of().disk_bytes == 4 * (106_000_000 + 135_000_000)
-    assert of(export=[]).disk_bytes == 4 * 106_000_000
+    # An export leaves 64 MiB free.
+    windows, weights, spare = 4 * 106_000_000, 4 * 135_000_000, 64 * 2**20
+    assert of(export=[]).disk_bytes == windows
+    assert of().disk_bytes == windows + weights + spare
+    half = {"name": "permuted", "dtype": "bfloat16"}
+    assert of(export=["masked", half]).disk_bytes == windows + 1.5 * weights + spare
+    # Of the pruned weights half the values, and two bits for each that stays.
+    packed = 4 * (135_000_000 - 106_000_000) + 106_000_000 * (2 + 1 / 8)
+    assert of(export=["sparse"]).disk_bytes == windows + packed + spare
+
+
+def test_disk_is_that_of_all_runs_whatever_each_exports() -> None:
+    one, other = plan(export=[]), plan(export=["masked"])
+    both = attrs.evolve(one, runs=one.runs + other.runs)
+    assert costs.estimate(both, SHAPE, 4, 1e11).disk_bytes == (
+        of().disk_bytes + of(export=[]).disk_bytes
+    )
 
 
 def test_huge_calibration_needs_memory_in_any_case() -> None:

@@ -1,0 +1,140 @@
+"""A learning step: the gradient of its sequences, at once or in parts, and whether it is a number.
+
+The window's weights are made once for a step, however many parts it has, since making them may draw
+random numbers. A part's backward pass ends at the weights. What arrives there is added up and
+goes on to the parameters once.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import attrs
+import torch
+from torch import Tensor
+
+from permllm.exhaustion import asked_for, out_of_memory
+
+R = TypeVar("R")
+
+Loss = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+"""From weights by linear and the rows ``LongTensor[b]`` to a mean over these sequences."""
+
+
+@attrs.define
+class Parts:
+    """How many sequences go through the window at once: as many as memory has room for.
+
+    Attributes:
+        warn: is told once that they have to be fewer than were wanted.
+        most: what has been found to fit; None as long as nothing has failed.
+    """
+
+    warn: Callable[[str], None]
+    most: int | None = None
+
+    def fitting(self, sequences: int, work: Callable[[int], R]) -> R:
+        """``work(size)`` with all ``sequences`` at once, or half of them, or a quarter, …
+
+        Raises:
+            Exception: what ``work`` raises other than for want of memory; and that, too, if it
+                was given a single sequence.
+        """
+        size = min(sequences, self.most or sequences)
+        asked = None
+        while True:
+            try:
+                result = work(size)
+                break
+            except Exception as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+                asked = asked_for(error) or asked
+            # The error is gone, and with it the tensors of the frames that it held.
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            size = (size + 1) // 2
+        if size < sequences:
+            self._remember(size, sequences, asked)
+        return result
+
+    def _remember(self, size: int, sequences: int, asked: str | None) -> None:
+        if self.most is None:
+            want = f" ({asked} were asked for)" if asked else ""
+            self.warn(
+                f"{sequences} sequences at once do not fit into memory{want}; a learning step adds "
+                f"up the gradients of parts of {size}, which is the same step up to rounding"
+            )
+        self.most = size
+
+
+def add_gradients(loss: Loss, weights: Mapping[str, Tensor], rows: Tensor, size: int) -> Tensor:
+    """Give the parameters under ``weights`` the gradient of ``loss(weights, rows)``.
+
+    Args:
+        loss: a mean over sequences that are equally long.
+        weights: by linear; those without a gradient take part.
+        rows: ``LongTensor[b]``.
+        size: how many of them go through the window at once.
+
+    Returns:
+        the loss, without a gradient.
+    """
+    arrived: dict[str, Tensor] = {}
+    cut = {name: _cut(weight, name, arrived) for name, weight in weights.items()}
+    total: Tensor | None = None
+    for part in rows.split(size):
+        value = loss(cut, part)
+        if len(part) < len(rows):
+            value = value * (len(part) / len(rows))
+        value.backward()
+        total = value.detach() if total is None else total + value.detach()
+    assert total is not None
+    if arrived:
+        torch.autograd.backward([weights[name] for name in arrived], list(arrived.values()))
+    return total
+
+
+def all_finite(loss: Tensor, parameters: Iterable[Tensor]) -> bool:
+    """Whether a loss and the gradients of all parameters are numbers."""
+    largest = [
+        torch.linalg.vector_norm(parameter.grad, math.inf).to(loss.device, torch.float32)
+        for parameter in parameters
+        if parameter.grad is not None and parameter.grad.numel()
+    ]
+    return bool(torch.stack([loss.float(), *largest]).isfinite().all())
+
+
+def parameters_of(optimiser: torch.optim.Optimizer) -> Iterable[Tensor]:
+    """Everything that an optimiser moves."""
+    for settings in optimiser.param_groups:
+        yield from settings["params"]
+
+
+class _Cut(torch.autograd.Function):
+    """Passes a tensor on, and keeps the gradient that comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, keep: Callable[[Tensor], None]) -> Tensor:
+        ctx.keep = keep
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        ctx.keep(gradients[0])
+        return None, None
+
+
+def _cut(weight: Tensor, name: str, arrived: dict[str, Tensor]) -> Tensor:
+    if not weight.requires_grad:
+        return weight
+
+    def keep(gradient: Tensor) -> None:
+        arrived[name] = arrived[name] + gradient if name in arrived else gradient
+
+    cut: Tensor = _Cut.apply(weight.detach().requires_grad_(), keep)
+    return cut
