@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / PIPELINE).write_text("name: tiny\n")
     cache = Cache(tmp_path / CACHE)
     for kind, key in (("windows", "a"), ("windows", "b"), ("figures", "c")):
-        cache.put(kind, key, ".txt", lambda path: path.write_text("x" * 100) and None)
+        cache.put(kind, key * 64, ".json", lambda path: path.write_text("x" * 100) and None)
     return tmp_path
 
 

@@ -61,6 +61,16 @@ def dense_reference(problem: dict, soft: list[torch.Tensor]) -> torch.Tensor:
     return torch.zeros_like(moved).index_copy(0, start, moved)
 
 
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=4))
+def test_runs_follow_one_another(sizes: list[tuple[int, int]]) -> None:
+    local = [torch.stack([torch.randperm(size) for _ in range(count)]) for count, size in sizes]
+    blocks = [block for run in local for block in run]
+    offsets = [sum(map(len, blocks[:index])) for index in range(len(blocks))]
+    expected = [offset + place for offset, block in zip(offsets, blocks, strict=True)
+                for place in block.tolist()]  # fmt: skip
+    assert run_permutation(local).tolist() == expected
+
+
 @settings(max_examples=60, deadline=None)
 @given(problems())
 def test_equals_the_dense_formulation(problem: dict) -> None:

@@ -13,7 +13,15 @@ from torch import Tensor
 from permllm.core.patterns import Pattern, retained_score
 from permllm.core.permutations import identity, is_permutation
 from permllm.core.retained import CPU_ELEMENTS, channelwise
-from permllm.core.tabu import TENURE, WALKS, Walks, step_comparisons, tabu_search, walks_at_once
+from permllm.core.tabu import (
+    TENURE,
+    WALKS,
+    Walks,
+    _worth,
+    step_comparisons,
+    tabu_search,
+    walks_at_once,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -185,3 +193,14 @@ def test_walks_are_made_on_the_scores_device() -> None:
             results.append((gains, walks.permutations, walks.worth, walks.until))
     for plain, other in zip(*results, strict=True):
         assert torch.equal(plain, other)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
+def test_the_worth_of_a_channel_is_what_exceeds_each_threshold(
+    walks: int, places: int, channels: int, outputs: int
+) -> None:
+    threshold, scores = torch.rand(walks, places, outputs), torch.rand(walks, channels, outputs)
+    worth = _worth(threshold, scores)
+    for walk, place, channel in itertools.product(*map(range, (walks, places, channels))):
+        expected = torch.maximum(threshold[walk, place], scores[walk, channel]).sum()
+        torch.testing.assert_close(worth[walk, place, channel], expected)

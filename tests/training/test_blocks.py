@@ -96,6 +96,15 @@ def test_each_group_gets_its_runs_back() -> None:
         assert torch.equal(torch.cat(pieces), whole)
 
 
+def test_what_groups_have_is_made_for_each_size_of_blocks() -> None:
+    groups = blocked(toy_window())
+    sizes = {size for group in groups.groups for size, _ in group.runs}
+    made = groups.per_group(lambda count, size: torch.tensor([count, size]))
+    assert {size: tensor.tolist() for size, tensor in made.by_size.items()} == {
+        size: [sum(size in dict(group.runs) for group in groups.groups), size] for size in sizes
+    }
+
+
 def test_what_a_group_has_is_repeated_for_its_blocks() -> None:
     groups = blocked(toy_window())
     numbers = groups.per_group(lambda count, size: torch.arange(count).float())

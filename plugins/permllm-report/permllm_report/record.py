@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ from typing import Any
 import attrs
 
 from permllm.errors import UserError, did_you_mean
+from permllm.files import read_sealed
 from permllm.report.history import Series, training_history, window_starts
 from permllm.results import DENSE, LayerReport, Results, RunResult
 from permllm.runs.events import read_events
 from permllm.runs.folder import ENVIRONMENT, PIPELINE, RESULTS, finished_runs, unique_slugs
+from permllm.runs.records import read_results
 from permllm.runs.windows import load_window, window_path
 
 Event = Mapping[str, Any]
@@ -107,7 +108,7 @@ def read_record(out: Path, results: Results | None = None) -> Record:
     """
     _check_folder(out, known=results is not None)
     if results is None and (out / RESULTS).exists():
-        results = read_results(out / RESULTS)
+        results = read_results(out / RESULTS, older=True)
     events = read_events(out)
     labels = [run.label for run in results.runs] if results else _planned(out, events)
     return Record(
@@ -116,23 +117,12 @@ def read_record(out: Path, results: Results | None = None) -> Record:
         runs=tuple(_runs(out, labels, results, events)),
         failure=None if results else _failure(events, None),
         pipeline=_text(out / PIPELINE),
-        environment=_json(out / ENVIRONMENT) if (out / ENVIRONMENT).exists() else {},
+        environment=read_sealed(out / ENVIRONMENT, older=True)
+        if (out / ENVIRONMENT).exists()
+        else {},
         warnings=tuple(dict.fromkeys(_said(events, "warning", "message"))),
         last_change=next(_times(reversed(events)), ""),
     )
-
-
-def read_results(path: Path) -> Results:
-    """The results in a file that permllm wrote.
-
-    Raises:
-        UserError: the file is damaged, or is none.
-    """
-    data = _json(path)
-    try:
-        return Results.from_dict(data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not hold the results of this version of permllm") from error
 
 
 def _check_folder(out: Path, *, known: bool) -> None:
@@ -191,7 +181,7 @@ def _planned(out: Path, events: Sequence[Event]) -> list[str]:
 def _own_result(directory: Path) -> RunResult | None:
     """The result that a run keeps in its own folder once it has ended."""
     path = directory / "result.json"
-    return read_results(path).runs[0] if path.exists() else None
+    return read_results(path, older=True).runs[0] if path.exists() else None
 
 
 def _unfinished(
@@ -275,10 +265,3 @@ def _pipeline_name(out: Path, events: Sequence[Event]) -> str:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
