@@ -10,6 +10,7 @@ import click
 
 from permllm.cli.errors import debug_option
 from permllm.errors import RunFailed, UserError
+from permllm.printing import echo, marked
 
 if TYPE_CHECKING:
     from permllm.runner.caching.store import Cache
@@ -37,7 +38,7 @@ def list_entries(folder: Path) -> None:
         own = [entry for entry in entries if entry.kind == kind]
         used = datetime.fromtimestamp(max(entry.used for entry in own))
         table.add_row(
-            kind, str(len(own)), _size(sum(e.bytes for e in own)), f"{used:%Y-%m-%d %H:%M}"
+            marked(kind), str(len(own)), _size(sum(e.bytes for e in own)), f"{used:%Y-%m-%d %H:%M}"
         )
     table.add_section()
     table.add_row("all", str(len(entries)), _size(sum(entry.bytes for entry in entries)), "")
@@ -61,7 +62,7 @@ def prune(folder: Path, limit: float) -> None:
     abandoned = cache.sweep()
     removed = cache.make_room(int(limit * 1e9))
     left = cache.entries()
-    click.echo(
+    echo(
         f"removed {len(removed)} entries ({_size(sum(entry.bytes for entry in removed))}) and "
         f"{abandoned} unfinished files; {len(left)} entries "
         f"({_size(sum(entry.bytes for entry in left))}) stay"
@@ -81,10 +82,10 @@ def verify(folder: Path) -> None:
         count += 1
         if is_damaged:
             damaged.append(entry)
-            click.echo(f"damaged: {entry.path}")
+            echo(f"damaged: {entry.path}")
     if damaged:
         raise RunFailed(f"{len(damaged)} of {count} entries are damaged")
-    click.echo(f"all {count} entries are whole")
+    echo(f"all {count} entries are whole")
 
 
 def _open(folder: Path) -> Cache:

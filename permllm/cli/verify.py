@@ -11,6 +11,7 @@ import click
 from permllm.cli.errors import debug_option
 from permllm.cli.opening import model_source, open_model
 from permllm.errors import UserError
+from permllm.printing import echo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,12 +58,12 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
     manifest = read_manifest(directory)
     check_folder(directory, manifest)
     if not manifest.contents:
-        click.echo(
+        echo(
             "warning: the version that exported this listed no files, so tensors alone are checked",
             err=True,
         )
     if card_is_edited(directory, manifest):
-        click.echo("note: README.md was edited after the export", err=True)
+        echo("note: README.md was edited after the export", err=True)
     wrong = {name: why for name, why in check_files(directory, manifest) if why}
     if wrong:
         name, why = next(iter(wrong.items()))
@@ -90,21 +91,21 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
     if text is not None and perplexities is not None:
         facts["perplexity"] = dict(zip(("export", str(against)), perplexities, strict=True))
     if as_json:
-        click.echo(json.dumps({"directory": str(directory), **facts}))
+        echo(json.dumps({"directory": str(directory), **facts}))
     else:
         if manifest.contents:
-            click.echo(f"{len(manifest.contents)} files are those that were exported, and no more")
-        click.echo(f"{len(manifest.tensors)} tensors are those that were exported")
-        click.echo(f"{counted} of them are {' and '.join(patterns)} in stored order")
+            echo(f"{len(manifest.contents)} files are those that were exported, and no more")
+        echo(f"{len(manifest.tensors)} tensors are those that were exported")
+        echo(f"{counted} of them are {' and '.join(patterns)} in stored order")
         for name, agreement in agreements.items():
             what = "those recorded at the export" if name == "recorded" else f"those of {name}"
-            click.echo(
+            echo(
                 f"logits differ from {what} by {agreement.difference:.2g} of the largest; "
                 f"{agreement.argmax:.2%} of the most likely tokens are the same"
             )
         if text is not None and perplexities is not None:
             ours, theirs = perplexities
-            click.echo(f"perplexity on {text} is {ours:.6g}; that of {against} is {theirs:.6g}")
+            echo(f"perplexity on {text} is {ours:.6g}; that of {against} is {theirs:.6g}")
     for name, agreement in agreements.items():
         if not agreement.holds:
             whose = "what was recorded at the export" if name == "recorded" else name

@@ -110,10 +110,14 @@ def _foreign(field: str, name: str, path: Path) -> UserError:
 
 
 def _check_size(field: str, value: Any, path: Path) -> None:
-    """Refuse sizes that are no numbers, and more layers than any model has."""
+    """Refuse sizes and types that are none, and more layers than any model has."""
     key = field.rpartition(".")[2]
     if value is None:
         return
+    if key in ("dtype", "torch_dtype") and not isinstance(value, str | Mapping):
+        raise UserError(
+            f"'{field}' must be a text such as 'bfloat16', not {str(value)[:40]!r}", file=str(path)
+        )
     if key in _WHOLE and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise UserError(
             f"'{field}' must be a positive whole number, not {str(value)[:40]!r}", file=str(path)

@@ -114,6 +114,8 @@ def test_an_adapter_is_refused(folder: Path) -> None:
         {"num_hidden_layers": [2]},
         {"num_hidden_layers": True},
         {"num_hidden_layers": 2.5},
+        {"dtype": 7},
+        {"torch_dtype": []},
         {"hidden_size": -5},
         {"vocab_size": {}},
         {"num_hidden_layers": 200_000},

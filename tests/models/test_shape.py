@@ -38,3 +38,11 @@ def test_sizes_are_those_of_the_built_model(config: PretrainedConfig) -> None:
 def test_model_that_is_no_language_model() -> None:
     with pytest.raises(UserError, match="no causal language model"):
         model_shape(ViTConfig())
+
+
+def test_sizes_that_do_not_go_together_are_the_users_to_mend() -> None:
+    # Its own code divides by the heads.
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
+    config.num_key_value_heads = 0
+    with pytest.raises(UserError, match="no causal language model can be built"):
+        model_shape(config)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from permllm.observers.console import Narrator
+from permllm.observers.displays import LineDisplay
 from permllm.testing.observers import toy_plan
 
 
@@ -61,3 +64,17 @@ def test_live_display_stops_when_a_run_fails(tmp_path: Path, live) -> None:
     narrator.permllm_plan_failed(None, RuntimeError("x"))
     assert display.live is None
     assert "failed: loading the model" in screen.getvalue()
+
+
+@pytest.mark.parametrize("style", ["", "red"])
+def test_names_are_no_commands_to_the_terminal(live, style: str) -> None:
+    display, screen, _ = live()
+    try:
+        display.line("a \x1b]0;title\x07 [/b]", style)
+    finally:
+        display.close()
+    assert r"a \x1b]0;title\x07 [/b]" in screen.getvalue()
+    assert "\x1b]0" not in screen.getvalue()
+    written: list[str] = []
+    LineDisplay(written.append).line("a \x1b[2J")
+    assert written[0].endswith(r" a \x1b[2J" + "\n")

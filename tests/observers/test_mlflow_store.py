@@ -49,3 +49,15 @@ def test_the_file_of_a_store() -> None:
     assert sqlite_file(sqlite_uri(odd)) == odd
     for other in ("http://host:5000", "sqlite://", "sqlite:///:memory:", "postgresql://h/db"):
         assert sqlite_file(other) is None
+
+
+def test_an_error_is_one_line_without_secrets() -> None:
+    uri = "https://me:hush-hush@host?token=s3cret"
+    error = ConnectionError(
+        f"no route to {uri}/api (url: /?token=s3cret/api, as me:hush-hush)\nmore"
+    )
+    said = first_line(error, uri)
+    assert "hush-hush" not in said
+    assert "s3cret" not in said
+    assert said.startswith("no route to https://***@host")
+    assert first_line(ValueError(), uri) == "ValueError"

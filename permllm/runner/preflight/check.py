@@ -83,11 +83,11 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
         pipeline.model.check()
     for run in (plan.dense, *plan.runs):
         check_components(run.pipeline, path)
-    config = read_config(pipeline.model)
     with blaming(path, "model"):
+        config = read_config(pipeline.model)
         check_not_quantised(pipeline.model, config)
-    trust = getattr(pipeline.model, "trust_remote_code", False)
-    shape = model_shape(config, trust_remote_code=trust)
+        trust = getattr(pipeline.model, "trust_remote_code", False)
+        shape = model_shape(config, trust_remote_code=trust)
     for run in plan.runs:
         check_patterns(run.pipeline, shape)
         check_lengths(run.pipeline, shape)
