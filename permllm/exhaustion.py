@@ -81,8 +81,21 @@ def _quoted(message: str) -> int | None:
 
 
 def too_many_files(error: BaseException) -> bool:
-    """Whether the process has as many files open as it may."""
-    return any(
-        isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
-        for cause in causes(error)
-    )
+    """Whether the process has as many files open as it may.
+
+    Python's imports pass over files that they cannot open, and then miss a module or an encoding.
+    """
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        if os.strerror(errno.EMFILE).lower() in str(cause).lower():
+            return True
+    return isinstance(error, LookupError | ImportError) and not _can_open()
+
+
+def _can_open() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    return True

@@ -208,7 +208,7 @@ def permllm_training_step(
 
     ``stage`` is ``"permutation"`` or ``"pruner"``: the kind of what trains. ``figures``
     holds ``loss`` and what else it reports, such as ``temperature``, ``learning_rate``
-    and, where it was measured, ``held_out_loss``::
+    and, where it was measured, ``held_out_loss``. A loss may be NaN: such a step was skipped::
 
         @permllm.hookimpl
         def permllm_training_step(step, figures):

@@ -101,7 +101,40 @@ def test_a_disk_that_can_only_be_read_and_errors_that_are_none() -> None:
     assert cannot_write(RuntimeError("28")) is None
 
 
+NONE_LEFT = """\
+import os
+from permllm.exhaustion import too_many_files
+print(too_many_files(LookupError("unknown encoding: utf-7")))
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+try:
+    b"x".decode("utf-7")
+except Exception as error:
+    print(type(error).__name__, too_many_files(error))
+unknown = LookupError("unknown encoding: utf-7"), ModuleNotFoundError("no module"), ValueError()
+print(*map(too_many_files, unknown))
+"""
+
+
+def test_what_python_misses_where_it_can_open_no_file() -> None:
+    command = [sys.executable, "-c", NONE_LEFT]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, codec, others = done.stdout.splitlines()
+    assert before == "False"
+    # Depending on what Python has looked at before, it passes over the error or raises it.
+    assert codec in ("LookupError True", "OSError True")
+    assert others == "True True False"
+
+
 def test_too_many_open_files() -> None:
+    mapped = RuntimeError("unable to mmap 128 bytes: Too many open files (24)")
+    assert too_many_files(mapped)
     error = LookupError("unknown encoding: utf-8-sig")
     error.__context__ = OSError(errno.EMFILE, "Too many open files")
     assert too_many_files(error)

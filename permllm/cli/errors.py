@@ -29,6 +29,7 @@ import click
 
 from permllm.cli.interrupts import Interrupted, interruptible
 from permllm.errors import DeprecatedWarning, PermllmError, RunFailed, UserError, causes
+from permllm.exhaustion import too_many_files
 from permllm.printing import echo
 
 FAILED, WRONG_INPUT = 1, 2
@@ -122,6 +123,10 @@ def report(error: BaseException, *, debug: bool) -> int:
     kept = f"state kept; go on with: {resume}" if resume else None
     if isinstance(cause, RunFailed):
         _say(f"error: {cause}", kept)
+        return FAILED
+    if too_many_files(cause):
+        how = "allow it more: ulimit -n 1024"
+        _say("error: too many open files: this process may open no more", f"hint: {how}", kept)
         return FAILED
     first_line = str(cause).strip().partition("\n")[0]
     again = None if debug else "run again with --debug for the traceback"

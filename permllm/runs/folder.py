@@ -60,22 +60,38 @@ def numbered(path: Path) -> Iterator[Path]:
 
 
 def latest_unfinished(name: str, runs: Path = Path("runs")) -> Path:
-    """The newest folder of this pipeline that has no results yet.
+    """The newest folder of the pipeline of this name that has no results yet.
 
     Raises:
         UserError: there is none.
     """
-    folders = sorted(
-        path
+    found = [
+        ((began[1], int(began[2] or 0)), path)
         for path in runs.glob(f"{slug(name)}-*")
-        if (path / PIPELINE).exists() and not (path / RESULTS).exists()
-    )
-    if not folders:
+        if (began := _BEGAN.fullmatch(path.name.removeprefix(slug(name))))
+        and not (path / RESULTS).exists()
+        and _pipeline_in(path) == name
+    ]
+    if not found:
         raise UserError(
             f"there is no unfinished run of '{name}' in {runs}/",
             hint="leave --resume out to start one, or name its folder with --out",
         )
-    return folders[-1]
+    return max(found)[1]
+
+
+_BEGAN = re.compile(r"-(\d{8}-\d{6})(?:-(\d+))?")
+"""What follows the name in that of a folder: when it was made, and a number to tell it apart."""
+
+
+def _pipeline_in(path: Path) -> str | None:
+    """The name of the pipeline that a folder belongs to; None if it is no run's folder."""
+    kept = path / PIPELINE
+    try:
+        data = load_plain_yaml(kept) if kept.exists() else {}
+    except UserError:
+        return None
+    return data.get("name") if isinstance(data, dict) else None
 
 
 def slug(label: str) -> str:

@@ -76,7 +76,10 @@ class Trainee(Generic[T]):
     optimiser: torch.optim.Optimizer
 
     def weights(self, at: Step) -> Mapping[str, Tensor]:
-        """The pruned weights ``[C_out, C_in]`` by linear; gradients flow to the parameters."""
+        """The pruned weights ``[C_out, C_in]`` by linear; gradients flow to the parameters.
+
+        Called once for a step, also where memory has room for a part of its sequences only.
+        """
         raise NotImplementedError
 
     def result(self, at: Step) -> tuple[T, Mapping[str, Tensor]]:
@@ -107,7 +110,8 @@ def train(
     Args:
         trainee: what is trained.
         window: gives the sequences; it is told of every step.
-        loss: of the window under the trainee's weights.
+        loss: of the window under the trainee's weights; a mean over the sequences that it is
+            given, since memory may have room for a part of them only.
         rate: the learning rate at a step, counted from 1, of so many.
         count: how many steps.
         batch: sequences per step; fewer where a time has no room for four steps.

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
 import click
 import pytest
 
@@ -71,3 +76,17 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], error: Ex
     said = capsys.readouterr().err
     assert "Traceback (most recent call last)" in said
     assert "--debug" not in said
+
+
+def test_too_many_open_files_are_said_so(permllm, project: Path) -> None:
+    command = [sys.executable, "-m", "permllm", "check", "tiny.yaml"]
+    done = subprocess.run(
+        command,
+        cwd=project,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (5, 5)),
+    )
+    assert done.returncode == 1
+    assert "error: too many open files: this process may open no more\n  hint: " in done.stderr
+    assert "ulimit -n" in done.stderr

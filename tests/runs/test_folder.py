@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permllm.runs.folder import unique_slugs
+from permllm.errors import UserError
+from permllm.runs.folder import latest_unfinished, new_folder, unique_slugs
+
+
+def begin(runs: Path, folder: str, name: str, *, finished: bool = False) -> Path:
+    path = runs / folder
+    path.mkdir(parents=True)
+    (path / "pipeline.yaml").write_text(f"permllm: 1\nname: {name}\n")
+    if finished:
+        (path / "results.json").write_text("{}")
+    return path
+
+
+def test_a_run_goes_on_in_the_latest_folder_of_its_own_pipeline(tmp_path: Path) -> None:
+    first = begin(tmp_path, "lcp-20261128-101500", "lcp")
+    begin(tmp_path, "lcp-long-20261129-101500", "lcp-long")
+    begin(tmp_path, "lcp-20261129-101500", "lcp", finished=True)
+    begin(tmp_path, "lcp-20261129-101600", "lcp!")
+    (tmp_path / "lcp-20261129-101700").mkdir()
+    (begin(tmp_path, "lcp-20261129-101800", "lcp") / "pipeline.yaml").write_text("name: [")
+    assert latest_unfinished("lcp", tmp_path) == first
+    second = begin(tmp_path, "lcp-20261128-101500-2", "lcp")
+    assert latest_unfinished("lcp", tmp_path) == second
+    tenth = begin(tmp_path, "lcp-20261128-101500-10", "lcp")
+    assert latest_unfinished("lcp", tmp_path) == tenth
+    begin(tmp_path, "lcp-20261127-101500-11", "lcp")
+    assert latest_unfinished("lcp", tmp_path) == tenth
+    with pytest.raises(UserError, match="no unfinished run of 'long'"):
+        latest_unfinished("long", tmp_path)
+
+
+def test_a_new_folder_is_found_again(tmp_path: Path) -> None:
+    path = new_folder("My study, 1st", tmp_path)
+    begin(tmp_path, path.name, "My study, 1st")
+    assert latest_unfinished("My study, 1st", tmp_path) == path
 
 
 @given(st.lists(st.text("ab-2! ", max_size=4), max_size=8))

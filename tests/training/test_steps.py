@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -156,3 +159,46 @@ def test_one_number_that_is_none_is_found(bad: float) -> None:
     other = torch.ones(2, dtype=torch.bfloat16, requires_grad=True)
     other.grad = torch.tensor([1.0, bad], dtype=torch.bfloat16)
     assert not all_finite(torch.tensor(1.0), [good, other])
+
+
+LIMITED = """\
+import resource, attrs, psutil, torch
+from permllm.pruners.distil import Distil
+from permllm.testing.windows import toy_window
+
+torch.set_num_threads(1)
+found = []
+for limited in (True, False):
+    window = toy_window(sequences=600, length=64)
+    window.sequences = attrs.evolve(window.sequences, calibration=600)
+    window.targets(torch.arange(602))
+    window.on_warning = print
+    weights = {}
+    for linear in window.linears:
+        chance = torch.rand(window.weight(linear).shape, generator=torch.Generator().manual_seed(1))
+        weights[linear] = window.weight(linear).detach() * (chance < 0.5)
+    pruner = Distil(steps=2, batch=512, select="last", precision="model")
+    if limited:
+        used = psutil.Process().memory_info().vms
+        resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, resource.RLIM_INFINITY))
+    found.append((pruner.update(window, weights), weights))
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+(one, before), (other, _) = found
+print(all(torch.allclose(one[name], other[name], atol=1e-5) for name in one))
+print(any(not torch.allclose(one[name], before[name], atol=1e-5) for name in one))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_process_with_little_memory_learns_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    warning, same, moved = done.stdout.splitlines()
+    assert warning.startswith("layers 0 to 1: 512 sequences at once do not fit into memory (")
+    assert (same, moved) == ("True", "True")

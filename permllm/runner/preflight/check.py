@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,16 @@ except ImportError:  # Windows
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux says how much memory a container may use."""
+
+MEMBERSHIP = Path("/proc/self/cgroup")
+"""Where it says to which control groups this process belongs."""
+
+VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+"""Of control groups: the files of limit and use, and what of the use makes room."""
+
+NO_LIMIT = 2**60
+"""Version 1 has a number even where there is no limit."""
 
 
 @attrs.frozen
@@ -83,6 +94,7 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
         pipeline.model.check()
     for run in (plan.dense, *plan.runs):
         check_components(run.pipeline, path)
+        check_held_out(run.pipeline, path)
     with blaming(path, "model"):
         config = read_config(pipeline.model)
         check_not_quantised(pipeline.model, config)
@@ -161,6 +173,24 @@ def check_components(pipeline: Pipeline, path: Path | None) -> None:
                 check = getattr(component, "check", None)
                 if check is not None:
                     check()
+
+
+def check_held_out(pipeline: Pipeline, path: Path | None) -> None:
+    """Refuse evaluators that compare on held-out sequences where there are none.
+
+    Raises:
+        UserError: it names the evaluators.
+    """
+    comparing = [one.name for one in pipeline.evaluate if one.compares]
+    if comparing and not pipeline.calibration.held_out:
+        with blaming(path, "calibration", "held_out"):
+            raise UserError(
+                f"held_out is 0, but {' and '.join(comparing)} compare"
+                f"{'s' * (len(comparing) == 1)} the pruned model with the dense one on held-out "
+                "sequences",
+                hint="set calibration.held_out to 1 or more, or take "
+                f"{' and '.join(comparing)} out of evaluate",
+            )
 
 
 def check_folder(out: Path) -> None:
@@ -263,7 +293,8 @@ def written(folder: Path) -> int:
 def available_memory() -> int:
     """Bytes that this process may still take: of the machine, its container and its limit."""
     limits = [psutil.virtual_memory().available]
-    if (container := container_memory(CGROUP)) is not None:
+    membership = MEMBERSHIP.read_text() if MEMBERSHIP.is_file() else ""
+    if (container := container_memory(CGROUP, membership)) is not None:
         limits.append(container)
     if resource is not None:
         address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -272,17 +303,45 @@ def available_memory() -> int:
     return max(0, min(limits))
 
 
-def container_memory(cgroup: Path) -> int | None:
-    """Bytes left of a Linux container's memory; None without a limit."""
+def container_memory(cgroup: Path, membership: str = "") -> int | None:
+    """Bytes left of the memory that Linux gives the process's control group; None without a limit.
+
+    Args:
+        cgroup: where control groups are mounted, of version 2 or 1.
+        membership: the text of ``/proc/self/cgroup``. Limits of the group itself and of those
+            around it count; a container sees its own as the outermost.
+    """
+    left = [
+        found
+        for root, group, files in _groups(cgroup, membership)
+        for folder in (group, *group.parents)
+        if folder.is_relative_to(root) and (found := _left(folder, files)) is not None
+    ]
+    return min(left, default=None)
+
+
+def _groups(cgroup: Path, membership: str) -> Iterator[tuple[Path, Path, tuple[str, str, str]]]:
+    """The root of each version's groups, the process's own group, and how its files are called."""
+    paths = {"": "/", "memory": "/"}
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for name in controllers.split(","):
+            paths[name] = path
+    for root, path, files in (
+        (cgroup, paths[""], VERSION_2),
+        (cgroup / "memory", paths["memory"], VERSION_1),
+    ):
+        yield root, root / path.lstrip("/"), files
+
+
+def _left(group: Path, files: tuple[str, str, str]) -> int | None:
+    """Bytes left of one control group."""
     try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-        statistics = dict(
-            line.split() for line in (cgroup / "memory.stat").read_text().splitlines()
-        )
+        limit, used = ((group / name).read_text().strip() for name in files[:2])
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        if limit == "max" or int(limit) >= NO_LIMIT:
+            return None
+        # Cached files count as used, but make room when memory is asked for.
+        return int(limit) - int(used) + int(statistics.get(files[2], 0))
     except (OSError, ValueError):
         return None
-    if limit == "max":
-        return None
-    # Cached files count as used, but make room when memory is asked for.
-    return int(limit) - used + int(statistics.get("inactive_file", 0))

@@ -86,6 +86,52 @@ def test_memory_of_a_container(tmp_path: Path) -> None:
     assert check.container_memory(tmp_path) == 5000
 
 
+def limit(folder: Path, version: int, limit: int | str, used: int, cached: int) -> None:
+    names = {2: ("max", "current", ""), 1: ("limit_in_bytes", "usage_in_bytes", "total_")}[version]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"memory.{names[0]}").write_text(f"{limit}\n")
+    (folder / f"memory.{names[1]}").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"cache 1\n{names[2]}inactive_file {cached}\n")
+
+
+@pytest.mark.parametrize(("version", "none"), [(1, 9223372036854771712), (2, "max")])
+def test_limits_of_both_versions_of_control_groups(
+    tmp_path: Path, version: int, none: int | str
+) -> None:
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    limit(root, version, none, 6000, 1000)
+    assert check.container_memory(tmp_path) is None
+    limit(root, version, 10000, 6000, 1000)
+    assert check.container_memory(tmp_path) == 5000
+    # Of a batch system: the group of the job is the limited one, that of the step is within it.
+    job = root / "slurm/job_7"
+    limit(job, version, 3000, 1000, 500)
+    limit(job / "step_0", version, none, 1000, 500)
+    line = {1: "5:cpuset,memory:", 2: "0::"}[version] + "/slurm/job_7/step_0"
+    assert check.container_memory(tmp_path, f"3:pids:/other\n{line}\n") == 2500
+    # Within a container the path is that of outside.
+    assert check.container_memory(tmp_path, line.replace("slurm", "docker")) == 5000
+
+
+def test_a_comparison_without_held_out_sequences_is_refused_at_its_place(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_pipeline(
+        calibration={"dataset": {"name": "text", "path": "train.txt"}, "held_out": 0}
+    )
+    plan = make_plan(path, Registry.load(), out=tmp_path / "out")
+    with pytest.raises(UserError, match="held_out is 0, but fidelity compares") as caught:
+        check.check_plan(plan, path)
+    assert caught.value.line is not None
+    assert path.read_text().splitlines()[caught.value.line - 1].strip() == "held_out: 0"
+    assert "held_out to 1" in (caught.value.hint or "")
+
+
+def test_without_a_comparison_no_sequence_has_to_be_held_out() -> None:
+    check.check_held_out(pipeline(calibration={"held_out": 0}, evaluate=["perplexity"]), None)
+    check.check_held_out(pipeline(calibration={"held_out": 1}, evaluate=["fidelity"]), None)
+
+
 def test_folder_is_left_as_it_was(tmp_path: Path) -> None:
     check.check_folder(tmp_path / "runs/new")
     assert list(tmp_path.iterdir()) == []
