@@ -50,8 +50,8 @@ def asked_for(error: BaseException) -> str | None:
     '7.45 GiB'
     """
     for cause in causes(error):
-        if found := _AMOUNT.search(str(cause)):
-            amount, unit = found.groups()
+        if amount_in := _AMOUNT.search(str(cause)):
+            amount, unit = amount_in.groups()
             if unit.lower() != "bytes":
                 return f"{amount} {unit}"
             count = float(amount)
@@ -74,8 +74,8 @@ def cannot_write(error: BaseException) -> str | None:
 
 def _quoted(message: str) -> int | None:
     """The operating system's number of an error that a message quotes."""
-    if found := _NUMBER.search(message):
-        return int(found[1])
+    if number := _NUMBER.search(message):
+        return int(number[1])
     lower = message.lower()
     return next((number for text, number in _TEXTS.items() if text in lower), None)
 

@@ -44,7 +44,7 @@ def redacted(value: Any) -> Any:
         whole = _WHOLE.fullmatch(value)
         if whole:
             return f"{whole['before'] or ''}{_without_secrets(whole['uri'])}"
-        return _WITHIN.sub(lambda found: _within_text(found[0]), value)
+        return _WITHIN.sub(lambda match: _within_text(match[0]), value)
     if isinstance(value, Mapping):
         return {key: redacted(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -68,10 +68,10 @@ def _is_plain(value: list[Any] | tuple[Any, ...]) -> bool:
     return type(value) in (list, tuple)
 
 
-def _within_text(found: str) -> str:
+def _within_text(text: str) -> str:
     """A URI within a text, which has no end of its own."""
-    uri = found.rstrip(_ENDS)
-    return _without_secrets(uri) + found[len(uri) :]
+    uri = text.rstrip(_ENDS)
+    return _without_secrets(uri) + text[len(uri) :]
 
 
 def _without_secrets(uri: str) -> str:
@@ -97,9 +97,10 @@ def _secrets(uri: str) -> set[str]:
     """What is hidden of a URI, as it stands there and with its escapes read and written."""
     rest = uri.partition("://")[2]
     user = _USER.match(rest)
-    found = {value for _, value in parse_qsl(rest.partition("?")[2])}
-    found |= set(re.findall(r"=([^&;#\s]+)", rest.partition("?")[2]))
+    secrets = {value for _, value in parse_qsl(rest.partition("?")[2])}
+    secrets |= set(re.findall(r"=([^&;#\s]+)", rest.partition("?")[2]))
     if user:
-        found.add(user[0].removesuffix("@").partition(":")[2])
-    every = {form for secret in found for form in (secret, unquote(secret), quote(secret, safe=""))}
+        secrets.add(user[0].removesuffix("@").partition(":")[2])
+    forms = ((secret, unquote(secret), quote(secret, safe="")) for secret in secrets)
+    every = {form for some in forms for form in some}
     return {secret for secret in every if len(secret) >= SHORTEST and secret != HIDDEN}

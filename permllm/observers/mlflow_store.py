@@ -282,8 +282,8 @@ def first_line(error: Exception, uri: str) -> str:
     """What an error says, in one line of bearable length and without secrets."""
     lines = str(error).strip().splitlines()
     # SQLAlchemy begins with how it came to the statement that failed.
-    told = (line for line in lines if not line.startswith("(raised as a result of"))
-    text = next(told, "") or type(error).__name__
+    wrong = (line for line in lines if not line.startswith("(raised as a result of"))
+    text = next(wrong, "") or type(error).__name__
     text = redacted_of(text, uri).removesuffix(".")
     return text if len(text) <= 300 else text[:299] + "…"
 

@@ -65,19 +65,19 @@ def latest_unfinished(name: str, runs: Path = Path("runs")) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = [
+    unfinished = [
         ((began[1], int(began[2] or 0)), path)
         for path in runs.glob(f"{slug(name)}-*")
         if (began := _BEGAN.fullmatch(path.name.removeprefix(slug(name))))
         and not (path / RESULTS).exists()
         and _pipeline_in(path) == name
     ]
-    if not found:
+    if not unfinished:
         raise UserError(
             f"there is no unfinished run of '{name}' in {runs}/",
             hint="leave --resume out to start one, or name its folder with --out",
         )
-    return max(found)[1]
+    return max(unfinished)[1]
 
 
 _BEGAN = re.compile(r"-(\d{8}-\d{6})(?:-(\d+))?")

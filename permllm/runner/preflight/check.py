@@ -311,13 +311,13 @@ def container_memory(cgroup: Path, membership: str = "") -> int | None:
         membership: the text of ``/proc/self/cgroup``. Limits of the group itself and of those
             around it count; a container sees its own as the outermost.
     """
-    left = [
-        found
+    limits = [
+        left
         for root, group, files in _groups(cgroup, membership)
         for folder in (group, *group.parents)
-        if folder.is_relative_to(root) and (found := _left(folder, files)) is not None
+        if folder.is_relative_to(root) and (left := _left(folder, files)) is not None
     ]
-    return min(left, default=None)
+    return min(limits, default=None)
 
 
 def _groups(cgroup: Path, membership: str) -> Iterator[tuple[Path, Path, tuple[str, str, str]]]:
