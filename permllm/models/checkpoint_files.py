@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,6 +15,8 @@ from permllm.models.gguf_header import read_header
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+_PART_OF_GGUF = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 LARGEST_HEADER = 100_000_000
 """Bytes of the longest header that safetensors reads."""
@@ -27,6 +30,12 @@ def check_gguf(path: Path) -> None:
     """
     if not path.is_file():
         raise UserError(f"there is no GGUF file '{path}'")
+    if part := _PART_OF_GGUF.search(path.name):
+        raise UserError(
+            f"'{path}' is part {int(part[1])} of {int(part[2])} of a model, and transformers reads "
+            "one file",
+            hint="put them together: llama-gguf-split --merge FIRST_PART WHOLE",
+        )
     try:
         status = path.stat()
         fields = _gguf_fields(path, status.st_size, status.st_mtime_ns)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from permllm.errors import UserError
-from permllm.models.checkpoint_files import inside
+from permllm.models.checkpoint_files import check_gguf, inside
 from permllm.models.sources import DirectorySource, GgufSource
 
 WriteGguf = Callable[[Path], Path]
@@ -213,3 +213,11 @@ def test_safetensors_whose_header_does_not_fit_are_refused(folder: Path, what: s
     (folder / "model.safetensors").write_bytes(HEADERS[what])
     with pytest.raises(UserError, match=r"model\.safetensors' is no complete safetensors file"):
         DirectorySource(folder).check()
+
+
+def test_a_part_of_a_gguf_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "model-00002-of-00003.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="is part 2 of 3 of a model") as caught:
+        check_gguf(path)
+    assert "llama-gguf-split --merge" in str(caught.value.hint)
