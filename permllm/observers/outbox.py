@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,9 @@ class AwayError(Exception):
 class Outbox:
     """Does one thing after the other, at once if it can be done.
 
-    Where the store is away, everything waits in order, and the run goes on meanwhile.
+    Where the store is away, everything waits in order, and the run goes on meanwhile. The work is
+    done in a thread of its own, and waited for: who is interrupted stops waiting, but no
+    transaction is cut in two, which would lock a database for all that follows.
 
     Attributes:
         on_giving_up: is told of the last error and of what is left undone, in words. Nothing
@@ -52,6 +55,8 @@ class Outbox:
     pause: float = FIRST_PAUSE
     next_try: float = 0.0
     waiting: deque[tuple[str, Callable[[], Any]]] = attrs.field(factory=deque)
+    worker: ThreadPoolExecutor = attrs.field(factory=lambda: ThreadPoolExecutor(1))
+    running: Future[Any] | None = None
 
     def add(self, what: str, work: Callable[..., Any], *arguments: Any) -> None:
         """Do ``work(*arguments)`` after all that waits; ``what`` names it where that fails."""
@@ -77,11 +82,20 @@ class Outbox:
 
     def _try(self) -> None:
         began = self.now()
+        # It may run already, where waiting for it was interrupted: then it is not begun again.
+        running = self.running = self.running or Future()
         try:
-            self.waiting[0][1]()
+            self.worker.submit(_do, self.waiting[0][1], running)
+            running.result()
         except self.failures as error:
+            self.running = None
             self._failed(error, began)
+        except BaseException:
+            if running.done() and running.exception() is not None:
+                self.running = None
+            raise
         else:
+            self.running = None
             self.waiting.popleft()
             self.away_since, self.pause = None, FIRST_PAUSE
 
@@ -107,3 +121,16 @@ class Outbox:
         kinds = list(dict.fromkeys(what for what, _ in self.waiting))
         more = len(kinds) - NAMED
         return ", ".join(kinds[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _do(work: Callable[[], Any], running: Future[Any]) -> None:
+    """Do the work unless it was begun before; the thread is the only one that does any."""
+    if running.running() or running.done():
+        return
+    running.set_running_or_notify_cancel()
+    try:
+        result = work()
+    except BaseException as error:
+        running.set_exception(error)
+    else:
+        running.set_result(result)

@@ -208,7 +208,8 @@ def test_nobody_need_be_there_to_read_it() -> None:
 # --- runs -----------------------------------------------------------------------------
 
 STUDY = [
-    "--set", "matrix={layers.permutation: [{name: lcp, steps: 120, batch: 4, block: 8}]}",
+    "--set", "layers.permutation={name: lcp, steps: 120, batch: 4, block: 8, start: none}",
+    "--set", "matrix={layers.metric: [wanda]}",
     "--set", "track=[mlflow]",
 ]  # fmt: skip
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+
 import pytest
 
 from permllm.observers.outbox import (
@@ -164,3 +167,23 @@ def test_other_errors_get_through_and_the_work_is_tried_again() -> None:
         shop.add(1)
     shop.add(2)
     assert shop.done == [0, 1, 2]
+
+
+def test_who_is_interrupted_stops_waiting_and_the_work_is_done_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    shop, told, main = Shop(), threading.Event(), threading.main_thread().ident
+
+    def slow() -> None:
+        signal.pthread_kill(main or 0, signal.SIGINT)
+        assert told.wait(60)
+        shop.done.append(0)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            shop.outbox.add("the study", slow)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert shop.done == []
+    told.set()
+    shop.add(1)
+    assert shop.done == [0, 1]
