@@ -76,7 +76,7 @@ def text_of(entry: dict[str, Any], field: str, path: Path, line: int) -> str:
     """The text in a line's ``field``.
 
     Raises:
-        UserError: there is no such field, or it holds something else.
+        UserError: there is no such field, or it holds something else than characters.
     """
     if field not in entry:
         raise UserError(
@@ -92,7 +92,22 @@ def text_of(entry: dict[str, Any], field: str, path: Path, line: int) -> str:
             file=str(path),
             line=line,
         )
+    if not is_whole(value):
+        raise UserError(
+            f"the field '{field}' holds half of a character (a lone surrogate such as \\ud800)",
+            file=str(path),
+            line=line,
+        )
     return value
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text has no half of a character, which JSON may escape, and no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _opened(path: Path) -> Any:
@@ -111,6 +126,8 @@ def _parse(text: str, path: Path, line: int) -> dict[str, Any]:
         ) from error
     except RecursionError as error:
         raise UserError("this line is nested too deeply", file=str(path), line=line) from error
+    except ValueError as error:
+        raise UserError("a number is too long", file=str(path), line=line) from error
     if not isinstance(entry, dict):
         raise UserError(
             f'expected an object such as {{"text": …}}, not {text.strip()[:60]}',

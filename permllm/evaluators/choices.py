@@ -11,7 +11,7 @@ import attrs
 
 from permllm.components import Evaluator
 from permllm.contexts.evaluation import EvaluationContext
-from permllm.datasets.jsonl import read_json_lines
+from permllm.datasets.jsonl import is_whole, read_json_lines
 from permllm.datasets.local_files import label_of, matching_files
 from permllm.errors import RunFailed, UserError, did_you_mean
 from permllm.evaluators.likelihood import Request, log_likelihoods
@@ -161,6 +161,8 @@ def _item(entry: dict[str, Any], path: Path, line: int) -> Item:
         raise refuse("choices must be a list of two texts or more")
     if not all(isinstance(choice, str) and choice.strip() for choice in choices):
         raise refuse("every choice must be a text that is not blank")
+    if not all(map(is_whole, (query, *choices))):
+        raise refuse("a text holds half of a character (a lone surrogate such as \\ud800)")
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
         raise refuse(f"gold must be a whole number from 0 to {len(choices) - 1}, not {gold!r}")
     return Item(query, tuple(choices), gold)

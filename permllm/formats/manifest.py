@@ -184,7 +184,9 @@ def read_manifest(directory: Path) -> Manifest:
             hint="install a newer version of permllm",
         )
     try:
-        manifest = converted(unsealed(data, str(path), older=True), Manifest, str(path))
+        # The versions that did not seal did not list the files either.
+        whole = unsealed(data, str(path), older=not data.get("contents"))
+        manifest = converted(whole, Manifest, str(path))
         check_manifest(manifest)
     except UserError as error:
         wrong = error.message.removeprefix("this is damaged: ")

@@ -18,6 +18,9 @@ INDEX = "model.safetensors.index.json"
 
 _PART_OF_GGUF = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
+LONGEST_NAME = 255
+"""Bytes of the longest name of a file that file systems have."""
+
 LARGEST_HEADER = 100_000_000
 """Bytes of the longest header that safetensors reads."""
 
@@ -116,10 +119,12 @@ def inside(folder: Path, name: str) -> bool:
     if not name or "\0" in name:
         return False
     try:
+        if any(len(part.encode()) > LONGEST_NAME for part in PurePosixPath(name).parts):
+            return False
         target = (folder / name).resolve()
         whole = folder.resolve()
-    except (OSError, RuntimeError):
-        # A link that leads to itself.
+    except (OSError, RuntimeError, UnicodeEncodeError):
+        # A link that leads to itself, or half of a character.
         return False
     return (target.is_relative_to(whole) and target != whole) or _is_blob(target)
 

@@ -87,7 +87,7 @@ class _Header:
 
     def field(self) -> str:
         """Go over one field; its name."""
-        name = self.text()
+        name = self.name()
         kind = self.number("I")
         if kind == STRING:
             self.text()
@@ -131,7 +131,7 @@ class _Header:
         """Go over what is said of one tensor; where it ends, in bytes after the header."""
         import gguf
 
-        name = self.text()
+        name = self.name()
         dimensions = self.number("I")
         if dimensions > MOST_DIMENSIONS:
             raise ValueError(f"the tensor '{_shown(name)}' has {dimensions} dimensions")
@@ -142,6 +142,15 @@ class _Header:
         except (ValueError, KeyError):
             raise ValueError(f"the tensor '{_shown(name)}' has the unknown type {kind}") from None
         return offset + math.prod(shape) * bytes_of_block // block
+
+    def name(self) -> bytes:
+        """Go over the name of a field or of a tensor; its bytes, which are UTF-8."""
+        name = self.text()
+        try:
+            name.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"the name '{_shown(name)}' is not UTF-8") from None
+        return name
 
     def text(self) -> bytes:
         """Go over a text; its bytes."""

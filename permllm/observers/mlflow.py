@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
 from permllm.components import Observer
-from permllm.files import write_json
+from permllm.errors import UserError
+from permllm.files import converted, read_json, read_sealed, write_json
 from permllm.hooks import hookimpl
 from permllm.observers.events import FILE as EVENTS
 from permllm.observers.mlflow_store import Store, StoreError, sqlite_uri
@@ -91,6 +92,19 @@ class Mlflow(Observer):
         if uri.startswith("http"):
             return str(redacted(uri))
         return shlex.join(["mlflow", "ui", "--backend-store-uri", redacted(uri)])
+
+
+@attrs.frozen
+class Ids:
+    """What :data:`IDS` holds.
+
+    Attributes:
+        uri: of the store, without secrets.
+        runs: the ids of its runs, by label.
+    """
+
+    uri: str
+    runs: dict[str, str]
 
 
 @attrs.define(eq=False)
@@ -267,8 +281,10 @@ class Recorder:
 
     def _origin(self) -> dict[str, str]:
         """Tags that say which code and which model it was."""
-        path = self.out / ENVIRONMENT
-        environment = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        environment: dict[str, Any] = {}
+        # It is missing or damaged where a run ended before it was written.
+        with suppress(UserError):
+            environment = read_sealed(self.out / ENVIRONMENT, older=True)
         named = {
             "mlflow.source.git.commit": environment.get("git_commit"),
             "model_fingerprint": environment.get("model_fingerprint"),
@@ -279,9 +295,14 @@ class Recorder:
     def _remembered_ids(self) -> dict[str, str]:
         """The ids of an interrupted attempt that wrote to the same store."""
         path = self.out / IDS
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        same = kept.get("uri") == redacted(self.store.uri)
-        return dict(kept["runs"]) if same else {}
+        if not path.exists():
+            return {}
+        try:
+            kept = converted(read_json(path), Ids, str(path))
+        except UserError as error:
+            self.warn(f"{error}: MLflow's runs are begun anew")
+            return {}
+        return kept.runs if kept.uri == redacted(self.store.uri) else {}
 
 
 def milliseconds() -> int:

@@ -10,8 +10,10 @@ from typing import Any
 import attrs
 
 from permllm.datasets.local_files import label_of
+from permllm.errors import UserError
 from permllm.pipeline.document import dotted, identity, walk
 from permllm.pipeline.dotted_keys import MATRIX, REPEAT, by_depth, parts_of, value_of
+from permllm.runs.folder import PIPELINE, RESULTS
 from permllm.runs.reading import Selection
 
 VERSIONS = ("permllm", "torch", "transformers")
@@ -113,14 +115,24 @@ def evaluation(selection: Selection, figure: str) -> Any:
 
 
 def with_options(pipeline: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain data of a pipeline with the matrix' values of a run in place."""
+    """The plain data of a pipeline with the matrix' values of a run in place.
+
+    Raises:
+        UserError: the pipeline has no place for one, since a file of the run is damaged.
+    """
     whole: Any = copy.deepcopy(dict(pipeline))
     for key in by_depth(options):
-        *way, last = parts_of(key)
-        inner = whole
-        for step in way:
-            inner = inner.setdefault(step, {}) if isinstance(inner, dict) else inner[step]
-        inner[last] = options[key]
+        try:
+            *way, last = parts_of(key)
+            inner = whole
+            for step in way:
+                inner = inner.setdefault(step, {}) if isinstance(inner, dict) else inner[step]
+            inner[last] = options[key]
+        except (TypeError, IndexError, ValueError) as error:
+            raise UserError(
+                f"a run set the option '{key[:200]}', for which its pipeline has no place: "
+                f"{RESULTS} or {PIPELINE} is damaged"
+            ) from error
     return dict(whole)
 
 

@@ -28,7 +28,8 @@ def _parsed(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
+            # Of a number of thousands of digits it is not the decoder who complains.
             continue
         if isinstance(event, dict):
             yield event

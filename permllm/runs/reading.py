@@ -10,12 +10,12 @@ import attrs
 
 from permllm.errors import UserError, did_you_mean, nearest
 from permllm.fields.errors import shown
-from permllm.files import read_sealed
+from permllm.files import converted, read_sealed
 from permllm.pipeline.reading import load_plain_yaml
 from permllm.results import DENSE, Results, RunResult
 from permllm.runs.events import read_events
 from permllm.runs.folder import ENVIRONMENT, PIPELINE, RESULT, RESULTS, finished_runs
-from permllm.runs.records import read_results
+from permllm.runs.records import Environment, read_results
 
 
 @attrs.frozen(eq=False)
@@ -33,6 +33,21 @@ class RunFolder:
     results: Results
     pipeline: dict[str, Any]
     environment: dict[str, Any]
+
+
+@attrs.frozen
+class _Matrix:
+    """Of the matrix of a resolved pipeline what comparisons rely on."""
+
+    repeat: int = 1
+
+
+@attrs.frozen
+class _Kept:
+    """The same of the pipeline."""
+
+    evaluate: list[dict[str, Any]] | None = None
+    matrix: _Matrix | None = None
 
 
 @attrs.frozen(eq=False)
@@ -117,12 +132,8 @@ def read_folder(name: str) -> RunFolder:
             if inside
             else f"a run's folder has {RESULTS} or runs/*/{RESULT}",
         )
-    environment = folder / ENVIRONMENT
     return RunFolder(
-        name,
-        results,
-        _pipeline(folder / PIPELINE),
-        read_sealed(environment, older=True) if environment.is_file() else {},
+        name, results, _pipeline(folder / PIPELINE), _environment(folder / ENVIRONMENT)
     )
 
 
@@ -144,8 +155,9 @@ def _unfinished(folder: Path) -> Results:
         for run in read_results(path / RESULT, older=True).runs
     ]
     plans = [event for event in read_events(folder) if event.get("event") == "plan_started"]
-    planned = plans[-1].get("runs", []) if plans else []
-    places = {label: place for place, label in enumerate([DENSE, *planned])}
+    planned = plans[-1].get("runs") if plans else None
+    labels = [one for one in planned if isinstance(one, str)] if isinstance(planned, list) else []
+    places = {label: place for place, label in enumerate([DENSE, *labels])}
     runs.sort(key=lambda run: (places.get(run.label, len(places)), run.label))
     return Results(folder.name, str(folder), tuple(runs))
 
@@ -157,4 +169,14 @@ def _pipeline(path: Path) -> dict[str, Any]:
     data = load_plain_yaml(path)
     if not isinstance(data, dict):
         raise UserError(f"expected a mapping, not {shown(data)}", file=str(path))
+    converted(data, _Kept, str(path))
+    return data
+
+
+def _environment(path: Path) -> dict[str, Any]:
+    """What a folder says that its runs depend on; empty if it does not say it."""
+    if not path.is_file():
+        return {}
+    data = read_sealed(path, older=True)
+    converted(data, Environment, str(path))
     return data

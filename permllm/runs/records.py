@@ -36,12 +36,18 @@ class Environment:
         calibration_fingerprint: of the calibration text.
         plugin_files: the hash of each file of plugins, by its path.
         versions: of permllm, torch and so on.
+        model: where the model came from, for people.
+        threads: how many compute; None where that is not said.
+        cuda_device: its name, if there was one.
     """
 
     model_fingerprint: str | None = None
     calibration_fingerprint: str | None = None
     plugin_files: dict[str, str] = attrs.field(factory=dict)
     versions: dict[str, str] = attrs.field(factory=dict)
+    model: str | None = None
+    threads: int | None = None
+    cuda_device: str | None = None
 
 
 @attrs.frozen

@@ -27,6 +27,8 @@ def test_json_lines_give_their_field(tmp_path: Path, write) -> None:
         ('{"text": 2}', r"a\.jsonl:2: the field 'text' must hold a text, not 2"),
         ('["two"]', r"a\.jsonl:2: expected an object"),
         ("[" * 100_000, r"a\.jsonl:2"),
+        ('{"text": "two", "n": %s}' % ("9" * 5000), r"a\.jsonl:2: a number is too long"),
+        ('{"text": "two\\ud800"}', r"a\.jsonl:2: the field 'text' holds half of a character"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, broken: str, message: str, write) -> None:

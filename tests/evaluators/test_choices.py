@@ -104,6 +104,8 @@ def test_a_query_beyond_the_models_positions_loses_its_start() -> None:
         ({"choices": ["one"]}, "choices must be a list of two"),
         ({"choices": ["one", " "]}, "every choice must be a text"),
         ({"query": 3}, "query must be a text"),
+        ({"query": "\ud800"}, "a text holds half of a character"),
+        ({"choices": ["one", "\udfff"]}, "a text holds half of a character"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -138,6 +138,12 @@ def test_an_index_that_names_other_files_is_refused(folder: Path, name: str) -> 
     assert caught.value.file == str(folder / "model.safetensors.index.json")
 
 
+@pytest.mark.parametrize("name", ["n" * 300, "a/" + "ü" * 128, "a\ud800b", "a\0b"])
+def test_an_index_that_names_what_no_file_is_called_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(UserError, match="which is no file of the model's folder"):
+        shards(folder, f"{name}.safetensors").check()
+
+
 def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, saved: Path) -> None:
     outside = tmp_path / "outside.safetensors"
     outside.write_bytes((saved / "model.safetensors").read_bytes())

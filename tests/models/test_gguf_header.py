@@ -54,6 +54,12 @@ BOMBS = {
     "a shape": header(1, 0, text("t"), struct.pack("<IQQIQ", 2, HUGE, HUGE, 0, 0), bytes(64)),
     "an offset": header(1, 0, text("t"), struct.pack("<IQIQ", 1, 1, 0, HUGE), bytes(64)),
     "a type": header(1, 0, text("t"), struct.pack("<IQIQ", 1, 1, 999, 0), bytes(64)),
+    "a name that is no text": header(
+        0, 1, struct.pack("<Q", 2) + b"\xed\xa0" + struct.pack("<II", UINT32, 1), bytes(64)
+    ),
+    "a tensor's name": header(
+        1, 0, struct.pack("<Q", 1) + b"\xff", struct.pack("<IQIQ", 1, 1, 0, 0), bytes(64)
+    ),
     "a version": b"GGUF" + struct.pack("<IQQ", 77, 0, 0),
 }
 

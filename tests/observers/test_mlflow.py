@@ -21,7 +21,7 @@ import attrs
 import pytest
 
 from permllm.observers.events import Events
-from permllm.observers.mlflow import IDS, Mlflow
+from permllm.observers.mlflow import IDS, Mlflow, Recorder
 from permllm.results import Results, RunResult
 from permllm.runs.events import read_events
 from permllm.testing.observers import lead_through, lead_to_an_interruption, toy_plan
@@ -141,6 +141,39 @@ def test_resumed_run_goes_on_in_its_runs(tell, client: Any, runs_folder: Path, f
     assert again["seed=1"].info.run_id == runs["seed=1"].info.run_id
     assert {run.info.status for run in again.values()} == {"FINISHED"}
     assert told.warnings == []
+
+
+class Unused:
+    """A store that only says where it is."""
+
+    uri = "sqlite:///a.db"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"uri": "sqlite:///a.db"}',
+        '{"uri": "sqlite:///a.db", "runs": ["a"]}',
+        '{"uri": "sqlite:///a.db", "runs": {"a": 3}}',
+        '{"uri": 3, "runs": {}}',
+    ],
+)
+def test_damaged_ids_and_environments_are_passed_over(tmp_path: Path, text: str) -> None:
+    said: list[str] = []
+    recorder = Recorder(Mlflow(), tmp_path, said.append, Unused())  # type: ignore[arg-type]
+    (tmp_path / IDS).write_text('{"uri": "sqlite:///a.db", "runs": {"a": "b"}}')
+    (tmp_path / "environment.json").write_text('{"model": "x"}')
+    assert (recorder._remembered_ids(), said) == ({"a": "b"}, [])
+    assert recorder._origin() == {"model": "x"}
+    for name in (IDS, "environment.json"):
+        (tmp_path / name).write_text(text)
+    assert recorder._remembered_ids() == {}
+    assert "mlflow.json" in said[0]
+    assert "MLflow's runs are begun anew" in said[0]
+    assert recorder._origin() == {}
 
 
 def test_names_and_numbers_that_mlflow_refuses(

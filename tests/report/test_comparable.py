@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from permllm.errors import UserError
 from permllm.report.across import compare
-from permllm.report.comparable import Difference
+from permllm.report.comparable import Difference, with_options
 
 VERSIONS = {"permllm": "0.1.0", "torch": "2.4.0", "transformers": "5.0.0", "numpy": "2.0"}
 """Those of the folders that ``keep`` writes."""
@@ -105,3 +106,11 @@ def test_messages_name_every_folder_once(values: dict[str, str]) -> None:
     assert said.startswith("threads: ")
     named = [name for part in said[9:].split("; ") for name in part.split(" in ")[1].split(" and ")]
     assert sorted(named) == sorted(values)
+
+
+@pytest.mark.parametrize("key", ["pattern.a.b", "evaluate.9.length", "evaluate.x", "9" * 5000])
+def test_an_option_that_the_pipeline_has_no_place_for_is_damage(key: str) -> None:
+    pipeline = {"pattern": "2:4", "evaluate": [{"name": "sparsity"}]}
+    assert with_options(pipeline, {"pattern": "4:8"})["pattern"] == "4:8"
+    with pytest.raises(UserError, match=r"no place: results\.json or pipeline\.yaml is damaged"):
+        with_options(pipeline, {key: 1})

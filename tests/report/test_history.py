@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from permllm.observers.events import Events
 from permllm.report.history import training_history, window_starts
 from permllm.runs.events import read_events
@@ -41,6 +43,18 @@ def test_a_pruners_steps_follow_the_learners() -> None:
         step(1, 3, 3.0) | pruner,
     ]
     assert training_history(events) == {"lcp": {"loss": [(2, 2.0), (3, 1.0), (6, 4.0), (10, 3.0)]}}
+
+
+@pytest.mark.parametrize(
+    "change", [{"run": ["a"]}, {"window": None}, {"figures": 3}, {"step": "1"}, {"total": {}}]
+)
+def test_a_damaged_step_is_passed_over(change: dict) -> None:
+    events = [step(0, 1, 9.0), step(0, 2, 3.0) | change]
+    assert training_history(events) == {"lcp": {"loss": [(1, 9.0)]}}
+    assert window_starts(events) == {"lcp": ()}
+    for key in change:
+        del events[1][key]
+    assert training_history(events) == {"lcp": {"loss": [(1, 9.0)]}}
 
 
 def test_parts_of_a_training_start_after_the_steps_before() -> None:

@@ -27,3 +27,9 @@ def test_without_a_log_there_are_no_events(tmp_path: Path) -> None:
 def test_what_json_lacks_becomes_null() -> None:
     data = {"a": math.nan, "b": [math.inf, 1.5, ("x", -math.inf)], "c": {"d": 2}}
     assert finite(data) == {"a": None, "b": [None, 1.5, ["x", None]], "c": {"d": 2}}
+
+
+def test_lines_that_json_gives_up_on_are_passed_over(tmp_path: Path) -> None:
+    lines = ['{"event": "a"}', '{"event": %s}' % ("9" * 5000), "[" * 10**5, '{"event": "b"}']
+    (tmp_path / FILE).write_text("\n".join(lines), encoding="utf-8")
+    assert [event["event"] for event in read_events(tmp_path)] == ["a", "b"]

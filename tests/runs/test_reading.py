@@ -30,6 +30,41 @@ def test_a_folder_is_read_with_what_it_still_has(results, tmp_path: Path) -> Non
     assert (whole.pipeline, whole.environment) == ({"pattern": "2:4"}, {"threads": 2})
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (ENVIRONMENT, '{"versions": "new"}', "versions: expected 'object', got 'str'"),
+        (ENVIRONMENT, '{"model_fingerprint": 7}', "model_fingerprint: expected 'str | null'"),
+        (PIPELINE, "evaluate: [sparsity]", r"evaluate\[0\]: expected 'object', got 'str'"),
+        (PIPELINE, "evaluate: 3", "evaluate: expected 'array | null', got 'int'"),
+        (PIPELINE, "matrix: {repeat: often}", "matrix.repeat: expected 'int', got 'str'"),
+    ],
+)
+def test_what_comparisons_rely_on_is_of_its_type(
+    results, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    folder = keep(tmp_path / "a", results())
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_folder(str(folder))
+    assert caught.value.file == str(folder / name)
+
+
+@pytest.mark.parametrize("planned", [None, 3, "lcp", [["a"], {}, "lcp"]])
+def test_a_damaged_plan_in_the_log_decides_no_more_than_it_says(
+    results, tmp_path: Path, planned: object
+) -> None:
+    for run in results().runs:
+        (tmp_path / "runs" / run.label).mkdir(parents=True)
+        alone = attrs.evolve(results(), runs=(run,))
+        (tmp_path / "runs" / run.label / RESULT).write_text(json.dumps(alone.to_dict()))
+    event = {"event": "plan_started", "runs": planned}
+    (tmp_path / "events.jsonl").write_text(json.dumps(event))
+    labels = [run.label for run in read_folder(str(tmp_path)).results.runs]
+    first = ["lcp", "cp"] if isinstance(planned, list) else ["cp", "lcp"]
+    assert labels == ["dense", *first, "none"]
+
+
 def test_an_unfinished_folder_comes_in_the_order_of_its_plan(results, tmp_path: Path) -> None:
     made = results()
     for number, run in enumerate(reversed(made.runs)):

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from permllm.errors import UserError
+from permllm.files import converted, parse_json, read_json
 from permllm.results import Cost
 from permllm.runner.caching.keys import Unhashable, digest
 from permllm.runner.caching.store import Cache
@@ -51,6 +53,14 @@ class Outcome:
     cost: Cost = attrs.field(factory=Cost)
     log: tuple[Any, ...] = ()
     reused: bool = False
+
+
+@attrs.frozen
+class _Figures:
+    """What an entry of figures holds."""
+
+    figures: dict[str, float]
+    seconds: float
 
 
 @attrs.frozen(eq=False)
@@ -112,7 +122,7 @@ class Stages:
     def part(self, kind: str, key: str | None, make: Callable[[], Tensor]) -> Tensor:
         """One tensor that is a small part of a stage: found in silence, its cost not measured."""
         kept = self.find(kind, key)
-        if kept is not None:
+        if kept is not None and "part" in kept.tensors:
             return kept.tensors["part"]
         made = make().detach().cpu()
         self.keep(kind, key, Outcome({"part": made}))
@@ -137,11 +147,19 @@ class Stages:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+        except OSError:
             # Another process has just made room.
             return None
-        cost = Cost(**json.loads(metadata.get("cost", "{}")))
-        return Outcome(tensors, cost, tuple(json.loads(metadata.get("log", "[]"))), reused=True)
+        except (SafetensorError, ValueError) as error:
+            self._reject(path, error)
+            return None
+        try:
+            cost = converted(parse_json(metadata.get("cost", "{}"), str(path)), Cost, str(path))
+            log = converted(parse_json(metadata.get("log", "[]"), str(path)), list, str(path))
+        except UserError as error:
+            self._reject(path, error)
+            return None
+        return Outcome(tensors, cost, tuple(log), reused=True)
 
     def keep(self, kind: str, key: str | None, outcome: Outcome) -> None:
         """Keep a result for the runs to come."""
@@ -158,10 +176,13 @@ class Stages:
         """Numbers by name; the arguments are those of :meth:`tensors`."""
         path = self.entry(kind, key)
         if path is not None:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            self.on_reuse(stage, kept["seconds"])
-            figures: dict[str, float] = kept["figures"]
-            return figures
+            try:
+                found = converted(read_json(path), _Figures, str(path))
+            except UserError as error:
+                self._reject(path, error)
+            else:
+                self.on_reuse(stage, found.seconds)
+                return found.figures
         began = time.perf_counter()
         made = make()
         kept = {"figures": made, "seconds": time.perf_counter() - began}
@@ -173,6 +194,12 @@ class Stages:
                 lambda path: _write(path, json.dumps(kept, indent=1)),
             )
         return made
+
+    def _reject(self, path: Path, error: Exception) -> None:
+        """Give up an entry that is whole, but holds what no stage writes."""
+        if self.cache:
+            why = error.message if isinstance(error, UserError) else str(error)
+            self.cache.reject(path, why)
 
     def _kept_as(self, key: str) -> str:
         return digest(key, self.rounding)

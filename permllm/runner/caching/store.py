@@ -123,6 +123,16 @@ class Cache:
             self._remove(path)
         return None
 
+    def reject(self, path: Path, why: str) -> None:
+        """Remove an entry whose content nobody can make anything of, and say so.
+
+        Args:
+            path: the entry.
+            why: what is wrong with it.
+        """
+        self.warn(f"the cache entry {path} is damaged ({why}): its content is computed again")
+        self._remove(path)
+
     def put(self, kind: str, key: str, suffix: str, write: Callable[[Path], None]) -> Path | None:
         """Write an entry; None where that fails, which is a warning, once.
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from permllm.runner.caching.keys import Unhashable
 from permllm.runner.caching.memo import Meter, Stages
-from permllm.runner.caching.store import Cache
+from permllm.runner.caching.store import Cache, content_hash
 
 
 class Work:
@@ -68,6 +69,56 @@ def test_figures_and_parts_are_kept_too(tmp_path: Path) -> None:
         figures = stages.figures("figures", "key", lambda: {"x": float(attempt)}, stage="x")  # noqa: B023
         part = stages.part("states", "key", lambda: torch.tensor(attempt))  # noqa: B023
         assert (figures, int(part)) == ({"x": 0.0}, 0)
+
+
+def forge(path: Path, content: bytes) -> None:
+    """Put other content in the place of an entry, as if it had been written so."""
+    path.unlink()
+    key, _, suffix = path.name.split(".")
+    written = path.with_name("x")
+    written.write_bytes(content)
+    written.rename(path.with_name(f"{key}.{content_hash(written)}.{suffix}"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[", b"[]", b"\xff", b"{}", b'{"figures": 3, "seconds": 1}',
+     b'{"figures": {"a": "b"}, "seconds": 1}', b'{"figures": {}, "seconds": null}',
+     b'{"figures": {"a": ' + b"9" * 5000 + b'}, "seconds": 1}', b"[" * 10**5],
+)  # fmt: skip
+def test_figures_that_no_stage_wrote_are_computed_again(tmp_path: Path, content: bytes) -> None:
+    said: list[str] = []
+    stages = Stages(Cache(tmp_path, warn=said.append))
+    figures = {"a": 1.5}
+    assert stages.figures("figures", "a" * 64, lambda: figures, stage="one") == figures
+    path = stages.entry("figures", "a" * 64)
+    assert path is not None
+    forge(path, content)
+    assert stages.figures("figures", "a" * 64, lambda: figures, stage="one") == figures
+    assert ["is damaged (" in one for one in said] == [True]
+    # It is gone, and does not stand in the way again.
+    assert stages.figures("figures", "a" * 64, dict, stage="one") == figures
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{"cost": "{"}, {"cost": "[1]"}, {"cost": '{"seconds": "a"}'}, {"log": "3"}, {"log": "[" * 99}],
+)
+def test_tensors_whose_record_no_stage_wrote_are_computed_again(
+    tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    said: list[str] = []
+    stages, work, key = Stages(Cache(tmp_path, warn=said.append)), Work(), "a" * 64
+    stages.tensors("states", key, work, stage="one")
+    path = stages.entry("states", key)
+    assert path is not None
+    forge(path, save({"a": torch.arange(3)}, metadata=metadata))
+    assert not stages.tensors("states", key, work, stage="one").reused
+    assert (work.times, len(said)) == (2, 1)
+    assert stages.tensors("states", key, work, stage="one").reused
+    # Another's tensors are no part.
+    assert stages.part("states", key, lambda: torch.ones(1)).equal(torch.ones(1))
 
 
 def test_a_meter_measures_the_block() -> None:
