@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 IDS = "mlflow.json"
 """In the folder of the run: MLflow's run ids by label, so that a resumed run goes on in them."""
+
+STUDY, RUN = "permllm.study", "permllm.run"
+"""Tags by which a run is found again that was begun, and whose id did not get here."""
 
 PIPELINE, ENVIRONMENT = "pipeline.yaml", "environment.json"
 DOCUMENTS = (PIPELINE, ENVIRONMENT, "results.json", "report.md", EVENTS)
@@ -102,6 +106,8 @@ class Recorder:
     warn: Callable[[str], None]
     store: Store
     ids: dict[str, str] = attrs.field(factory=dict)
+    study: str = ""
+    asked_before: bool = False
     buffer: list[tuple[str, float, int, int]] = attrs.field(factory=list)
     current: str | None = None
     outbox: Outbox = attrs.field()
@@ -175,6 +181,12 @@ class Recorder:
         self._flush()
 
     @hookimpl
+    def permllm_progress(self, done: int, total: int) -> None:
+        """Send what a stage measured before its result is kept: nobody measures it again then."""
+        if done == total and self.buffer:
+            self._flush()
+
+    @hookimpl
     def permllm_run_finished(self, run: Run, result: RunResult) -> None:
         """Log the figures and end the run."""
         cost = {"seconds": result.seconds, "peak_memory_bytes": float(result.peak_memory_bytes)}
@@ -217,8 +229,8 @@ class Recorder:
     def _begin_parent(self, plan: Plan, at: int) -> None:
         name = self.observer.experiment or plan.pipeline.name
         self.store.choose_experiment(name)
-        if PARENT not in self.ids:
-            self.ids = self._remembered_ids()
+        if not self.study:
+            self._remember()
         self._begin(PARENT, self.observer.run_name or self.out.absolute().name, {}, at)
         self.store.log_params(self.ids[PARENT], flattened(plan.pipeline))
         if (self.out / PIPELINE).exists():
@@ -231,9 +243,17 @@ class Recorder:
 
     def _begin(self, key: str, name: str, tags: dict[str, str], at: int) -> None:
         known = self.ids.get(key)
+        own = {STUDY: self.study, RUN: key or "(study)"}
+        if known is None and self.asked_before:
+            known = self.store.find(own)
+        # Until the id is here, and in the folder, it may have begun without our knowing.
+        asked_before, self.asked_before = self.asked_before, True
         if known is None or not self.store.reopen(known):
-            self.ids[key] = self.store.begin(name, {"mlflow.source.name": "permllm"} | tags, at)
-            write_json(self.out / IDS, {"uri": redacted(self.store.uri), "runs": self.ids})
+            known = self.store.begin(name, {"mlflow.source.name": "permllm"} | own | tags, at)
+        if self.ids.get(key) != known:
+            self.ids[key] = known
+            self._keep_ids()
+        self.asked_before = asked_before
 
     def _log_metrics(self, key: str, metrics: list[tuple[str, float, int, int]]) -> None:
         self.store.log_metrics(self.ids[key], metrics)
@@ -276,12 +296,20 @@ class Recorder:
         }
         return {tag: str(value) for tag, value in named.items() if value}
 
-    def _remembered_ids(self) -> dict[str, str]:
-        """The ids of an interrupted attempt that wrote to the same store."""
+    def _remember(self) -> None:
+        """What an interrupted attempt knew that wrote to the same store; else a new study."""
         path = self.out / IDS
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        same = kept.get("uri") == redacted(self.store.uri)
-        return dict(kept["runs"]) if same else {}
+        if kept.get("uri") == redacted(self.store.uri):
+            self.ids = dict(kept["runs"])
+            self.asked_before = "study" in kept
+        self.study = kept["study"] if self.asked_before else uuid.uuid4().hex
+        # Before anything begins that nobody would find again.
+        self._keep_ids()
+
+    def _keep_ids(self) -> None:
+        kept = {"uri": redacted(self.store.uri), "study": self.study, "runs": self.ids}
+        write_json(self.out / IDS, kept)
 
 
 def milliseconds() -> int:
