@@ -127,8 +127,10 @@ class Store:
         """Go on with a run of an earlier attempt; False if the store has it no more."""
         try:
             with _quiet(self.uri):
-                if self.client.get_run(run_id).info.lifecycle_stage != "active":
+                info = self.client.get_run(run_id).info
+                if info.lifecycle_stage != "active":
                     return False
+                _remove_half_copied(info.artifact_uri)
                 self.client.update_run(run_id, status="RUNNING")
         except StoreAwayError:
             raise
@@ -240,6 +242,15 @@ def _make_tables(database: Path) -> None:
     with replacing(database) as unfinished:
         uri = sqlite_uri(unfinished)
         SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+
+
+def _remove_half_copied(artifacts: str) -> None:
+    """Remove what a killed process left of copies among the artefacts of its run."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    if artifacts.startswith("file:"):
+        for path in Path(local_file_uri_to_path(artifacts)).rglob(".artifact.uploading.*"):
+            path.unlink(missing_ok=True)
 
 
 def sqlite_uri(path: Path) -> str:

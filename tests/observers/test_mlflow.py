@@ -154,6 +154,8 @@ def test_a_run_whose_id_was_lost_is_found_again(
     lead_to_an_interruption(plan, told.hook)
     runs = runs_of(client, "lost")
     kept = json.loads((out / IDS).read_text())
+    copies = runs_folder / "mlartifacts" / kept["runs"][""] / "artifacts"
+    (copies / ".artifact.uploading.abc").touch()
     (out / IDS).write_text(json.dumps(kept | {"runs": {}}))
     told = tell(out, observer)
     lead_through(plan, told.hook)
@@ -162,6 +164,9 @@ def test_a_run_whose_id_was_lost_is_found_again(
     assert {run.info.run_id for run in runs.values()} <= {run.info.run_id for run in again}
     assert {run.info.status for run in again} == {"FINISHED"}
     assert told.warnings == []
+    # What it was copying at that moment is no artefact.
+    assert "pipeline.yaml" in {path.name for path in copies.iterdir()}
+    assert not list(copies.glob(".artifact.*"))
 
 
 def test_what_a_stage_measured_is_there_before_its_result_is(
