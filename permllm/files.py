@@ -46,6 +46,9 @@ SEAL = "sha256"
 ABANDONED_SECONDS = 24 * 3600
 """What another machine left unfinished is given up after this time."""
 
+_OWN: set[Path] = set()
+"""Where this process writes now: what else has its id in its name is of a dead one's."""
+
 _WORKPLACE = re.compile(r"\.permllm-(?P<host>[\w-]{1,63})-(?P<pid>\d{1,10})-\w{8}\.partial")
 
 
@@ -96,10 +99,12 @@ def workplace(folder: Path) -> Iterator[Path]:
     sweep(folder)
     prefix = f".permllm-{_host()}-{os.getpid()}-"
     work = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=folder))
+    _OWN.add(work)
     try:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        _OWN.discard(work)
 
 
 def is_unfinished(path: Path) -> bool:
@@ -107,12 +112,29 @@ def is_unfinished(path: Path) -> bool:
     return _WORKPLACE.fullmatch(path.name) is not None
 
 
-def sweep(folder: Path) -> int:
-    """Remove what dead writers left unfinished in a folder; how much that was."""
-    abandoned = [path for path in folder.glob(".permllm-*.partial") if _is_abandoned(path)]
+def sweep(folder: Path, *, deep: bool = False) -> int:
+    """Remove what dead writers left unfinished; how much that was.
+
+    Args:
+        folder: where.
+        deep: in its subfolders, too.
+    """
+    found = folder.glob(f"{'**/' if deep else ''}.permllm-*.partial")
+    abandoned = [path for path in found if _is_abandoned(path)]
     for path in abandoned:
         shutil.rmtree(path, ignore_errors=True)
     return len(abandoned)
+
+
+def lives(pid: int) -> bool:
+    """Whether another process of this machine has an id; one that has ended has none."""
+    try:
+        # In a container every start may get the same id, and nobody ask how a process ended.
+        return pid != os.getpid() and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -280,7 +302,7 @@ def _is_abandoned(path: Path) -> bool:
     if name is None or path.is_symlink() or not path.is_dir():
         return False
     if name["host"] == _host():
-        return not psutil.pid_exists(int(name["pid"]))
+        return path not in _OWN and not lives(int(name["pid"]))
     with suppress(OSError):
         return path.stat().st_mtime < time.time() - ABANDONED_SECONDS
     return False

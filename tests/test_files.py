@@ -27,6 +27,7 @@ from permllm.files import (
     replacing,
     sealed,
     sweep,
+    workplace,
     write_json,
     write_sealed,
     write_text,
@@ -120,6 +121,46 @@ def test_the_next_writer_removes_what_a_dead_one_left(tmp_path: Path) -> None:
         assert sweep(tmp_path) == 0
         unfinished.write_text("live")
     assert sorted(one.name for one in tmp_path.iterdir()) == [".mine.partial", "live"]
+
+
+def left_by(pid: int, folder: Path) -> Path:
+    """What a process of this machine seems to be writing in a folder."""
+    with workplace(folder) as work:
+        name = work.name
+    left = folder / name.replace(f"-{os.getpid()}-", f"-{pid}-")
+    left.mkdir()
+    return left
+
+
+def test_what_a_dead_process_of_the_same_id_left_goes(tmp_path: Path) -> None:
+    """In a container every start may be process 7."""
+    left = left_by(os.getpid(), tmp_path)
+    with workplace(tmp_path) as mine:
+        assert not left.exists()
+        assert sweep(tmp_path) == 0
+        assert mine.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes end otherwise there")
+def test_what_a_process_left_goes_though_nobody_asked_how_it_ended(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    left = left_by(process.pid, tmp_path)
+    assert process.stdout is not None
+    process.stdout.read()
+    with process.stdout:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert sweep(tmp_path) == 1
+    assert not left.exists()
+    process.wait()
+
+
+def test_what_dead_writers_left_goes_from_subfolders_where_that_is_asked(tmp_path: Path) -> None:
+    below = tmp_path / "runs" / "lcp"
+    left = left_by(os.getpid(), below)
+    assert sweep(tmp_path) == 0
+    assert sweep(tmp_path, deep=True) == 1
+    assert not left.exists()
+    assert below.exists()
 
 
 values = st.recursive(

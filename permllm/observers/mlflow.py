@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 IDS = "mlflow.json"
 """In the folder of the run: MLflow's run ids by label, so that a resumed run goes on in them."""
+
+STUDY, RUN = "permllm.study", "permllm.run"
+"""Tags by which a run is found again that was begun, and whose id did not get here."""
 
 PIPELINE, ENVIRONMENT = "pipeline.yaml", "environment.json"
 DOCUMENTS = (PIPELINE, ENVIRONMENT, "results.json", "report.md", EVENTS)
@@ -101,10 +105,12 @@ class Ids:
     Attributes:
         uri: of the store, without secrets.
         runs: the ids of its runs, by label.
+        study: by which the store itself knows them; empty where an older version wrote it.
     """
 
     uri: str
     runs: dict[str, str]
+    study: str = ""
 
 
 @attrs.define(eq=False)
@@ -116,6 +122,8 @@ class Recorder:
     warn: Callable[[str], None]
     store: Store
     ids: dict[str, str] = attrs.field(factory=dict)
+    study: str = ""
+    asked_before: bool = False
     buffer: list[tuple[str, float, int, int]] = attrs.field(factory=list)
     current: str | None = None
     outbox: Outbox = attrs.field()
@@ -189,6 +197,12 @@ class Recorder:
         self._flush()
 
     @hookimpl
+    def permllm_progress(self, done: int, total: int) -> None:
+        """Send what a stage measured before its result is kept: nobody measures it again then."""
+        if done == total and self.buffer:
+            self._flush()
+
+    @hookimpl
     def permllm_run_finished(self, run: Run, result: RunResult) -> None:
         """Log the figures and end the run."""
         cost = {"seconds": result.seconds, "peak_memory_bytes": float(result.peak_memory_bytes)}
@@ -231,8 +245,8 @@ class Recorder:
     def _begin_parent(self, plan: Plan, at: int) -> None:
         name = self.observer.experiment or plan.pipeline.name
         self.store.choose_experiment(name)
-        if PARENT not in self.ids:
-            self.ids = self._remembered_ids()
+        if not self.study:
+            self._remember()
         self._begin(PARENT, self.observer.run_name or self.out.absolute().name, {}, at)
         self.store.log_params(self.ids[PARENT], flattened(plan.pipeline))
         if (self.out / PIPELINE).exists():
@@ -245,9 +259,17 @@ class Recorder:
 
     def _begin(self, key: str, name: str, tags: dict[str, str], at: int) -> None:
         known = self.ids.get(key)
+        own = {STUDY: self.study, RUN: key or "(study)"}
+        if known is None and self.asked_before:
+            known = self.store.find(own)
+        # Until the id is here, and in the folder, it may have begun without our knowing.
+        asked_before, self.asked_before = self.asked_before, True
         if known is None or not self.store.reopen(known):
-            self.ids[key] = self.store.begin(name, {"mlflow.source.name": "permllm"} | tags, at)
-            write_json(self.out / IDS, {"uri": redacted(self.store.uri), "runs": self.ids})
+            known = self.store.begin(name, {"mlflow.source.name": "permllm"} | own | tags, at)
+        if self.ids.get(key) != known:
+            self.ids[key] = known
+            self._keep_ids()
+        self.asked_before = asked_before
 
     def _log_metrics(self, key: str, metrics: list[tuple[str, float, int, int]]) -> None:
         self.store.log_metrics(self.ids[key], metrics)
@@ -292,17 +314,27 @@ class Recorder:
         }
         return {tag: str(value) for tag, value in named.items() if value}
 
-    def _remembered_ids(self) -> dict[str, str]:
-        """The ids of an interrupted attempt that wrote to the same store."""
+    def _remember(self) -> None:
+        """What an interrupted attempt knew that wrote to the same store; else a new study."""
         path = self.out / IDS
-        if not path.exists():
-            return {}
-        try:
-            kept = converted(read_json(path), Ids, str(path))
-        except UserError as error:
-            self.warn(f"{error}: MLflow's runs are begun anew")
-            return {}
-        return kept.runs if kept.uri == redacted(self.store.uri) else {}
+        kept = None
+        if path.exists():
+            try:
+                kept = converted(read_json(path), Ids, str(path))
+            except UserError as error:
+                self.warn(f"{error}: MLflow's runs are begun anew")
+        if kept is not None and kept.uri == redacted(self.store.uri):
+            self.ids = dict(kept.runs)
+            self.study = kept.study
+        self.asked_before = bool(self.study)
+        self.study = self.study or uuid.uuid4().hex
+        # Before anything begins that nobody would find again.
+        self._keep_ids()
+
+    def _keep_ids(self) -> None:
+        write_json(
+            self.out / IDS, attrs.asdict(Ids(redacted(self.store.uri), self.ids, self.study))
+        )
 
 
 def milliseconds() -> int:

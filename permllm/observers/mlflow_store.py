@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import attrs
 
 from permllm.errors import causes
+from permllm.files import replacing
 from permllm.observers.outbox import AwayError
 from permllm.redaction import redacted_of
 
@@ -71,11 +72,15 @@ class Store:
     def open(self) -> None:
         """Connect; a new SQLite file gets its tables, which takes some seconds.
 
-        MLflow has nothing against two processes that make the same tables at once.
+        MLflow has nothing against two processes that make the same tables at once, and cannot
+        go on with tables that were half made.
         """
         with _quiet(self.uri), _alone(self.uri):
             from mlflow.tracking import MlflowClient
 
+            database = sqlite_file(self.uri)
+            if database is not None and not _has_tables(database):
+                _make_tables(database)
             self.client = MlflowClient(tracking_uri=self.uri)
             self.client.search_experiments(max_results=1)
 
@@ -108,12 +113,24 @@ class Store:
             )
             return str(run.info.run_id)
 
+    def find(self, tags: Mapping[str, str]) -> str | None:
+        """The id of a run that was begun with these tags; None if there is none."""
+        with _quiet(self.uri):
+            # Values with quotes cannot be asked for, so only the first is.
+            (first, value), *_ = tags.items()
+            runs = self.client.search_runs([self.experiment_id], f"tags.`{first}` = '{value}'")
+            wanted = {name: text[:MAX_VALUE] for name, text in tags.items()}
+            found = [run for run in runs if wanted.items() <= run.data.tags.items()]
+            return str(found[0].info.run_id) if found else None
+
     def reopen(self, run_id: str) -> bool:
         """Go on with a run of an earlier attempt; False if the store has it no more."""
         try:
             with _quiet(self.uri):
-                if self.client.get_run(run_id).info.lifecycle_stage != "active":
+                info = self.client.get_run(run_id).info
+                if info.lifecycle_stage != "active":
                     return False
+                _remove_half_copied(info.artifact_uri)
                 self.client.update_run(run_id, status="RUNNING")
         except StoreAwayError:
             raise
@@ -210,6 +227,30 @@ def _alone(uri: str) -> Iterator[None]:
         with suppress(OSError, Timeout):
             held.enter_context(lock)
         yield
+
+
+def _has_tables(database: Path) -> bool:
+    """Whether a SQLite file is there; an empty one is what a killed process has left."""
+    return database.exists() and database.stat().st_size > 0
+
+
+def _make_tables(database: Path) -> None:
+    """Make a new SQLite store, whose file takes its place once it has all tables."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with replacing(database) as unfinished:
+        uri = sqlite_uri(unfinished)
+        SqlAlchemyStore(uri, DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+
+
+def _remove_half_copied(artifacts: str) -> None:
+    """Remove what a killed process left of copies among the artefacts of its run."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    if artifacts.startswith("file:"):
+        for path in Path(local_file_uri_to_path(artifacts)).rglob(".artifact.uploading.*"):
+            path.unlink(missing_ok=True)
 
 
 def sqlite_uri(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -13,10 +14,13 @@ import attrs
 from filelock import FileLock, Timeout
 
 from permllm.errors import UserError
-from permllm.files import read_record, write_sealed
+from permllm.files import lives, read_record, sweep, write_sealed
 
 LOCK, OWNER = ".lock", ".owner.json"
 """Files in a run's folder: what the operating system locks, and who holds it."""
+
+NAMING_SECONDS = 2.0
+"""Who has just got a folder has this time to say so."""
 
 
 @attrs.frozen
@@ -46,7 +50,7 @@ def owned(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """Have a folder for oneself for the block.
 
     The lock is the operating system's, so that it ends with the process that holds it, however
-    that ends.
+    that ends. What dead processes left unfinished anywhere in the folder goes first.
 
     Args:
         folder: the folder, which is there.
@@ -59,7 +63,7 @@ def owned(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        whose = _owner(folder)
+        whose = _living_owner(folder)
         raise UserError(
             f"the folder {folder} is in use by {whose or 'another process'}",
             hint="wait for its end, or choose another --out",
@@ -74,10 +78,25 @@ def owned(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
         warn(f"{before} ended without finishing in {folder}: its work goes on here")
     try:
         write_sealed(folder / OWNER, attrs.asdict(Owner.me()))
+        # Most folders in it are not written to again once their part is done.
+        sweep(folder, deep=True)
         yield
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         lock.release()
+
+
+def _living_owner(folder: Path) -> Owner | None:
+    """Who has the folder; it may be about to say so, in the place of one that died."""
+    deadline = time.monotonic() + NAMING_SECONDS
+    while True:
+        owner = _owner(folder)
+        here = owner is not None and owner.host == socket.gethostname()
+        if owner and (not here or owner.pid == os.getpid() or lives(owner.pid)):
+            return owner
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.05)
 
 
 def _owner(folder: Path) -> Owner | None:

@@ -162,18 +162,67 @@ class Unused:
     ],
 )
 def test_damaged_ids_and_environments_are_passed_over(tmp_path: Path, text: str) -> None:
-    said: list[str] = []
-    recorder = Recorder(Mlflow(), tmp_path, said.append, Unused())  # type: ignore[arg-type]
+    warnings: list[str] = []
+
+    def recorder() -> Recorder:
+        made = Recorder(Mlflow(), tmp_path, warnings.append, Unused())  # type: ignore[arg-type]
+        made._remember()
+        return made
+
     (tmp_path / IDS).write_text('{"uri": "sqlite:///a.db", "runs": {"a": "b"}}')
     (tmp_path / "environment.json").write_text('{"model": "x"}')
-    assert (recorder._remembered_ids(), said) == ({"a": "b"}, [])
-    assert recorder._origin() == {"model": "x"}
+    assert (recorder().ids, warnings) == ({"a": "b"}, [])
+    assert recorder()._origin() == {"model": "x"}
     for name in (IDS, "environment.json"):
         (tmp_path / name).write_text(text)
-    assert recorder._remembered_ids() == {}
-    assert "mlflow.json" in said[0]
-    assert "MLflow's runs are begun anew" in said[0]
-    assert recorder._origin() == {}
+    damaged = recorder()
+    assert damaged.ids == {}
+    assert damaged.study
+    assert "mlflow.json" in warnings[0]
+    assert "MLflow's runs are begun anew" in warnings[0]
+    assert damaged._origin() == {}
+
+
+def test_a_run_whose_id_was_lost_is_found_again(
+    tell, client: Any, runs_folder: Path, finished
+) -> None:
+    """As when the process dies between beginning a run and writing its id down."""
+    out = runs_folder / "lost"
+    observer = Mlflow(experiment="lost")
+    told = tell(out, observer)
+    plan = prepare(out)
+    lead_to_an_interruption(plan, told.hook)
+    runs = runs_of(client, "lost")
+    kept = json.loads((out / IDS).read_text())
+    copies = runs_folder / "mlartifacts" / kept["runs"][""] / "artifacts"
+    (copies / ".artifact.uploading.abc").touch()
+    (out / IDS).write_text(json.dumps(kept | {"runs": {}}))
+    told = tell(out, observer)
+    lead_through(plan, told.hook)
+    again = client.search_runs([client.get_experiment_by_name("lost").experiment_id])
+    assert len(again) == 4
+    assert {run.info.run_id for run in runs.values()} <= {run.info.run_id for run in again}
+    assert {run.info.status for run in again} == {"FINISHED"}
+    assert told.warnings == []
+    # What it was copying at that moment is no artefact.
+    assert "pipeline.yaml" in {path.name for path in copies.iterdir()}
+    assert not list(copies.glob(".artifact.*"))
+
+
+def test_what_a_stage_measured_is_there_before_its_result_is(
+    tell, client: Any, runs_folder: Path, finished
+) -> None:
+    """Where the process dies after that, nobody measures it again."""
+    told = tell(runs_folder / "stage", Mlflow(experiment="stage"))
+    plan = prepare(runs_folder / "stage")
+    run = plan.runs[0]
+    told.hook.permllm_plan_started(plan=plan)
+    told.hook.permllm_run_started(run=run)
+    told.hook.permllm_training_step(
+        run=run, window=0, stage="permutation", step=1, total=1, figures={"loss": 0.3}
+    )
+    told.hook.permllm_progress(run=run, stage="learning", done=1, total=1)
+    assert runs_of(client, "stage")["seed=1"].data.metrics == {"loss": 0.3}
 
 
 def test_names_and_numbers_that_mlflow_refuses(

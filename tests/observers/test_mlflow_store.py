@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from permllm.observers.mlflow_store import (
+    Store,
+    StoreError,
     first_line,
     in_parts,
     key,
@@ -41,6 +46,31 @@ def test_which_errors_may_pass() -> None:
     assert passing(RuntimeError("(sqlite3.OperationalError) database is locked"))
     assert not passing(MlflowException("no such run", RESOURCE_DOES_NOT_EXIST))
     assert not passing(FileNotFoundError("no file"))
+
+
+def test_a_store_whose_first_process_died_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.db import utils
+
+    database = tmp_path / "mlflow.db"
+    # Versions before began in the place itself.
+    database.touch()
+    store = Store(sqlite_uri(database))
+    with monkeypatch.context() as patch:
+
+        def half(engine: Any) -> None:
+            with engine.begin() as connection:
+                connection.exec_driver_sql("create table runs (a)")
+            raise RuntimeError("killed")
+
+        patch.setattr(utils, "_initialize_tables", half)
+        with pytest.raises(StoreError, match="killed"):
+            store.open()
+    assert database.stat().st_size == 0
+    store.open()
+    store.choose_experiment("first")
+    assert store.begin("a run", {})
 
 
 def test_the_file_of_a_store() -> None:

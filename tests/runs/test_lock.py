@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import attrs
 import pytest
 
 from permllm.errors import UserError
-from permllm.files import write_sealed
+from permllm.files import workplace, write_sealed
 from permllm.runs.lock import OWNER, Owner, owned
 
 HOLDER = """
@@ -61,6 +62,29 @@ def test_the_lock_of_a_dead_owner_is_taken_over_with_a_word(tmp_path: Path, hold
     with owned(tmp_path, warnings.append):
         pass
     assert len(warnings) == 1
+
+
+def test_the_owner_is_named_and_not_the_dead_one_before(tmp_path: Path, holder) -> None:
+    """Between getting the folder and saying so lies a moment."""
+    mine = (tmp_path / OWNER).read_bytes()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    before = attrs.evolve(Owner.me(), pid=dead.pid)
+    write_sealed(tmp_path / OWNER, attrs.asdict(before))
+    later = threading.Timer(0.3, (tmp_path / OWNER).write_bytes, [mine])
+    later.start()
+    with pytest.raises(UserError, match=f"process {holder.pid} "), owned(tmp_path, print):
+        pass
+    later.join()
+
+
+def test_what_dead_processes_left_unfinished_below_goes(tmp_path: Path) -> None:
+    with workplace(tmp_path / "runs/dense") as work:
+        name = work.name
+    left = tmp_path / "runs/dense" / name
+    left.mkdir()
+    with owned(tmp_path, print):
+        assert not left.exists()
 
 
 def test_within_one_process_too(tmp_path: Path) -> None:

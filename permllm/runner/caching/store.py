@@ -22,7 +22,7 @@ import attrs
 from safetensors import SafetensorError
 
 from permllm.errors import UserError
-from permllm.files import sweep, workplace, write_text
+from permllm.files import is_unfinished, sweep, workplace, write_text
 
 GIGABYTE = 10**9
 
@@ -89,7 +89,9 @@ class Cache:
             UserError: it does.
         """
         try:
-            other = not self.is_cache() and any(self.folder.iterdir())
+            # One that was killed when it began a cache has left no mark.
+            inside = (path for path in self.folder.iterdir() if not is_unfinished(path))
+            other = not self.is_cache() and any(inside)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -188,7 +190,9 @@ class Cache:
 
     def sweep(self) -> int:
         """Remove what killed processes left unfinished; how many entries that were."""
-        return sum(sweep(self.folder / kind) for kind in KINDS) if self.is_cache() else 0
+        if not self.is_cache():
+            return 0
+        return sweep(self.folder) + sum(sweep(self.folder / kind) for kind in KINDS)
 
     def damaged(self) -> Iterator[tuple[Entry, bool]]:
         """Every entry, and whether its content differs from what was written."""

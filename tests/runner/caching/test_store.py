@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from permllm.errors import UserError
+from permllm.files import workplace
 from permllm.runner.caching.store import Cache
 
 SIZE = 100
@@ -119,7 +120,7 @@ def test_what_dead_writers_left_is_no_entry_and_goes(tmp_path: Path) -> None:
     left = tmp_path / "tokens" / f".permllm-{host}-{dead}-abcdefgh.partial"
     left.mkdir()
     (left / "content.json").write_text("half")
-    alive = left.with_name(f".permllm-{host}-{os.getpid()}-abcdefgh.partial")
+    alive = left.with_name(f".permllm-{host}-{os.getppid()}-abcdefgh.partial")
     alive.mkdir()
     assert len(cache.entries()) == 1
     assert cache.sweep() == 1
@@ -165,6 +166,20 @@ def test_a_folder_of_other_files_becomes_no_cache(tmp_path: Path) -> None:
     assert mine.exists()
     assert len(warnings) == 1
     Cache(tmp_path / "new").check()
+
+
+def test_a_cache_whose_first_writer_was_killed_is_none_of_other_files(tmp_path: Path) -> None:
+    """It has no mark then."""
+    with workplace(tmp_path) as work:
+        left = work
+    left.mkdir()
+    cache = Cache(tmp_path)
+    cache.check()
+    put(cache, "a")
+    assert not left.exists()
+    left.mkdir()
+    assert cache.sweep() == 1
+    assert not left.exists()
 
 
 def test_an_entry_that_cannot_be_removed_is_a_warning(
