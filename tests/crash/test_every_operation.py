@@ -94,6 +94,7 @@ def test_an_export(studies: Any) -> None:
     studies.outcome("undisturbed")
     run = studies.folder / "undisturbed/out/runs/lcp"
     top = studies.folder / "exports"
+    top.mkdir()
     words = ["export", str(run), "--format", "sparse", "--to", str(top / "whole/model")]
     seen = operations(studies, words, [top])
     expected = listing(top / "whole/model")
