@@ -1,7 +1,7 @@
 """What the checks of a run cost: CPU seconds of hashing against those of pruning and of all.
 
     python benchmarks/checks.py
-    python benchmarks/checks.py --order none --length 128
+    python benchmarks/checks.py --order none --length 128 --tokens 1024
 
 One process runs a pipeline on the real SmolLM2-135M, with every function that hashes something
 measured wherever permllm calls it. What a hash reads from the disk counts, too.
@@ -89,7 +89,7 @@ class Watch:
                     setattr(module, key, measured)
 
 
-def write(path: Path, order: str, length: int) -> Path:
+def write(path: Path, order: str, length: int, tokens: int) -> Path:
     """A pipeline file."""
     data = {
         "permllm": 1,
@@ -99,7 +99,7 @@ def write(path: Path, order: str, length: int) -> Path:
         "pattern": "2:4",
         "layers": {"permutation": order, "window": 1},
         "evaluate": [
-            {"name": "perplexity", "dataset": "python-docs", "length": 256, "max_tokens": 4096}
+            {"name": "perplexity", "dataset": "python-docs", "length": 256, "max_tokens": tokens}
         ],
         "export": ["masked"],
         "track": {},
@@ -112,7 +112,8 @@ def write(path: Path, order: str, length: int) -> Path:
 @click.command()
 @click.option("--order", default="cp", show_default=True, help="The permutation learner.")
 @click.option("--length", default=256, show_default=True, help="Of the calibration sequences.")
-def main(order: str, length: int) -> None:
+@click.option("--tokens", default=4096, show_default=True, help="That are evaluated.")
+def main(order: str, length: int, tokens: int) -> None:
     """Run once, and print where the CPU time went."""
     watch = Watch()
     for what, functions in HASHING.items():
@@ -131,7 +132,7 @@ def main(order: str, length: int) -> None:
 
     WindowLoop.prune = measured  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory(prefix="permllm-checks-") as folder:
-        path = write(Path(folder) / "checks.yaml", order, length)
+        path = write(Path(folder) / "checks.yaml", order, length, tokens)
         wall, cpu = time.perf_counter(), time.process_time()
         run(path, out=Path(folder) / "out")
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
