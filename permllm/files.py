@@ -46,8 +46,8 @@ SEAL = "sha256"
 ABANDONED_SECONDS = 24 * 3600
 """What another machine left unfinished is given up after this time."""
 
-_OWN: set[Path] = set()
-"""Where this process writes now: what else has its id in its name is of a dead one's."""
+_OWN: set[str] = set()
+"""Names of folders that this process writes in now; others with its id are those of a dead one."""
 
 _WORKPLACE = re.compile(r"\.permllm-(?P<host>[\w-]{1,63})-(?P<pid>\d{1,10})-\w{8}\.partial")
 
@@ -99,12 +99,12 @@ def workplace(folder: Path) -> Iterator[Path]:
     sweep(folder)
     prefix = f".permllm-{_host()}-{os.getpid()}-"
     work = Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=folder))
-    _OWN.add(work)
+    _OWN.add(work.name)
     try:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        _OWN.discard(work)
+        _OWN.discard(work.name)
 
 
 def is_unfinished(path: Path) -> bool:
@@ -302,7 +302,7 @@ def _is_abandoned(path: Path) -> bool:
     if name is None or path.is_symlink() or not path.is_dir():
         return False
     if name["host"] == _host():
-        return path not in _OWN and not lives(int(name["pid"]))
+        return path.name not in _OWN and not lives(int(name["pid"]))
     with suppress(OSError):
         return path.stat().st_mtime < time.time() - ABANDONED_SECONDS
     return False

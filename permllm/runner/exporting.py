@@ -12,7 +12,7 @@ from permllm.components import Exporter
 from permllm.contexts.export import ExportContext
 from permllm.contexts.window import cut_windows
 from permllm.errors import UserError
-from permllm.files import completing
+from permllm.files import completing, sweep
 from permllm.folding.layout import Layout
 from permllm.models.devices import pick_dtype
 from permllm.models.fingerprint import fingerprint
@@ -45,6 +45,8 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
             plugin file has changed since, or ``to`` is there already.
         RunFailed: the export is not the pruned model.
     """
+    # What one left that was killed when all was done but this.
+    sweep(to.parent)
     if to.exists():
         raise _there_already(to)
     plan, run = _plan_of(directory, registry)

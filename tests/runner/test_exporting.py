@@ -10,9 +10,23 @@ import pytest
 from permllm.api import run_plan
 from permllm.errors import UserError
 from permllm.exporters.masked import Masked
+from permllm.files import workplace
 from permllm.registry import Registry
 from permllm.runner.exporting import export_run
 from permllm.runs.plan import make_plan
+
+
+def test_what_a_killed_export_left_beside_its_whole_folder_goes(
+    registry: Registry, tmp_path: Path
+) -> None:
+    with workplace(tmp_path) as work:
+        left = work
+    left.mkdir()
+    (tmp_path / "to").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        export_run(tmp_path, Masked(), registry, tmp_path / "to")
+    assert not left.exists()
+    assert (tmp_path / "to").exists()
 
 
 def test_a_folder_that_is_there_is_left_alone(registry: Registry, tmp_path: Path) -> None:
