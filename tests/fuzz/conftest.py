@@ -311,7 +311,7 @@ class Change:
     @property
     def is_resealed(self) -> bool:
         """Whether a changed file may have the hash of what it holds."""
-        return bool(self.structure) and self.reseal and not self.bytes
+        return bool(self.structure) and self.reseal
 
 
 def _sealed(data: dict[str, Any]) -> dict[str, Any]:
