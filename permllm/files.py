@@ -40,6 +40,9 @@ DEEPEST = 64
 LONGEST_NUMBER = 64
 """Digits of a whole number in a JSON file."""
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes of the longest name of a file, and of the longest path, that file systems have."""
+
 SEAL = "sha256"
 """The key under which a sealed JSON file holds the hash of all else in it."""
 
@@ -279,6 +282,16 @@ def as_json(data: Any) -> str:
 def holds(path: Path, data: Any) -> bool:
     """Whether a file holds just what :func:`write_json` would write there."""
     return path.is_file() and path.read_bytes() == as_json(data).encode()
+
+
+def can_exist(path: Path) -> bool:
+    """Whether a file may have this path; what looks for any other meets errors of the system."""
+    try:
+        names = [os.fsencode(part) for part in path.parts]
+    except UnicodeEncodeError:
+        return False
+    longest = max(map(len, names), default=0)
+    return longest <= LONGEST_NAME and len(os.fsencode(path)) <= LONGEST_PATH
 
 
 def file_hash(path: Path) -> str:

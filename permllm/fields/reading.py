@@ -20,6 +20,7 @@ from permllm.fields.errors import ERRORS, FieldError, at, each, leaves, shown
 from permllm.fields.once import Once
 from permllm.fields.options import check_range, option_types
 from permllm.fields.types import TYPES, FieldType, component_kind, members, type_text
+from permllm.files import can_exist
 
 
 class Reader:
@@ -63,9 +64,12 @@ class Reader:
     def path(self, text: str) -> Path:
         """The absolute path that a text names."""
         try:
-            return (self.base_dir / Path(text).expanduser()).absolute()
-        except RuntimeError as error:
-            raise FieldError(f"{text!r} is no path: {error}") from error
+            path = (self.base_dir / Path(text).expanduser()).absolute()
+        except (RuntimeError, UnicodeEncodeError) as error:
+            raise FieldError(f"{shown(text)} is no path: {error}") from error
+        if not can_exist(path):
+            raise FieldError(f"{shown(text)} is no path: no file can be called so")
+        return path
 
     def component(self, value: Any, kind: str) -> Any:
         """A component of a kind."""

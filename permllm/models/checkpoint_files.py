@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from permllm.errors import UserError
-from permllm.files import read_json
+from permllm.files import can_exist, read_json
 from permllm.models.gguf_header import read_header
 
 CONFIG = "config.json"
@@ -17,9 +17,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _PART_OF_GGUF = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-
-LONGEST_NAME = 255
-"""Bytes of the longest name of a file that file systems have."""
 
 LARGEST_HEADER = 100_000_000
 """Bytes of the longest header that safetensors reads."""
@@ -116,15 +113,13 @@ def inside(folder: Path, name: str) -> bool:
     for flavour in (PurePosixPath(name), PureWindowsPath(name)):
         if flavour.is_absolute() or flavour.drive or flavour.root or ".." in flavour.parts:
             return False
-    if not name or "\0" in name:
+    if not name or "\0" in name or not can_exist(folder.absolute() / name):
         return False
     try:
-        if any(len(part.encode()) > LONGEST_NAME for part in PurePosixPath(name).parts):
-            return False
         target = (folder / name).resolve()
         whole = folder.resolve()
-    except (OSError, RuntimeError, UnicodeEncodeError):
-        # A link that leads to itself, or half of a character.
+    except (OSError, RuntimeError):
+        # A link that leads to itself.
         return False
     return (target.is_relative_to(whole) and target != whole) or _is_blob(target)
 

@@ -93,3 +93,12 @@ def test_strict_readers_take_no_near_type() -> None:
     for cls, wrong in ((bool, 1), (int, True), (int, 1.0), (float, "1"), (str, 1)):
         with pytest.raises(ERRORS):
             STRICT[cls](wrong, cls)
+
+
+@pytest.mark.parametrize("path", ["a/" + "n" * 256, "ü" * 128, "n/" * 2100, "a\ud800b"])
+def test_a_path_that_no_file_can_have_is_refused(path: str) -> None:
+    ((place, said),) = errors({"name": "a", "inner": {"path": path}})
+    assert place == ("inner", "path")
+    assert said.endswith(" is no path: no file can be called so")
+    kept = Reader(Path("/")).read({"name": "a", "inner": {"path": "n" * 255}}, Outer)
+    assert kept.inner.path == Path("/", "n" * 255)
