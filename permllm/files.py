@@ -122,8 +122,8 @@ def sweep(folder: Path, *, deep: bool = False) -> int:
         folder: where.
         deep: in its subfolders, too.
     """
-    found = folder.glob(f"{'**/' if deep else ''}.permllm-*.partial")
-    abandoned = [path for path in found if _is_abandoned(path)]
+    unfinished = folder.glob(f"{'**/' if deep else ''}.permllm-*.partial")
+    abandoned = [path for path in unfinished if _is_abandoned(path)]
     for path in abandoned:
         shutil.rmtree(path, ignore_errors=True)
     return len(abandoned)

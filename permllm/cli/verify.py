@@ -46,7 +46,12 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
     opened and its logits for fixed tokens are compared with those that were recorded when it
     was exported. What is wrong is named, and the exit code is then 2.
     """
-    from permllm.formats.export_files import card_is_edited, check_files, check_folder
+    from permllm.formats.export_files import (
+        card_is_edited,
+        check_contents,
+        check_files,
+        refuse,
+    )
     from permllm.formats.loading import load
     from permllm.formats.manifest import read_manifest
 
@@ -56,7 +61,9 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
             hint="name the other with --against, such as the masked export of the same run",
         )
     manifest = read_manifest(directory)
-    check_folder(directory, manifest)
+    files = dict(check_contents(directory, manifest))
+    # Of weights the tensor that is wrong says more than the file.
+    refuse(directory, {name: why for name, why in files.items() if name not in manifest.files})
     if not manifest.contents:
         echo(
             "warning: the version that exported this listed no files, so tensors alone are checked",
@@ -64,11 +71,8 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
         )
     if card_is_edited(directory, manifest):
         echo("note: README.md was edited after the export", err=True)
-    wrong = {name: why for name, why in check_files(directory, manifest) if why}
-    if wrong:
-        name, why = next(iter(wrong.items()))
-        more = f", and {len(wrong) - 1} more tensors are not right" if len(wrong) > 1 else ""
-        raise UserError(f"'{directory}' is not what was exported: {name}: {why}{more}")
+    refuse(directory, {name: why for name, why in check_files(directory, manifest) if why})
+    refuse(directory, files)
     # What is packed cannot hold more than N of every M.
     held = [entry.pattern for entry in manifest.tensors.values() if entry.pattern]
     held += [entry.pattern for entry in manifest.packed.values()]

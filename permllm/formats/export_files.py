@@ -206,10 +206,21 @@ def check_folder(directory: Path, manifest: Manifest) -> None:
     Raises:
         UserError: names the first that is wrong.
     """
-    wrong = list(check_contents(directory, manifest))
-    if wrong:
-        name, why = wrong[0]
-        more = f", and {len(wrong) - 1} more files are not right" if len(wrong) > 1 else ""
+    refuse(directory, dict(check_contents(directory, manifest)))
+
+
+def refuse(directory: Path, wrong: Mapping[str, str]) -> None:
+    """Refuse a folder in which something is wrong.
+
+    Args:
+        directory: the folder.
+        wrong: what is wrong, by the name of a file or a tensor; nothing where it is empty.
+
+    Raises:
+        UserError: names the first.
+    """
+    for name, why in wrong.items():
+        more = f", and {len(wrong) - 1} more are not right" if len(wrong) > 1 else ""
         raise UserError(
             f"'{directory}' is not what was exported: {name}: {why}{more}",
             hint="copy the whole folder again, or export anew",

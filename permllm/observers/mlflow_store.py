@@ -120,8 +120,8 @@ class Store:
             (first, value), *_ = tags.items()
             runs = self.client.search_runs([self.experiment_id], f"tags.`{first}` = '{value}'")
             wanted = {name: text[:MAX_VALUE] for name, text in tags.items()}
-            found = [run for run in runs if wanted.items() <= run.data.tags.items()]
-            return str(found[0].info.run_id) if found else None
+            alike = [run for run in runs if wanted.items() <= run.data.tags.items()]
+            return str(alike[0].info.run_id) if alike else None
 
     def reopen(self, run_id: str) -> bool:
         """Go on with a run of an earlier attempt; False if the store has it no more."""

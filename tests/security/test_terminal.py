@@ -10,6 +10,7 @@ import pytest
 
 from permllm.cli import errors
 from permllm.cli.main import cli
+from permllm.files import read_sealed, write_sealed
 
 EVIL = "evil \x1b[31m[/b]\x07"
 FOLDER = "evil \x1b[31m[red]\x07"
@@ -63,10 +64,9 @@ def test_a_manifest(
     assert "fine" in said("check", "tiny.yaml", code=0)
     said("run", "tiny.yaml", "--out", "out", code=0)
     export = project / "out" / "runs" / "none" / "exports" / "permuted"
-    manifest = json.loads((export / "permllm.json").read_text())
-    old = manifest["groups"][0]["linears"][0]
-    text = (export / "permllm.json").read_text()
-    (export / "permllm.json").write_text(text.replace(json.dumps(old), json.dumps(old + EVIL)))
+    manifest = read_sealed(export / "permllm.json")
+    manifest["groups"][0]["linears"][0] += EVIL
+    write_sealed(export / "permllm.json", manifest)
     shown = said("inspect", export, code=0)
     assert "\x1b" not in shown
     assert r"\x1b[31m[/b]\x07" in shown

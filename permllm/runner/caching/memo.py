@@ -177,12 +177,12 @@ class Stages:
         path = self.entry(kind, key)
         if path is not None:
             try:
-                found = converted(read_json(path), _Figures, str(path))
+                known = converted(read_json(path), _Figures, str(path))
             except UserError as error:
                 self._reject(path, error)
             else:
-                self.on_reuse(stage, found.seconds)
-                return found.figures
+                self.on_reuse(stage, known.seconds)
+                return known.figures
         began = time.perf_counter()
         made = make()
         kept = {"figures": made, "seconds": time.perf_counter() - began}
