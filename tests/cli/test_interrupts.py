@@ -136,8 +136,8 @@ from permllm.cli import errors
 @click.group(invoke_without_command=True)
 @errors.debug_option
 def cli():
-    print("waiting", flush=True)
     try:
+        print("waiting", flush=True)
         time.sleep(60)
     finally:
         if sys.argv[1:] == ["slow"]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from permllm.files import read_sealed
+
 
 @pytest.fixture(scope="module")
 def finished(permllm, project: Path, tmp_path_factory: pytest.TempPathFactory):
@@ -36,7 +38,7 @@ def test_json_is_one_object_and_nothing_else(finished) -> None:
 
 def test_results_hold_the_layers_too(finished) -> None:
     done, out = finished
-    results = json.loads((out / "results.json").read_text())
+    results = read_sealed(out / "results.json")
     assert results["runs"][1]["layers"][0]["pattern"] == "2:4"
     for run in results["runs"]:
         del run["layers"]

@@ -83,7 +83,6 @@ def test_files_of_runs(fuzz: Any, out: Path, attempt: Callable[..., None], name:
     state = read_record(run / "state.json", State)
     whole = read_results(run / "result.json").runs[0]
     identity = RunIdentity(state.key, state.parts, state.threads)
-    recorder = Recorder(Mlflow(), out, lambda message: None, Store())  # type: ignore[arg-type]
     pipeline = load_plain_yaml(out / "pipeline.yaml")
     figures = [one.figures for one in read_folder(str(out)).results.runs]
 
@@ -100,8 +99,9 @@ def test_files_of_runs(fuzz: Any, out: Path, attempt: Callable[..., None], name:
             aside.rename(aside.with_name(aside.name.partition(".before-")[0]))
 
     def remember() -> None:
-        ids = recorder._remembered_ids()
-        assert all(isinstance(one, str) for pair in ids.items() for one in pair)
+        recorder = Recorder(Mlflow(), out, lambda message: None, Store())  # type: ignore[arg-type]
+        recorder._remember()
+        assert all(isinstance(one, str) for pair in recorder.ids.items() for one in pair)
         recorder._origin()
 
     def own() -> None:

@@ -16,6 +16,7 @@ from permllm.api import run_plan
 from permllm.components import Observer
 from permllm.errors import UserError
 from permllm.exporters.masked import Masked
+from permllm.files import read_sealed, write_sealed
 from permllm.registry import Registry
 from permllm.runner.exporting import export_run
 from permllm.runs.events import read_events
@@ -99,7 +100,8 @@ def test_a_file_is_recorded_and_may_not_change_before_the_run_resumes(
     assert not ran.exists()
     # Nor one that the run did not have.
     record = out / "environment.json"
-    record.write_text(record.read_text().replace(str(file), "/elsewhere.py"))
+    kept = read_sealed(record)
+    write_sealed(record, kept | {"plugin_files": {"/elsewhere.py": digest}})
     with pytest.raises(UserError, match=r"the plugin '.*flat\.py' changed since the run"):
         export_run(out / "runs/none", Masked(), Registry.load(), tmp_path / "to")
     assert not ran.exists()

@@ -18,7 +18,7 @@ def test_nothing_is_recorded_before_a_run_did_anything(tmp_path: Path) -> None:
 def test_what_was_recorded_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "runs" / "tiny-20260101-000000"
     out.mkdir(parents=True)
-    (out / "pipeline.yaml").touch()
+    (out / "pipeline.yaml").write_text("name: tiny")
     (out / "environment.json").write_text(json.dumps({"plugin_files": {"/a.py": "0f"}}))
     assert recorded(out, "another") == {"/a.py": "0f"}
     monkeypatch.chdir(tmp_path)
