@@ -10,7 +10,6 @@ import unicodedata
 from typing import Any
 
 import click
-from rich.markup import escape
 
 from permllm.redaction import redacted
 
@@ -39,6 +38,9 @@ def marked(text: object) -> str:
     >>> marked("[/b]")
     '\\\\[/b]'
     """
+    # Late: most commands print no tables.
+    from rich.markup import escape
+
     return escape(plain(text))
 
 

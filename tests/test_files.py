@@ -216,6 +216,13 @@ def test_whatever_a_file_holds_is_a_mapping_or_an_error(
         assert isinstance(data, dict)
 
 
+def test_a_key_twice_among_many_is_found_at_once() -> None:
+    """Not by comparing each with all others, which would take a quarter of an hour."""
+    keys = [*(f'"{number}": 0' for number in range(200_000)), '"199999": 1']
+    with pytest.raises(UserError, match="the key '199999' stands there twice"):
+        parse_json("{" + ", ".join(keys) + "}", "a.json")
+
+
 def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with path.open("wb") as file:

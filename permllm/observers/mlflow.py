@@ -158,7 +158,7 @@ class Recorder:
         failed = any(run.error for run in results.runs)
         status = "FAILED" if failed else "FINISHED"
         self.attempt("the end of the study", self._end, PARENT, status, milliseconds())
-        self.outbox.deliver(wait=True)
+        self.outbox.close()
 
     @hookimpl
     def permllm_plan_failed(self, run: Run | None, error: BaseException) -> None:
@@ -167,7 +167,7 @@ class Recorder:
         self._end_current(status)
         self.attempt("documents", self._log_failure, reason(error))
         self.attempt("the end of the study", self._end, PARENT, status, milliseconds())
-        self.outbox.deliver(wait=True)
+        self.outbox.close()
 
     # --- one run --------------------------------------------------------------------
 

@@ -80,6 +80,12 @@ class Outbox:
                 self.lost += left
             self._try()
 
+    def close(self) -> None:
+        """Do what waits, as long as patience lasts, and give the thread back."""
+        self.deliver(wait=True)
+        self.closed = True
+        self.worker.shutdown(wait=False)
+
     def _try(self) -> None:
         began = self.now()
         # It may run already, where waiting for it was interrupted: then it is not begun again.

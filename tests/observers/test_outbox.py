@@ -187,3 +187,17 @@ def test_who_is_interrupted_stops_waiting_and_the_work_is_done_once() -> None:
     told.set()
     shop.add(1)
     assert shop.done == [0, 1]
+
+
+def test_a_closed_outbox_has_done_what_waits_and_keeps_no_thread() -> None:
+    shop = Shop()
+    shop.away = True
+    shop.add(0)
+    shop.away = False
+    (worker,) = shop.outbox.worker._threads
+    shop.outbox.close()
+    assert shop.done == [0]
+    worker.join(60)
+    assert not worker.is_alive()
+    shop.add(1)
+    assert shop.done == [0]
