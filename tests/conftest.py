@@ -54,6 +54,25 @@ def own_cache(
         yield
 
 
+Write = Callable[[Path, str], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_project() -> Write:
+    """Writes a tiny model, a text and a pipeline file, ``tiny.yaml``, to a folder."""
+
+    def write(folder: Path, pipeline: str) -> Path:
+        # Late: the tests of --help need no torch.
+        from permllm.testing.models import save_tiny
+
+        save_tiny("llama", folder / "model")
+        (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 200)
+        (folder / "tiny.yaml").write_text(pipeline)
+        return folder
+
+    return write
+
+
 # --- packages as they lie in an installed environment, without building any --------
 
 Package = Callable[..., Distribution]

@@ -89,16 +89,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[..., Path]) -> Path:
     """A folder with a tiny model, a text and a pipeline file."""
-    # Late: the tests of --help need no torch.
-    from permllm.testing.models import save_tiny
-
-    folder = tmp_path_factory.mktemp("project")
-    save_tiny("llama", folder / "model")
-    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 200)
-    (folder / "tiny.yaml").write_text(PIPELINE)
-    return folder
+    return tiny_project(tmp_path_factory.mktemp("project"), PIPELINE)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,13 +254,10 @@ def _difference(expected: Any, found: Any) -> str:
 
 
 @pytest.fixture(scope="session")
-def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
-    from permllm.testing.models import save_tiny
-
-    folder = tmp_path_factory.mktemp("crash").resolve()
-    save_tiny("llama", folder / "model")
-    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 60)
-    (folder / "tiny.yaml").write_text(PIPELINE)
+def studies(
+    tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[..., Path]
+) -> Iterator[Studies]:
+    folder = tiny_project(tmp_path_factory.mktemp("crash").resolve(), PIPELINE)
     # What is compiled and cached while a study runs is there in every fork then.
     forks = Forks(folder, ["run", "tiny.yaml", "--out", "warm/out", "--set", "track={}"])
     try:

@@ -515,17 +515,13 @@ track: {}
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[..., Path]) -> Path:
     """A folder with a tiny model, a text, a pipeline file, and what it gave in ``out``."""
     from permllm.api import run_plan
     from permllm.registry import Registry
     from permllm.runs.plan import make_plan
-    from permllm.testing.models import save_tiny
 
-    folder = tmp_path_factory.mktemp("project")
-    save_tiny("llama", folder / "model")
-    (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 50)
-    (folder / "tiny.yaml").write_text(PIPELINE)
+    folder = tiny_project(tmp_path_factory.mktemp("project"), PIPELINE)
     registry = Registry.load()
     run_plan(make_plan(folder / "tiny.yaml", registry, out=folder / "out"), registry)
     return folder

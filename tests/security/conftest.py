@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,21 +25,10 @@ track: {}
 """
 
 
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny model, to copy."""
-    from permllm.testing.models import save_tiny
-
-    return save_tiny("llama", tmp_path_factory.mktemp("saved"))
-
-
 @pytest.fixture
-def project(tmp_path: Path, saved: Path) -> Path:
+def project(tmp_path: Path, tiny_project: Callable[..., Path]) -> Path:
     """A folder with a tiny model, a text and a pipeline file."""
-    shutil.copytree(saved, tmp_path / "model")
-    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 50)
-    (tmp_path / "tiny.yaml").write_text(PIPELINE)
-    return tmp_path
+    return tiny_project(tmp_path, PIPELINE)
 
 
 @pytest.fixture
