@@ -13,7 +13,6 @@ from torch import Tensor
 
 from permllm.components import Observer
 from permllm.folding.layout import Layout
-from permllm.models.checks import check_tokenizer
 from permllm.models.devices import pick_device
 from permllm.observers.events import Events
 from permllm.pipeline.reading import read_mapping, read_pipeline
@@ -110,9 +109,8 @@ def prune(
         # A pipeline needs a model; this one is in memory already.
         in_memory = {"model": {"source": "directory", "path": "."}, "track": {}}
         pipeline = read_mapping(in_memory | dict(pipeline), registry)
-    check_tokenizer(tokenizer, model)
     sequences = read_sequences(pipeline.calibration, tokenizer, wished_sequences(pipeline))
-    decoder = open_decoder(model, tokenizer, sequences.tokens[:1])
+    decoder = open_decoder(model, tokenizer, sequences.tokens)
     layers = pipeline.layers
     loop = WindowLoop.of(
         decoder,

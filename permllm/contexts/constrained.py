@@ -5,7 +5,8 @@ freely, made from those of the window:
 
 - *parts* of a group that folds: the channels of one segment (a head), with its lanes (the
   query heads of one key/value head) as further outputs, since they get one order;
-- one group for all that read the residual stream, where they shall share an order;
+- one group for all that read the residual stream, where they shall share an order, and one
+  for all experts of a layer that read the same;
 - nothing of groups that keep their order: their pruned weights are always in place.
 
 What a learner finds for these is put together to orders of the window's groups.
@@ -23,12 +24,9 @@ from permllm.contexts.window import Window
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import UserError
-from permllm.folding.constraints import Constraints
+from permllm.folding.constraints import RESIDUAL, Constraints
 from permllm.folding.fold import Fold
 from permllm.models.linears import Group
-
-RESIDUAL = "residual stream"
-"""What the group is called that stands for all that read the residual stream."""
 
 
 @attrs.frozen(eq=False)
@@ -56,14 +54,14 @@ class ReducedTensors:
         whole: the window.
         parts: the part that stands behind each group that the learner sees.
         origins: for each linear of a part the linear that it is a part of, and the part.
-        shared: the groups that get one permutation.
+        shared: the groups that get one permutation, by what they share.
         kept: the pruned weights ``[C_out, C_in]`` of linears that keep their order.
     """
 
     whole: Window
     parts: Mapping[str, Part]
     origins: Mapping[str, tuple[str, Part]]
-    shared: tuple[str, ...]
+    shared: Mapping[str, tuple[str, ...]]
     kept: Mapping[str, Tensor]
 
     def weight(self, linear: str) -> Tensor:
@@ -76,8 +74,8 @@ class ReducedTensors:
 
     def statistics(self, group: str) -> Mapping[str, Tensor]:
         """The statistics of a group's inputs; those of what shares a permutation are summed."""
-        if group == RESIDUAL:
-            return _sum_of([self.whole.statistics(name) for name in self.shared])
+        if group in self.shared:
+            return _sum_of([self.whole.statistics(name) for name in self.shared[group]])
         if group not in self.parts:
             return self.whole.statistics(group)
         part = self.parts[group]
@@ -119,14 +117,14 @@ class ConstrainedWindow:
         view: what the learner is given.
         folds: how the permutations of its groups fold, of those that have to.
         parts: the part that stands behind each group of the view.
-        shared: the groups that get one permutation.
+        shared: the groups that get one permutation, by what they share: the view's group.
     """
 
     whole: Window
     view: Window
     folds: Mapping[str, Fold]
     parts: Mapping[str, Part]
-    shared: tuple[str, ...]
+    shared: Mapping[str, tuple[str, ...]]
 
     @classmethod
     def of(cls, window: Window, constraints: Constraints) -> ConstrainedWindow:
@@ -145,18 +143,23 @@ class ConstrainedWindow:
             and len(fold.segments) * len(fold.layout) > 1
             and _fits(fold, window.pattern(name))
         }
-        shared = tuple(name for name in window.groups if name in constraints.shared)
+        shared = {
+            what: here
+            for what, names in constraints.shared.items()
+            if (here := tuple(name for name in window.groups if name in names))
+        }
+        sharing = {name for names in shared.values() for name in names}
         parts: dict[str, Part] = {}
         origins: dict[str, tuple[str, Part]] = {}
         kept: dict[str, Tensor] = {}
         groups: dict[str, Group] = {}
         patterns: dict[str, Pattern] = {}
-        if shared:
-            groups[RESIDUAL] = _shared_group([window.groups[name] for name in shared])
-            patterns[RESIDUAL] = _shared_pattern(window, shared)
+        for what, names in shared.items():
+            groups[what] = _shared_group(what, [window.groups[name] for name in names])
+            patterns[what] = _shared_pattern(window, what, names)
         for name, group in window.groups.items():
             pattern = window.pattern(name)
-            if name in shared:
+            if name in sharing:
                 continue
             if name in constraints.kept:
                 kept |= {linear: _pruned(window, linear, pattern) for linear in group.linears}
@@ -186,11 +189,10 @@ class ConstrainedWindow:
         """
         whole: dict[str, Tensor] = {}
         for name, group in self.whole.groups.items():
-            permutation = torch.arange(group.channels)
-            if name in self.shared:
-                permutation = learned[RESIDUAL].clone()  # tensors that are saved must not be one
-            elif name in learned:
-                permutation = learned[name]
+            permutation = learned.get(name, torch.arange(group.channels))
+            for what, names in self.shared.items():
+                if name in names:
+                    permutation = learned[what].clone()  # tensors that are saved must not be one
             for key, part in self.parts.items():
                 if part.group is group:
                     permutation[part.layout] = part.layout[:, learned[key].cpu()]
@@ -198,19 +200,21 @@ class ConstrainedWindow:
         return whole
 
 
-def _shared_group(groups: list[Group]) -> Group:
+def _shared_group(name: str, groups: list[Group]) -> Group:
     linears = tuple(linear for group in groups for linear in group.linears)
-    return Group(RESIDUAL, groups[0].layer, linears, groups[0].channels)
+    return Group(name, groups[0].layer, linears, groups[0].channels)
 
 
-def _shared_pattern(window: Window, shared: tuple[str, ...]) -> Pattern:
+def _shared_pattern(window: Window, what: str, shared: tuple[str, ...]) -> Pattern:
     first = window.pattern(shared[0])
+    read = f"the {what}" if what == RESIDUAL else f"what enters {what}"
     for name in shared:
         if window.pattern(name) != first:
             raise UserError(
-                f"groups that read the residual stream share one order and so need one pattern, "
+                f"groups that read {read} share one order and so need one pattern, "
                 f"but {shared[0]} has {first} and {name} {window.pattern(name)}",
-                hint="give them one pattern, or leave out 'residual: shared'",
+                hint="give them one pattern"
+                + (", or leave out 'residual: shared'" if what == RESIDUAL else ""),
             )
     return first
 

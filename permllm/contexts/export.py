@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from permllm.core.patterns import Pattern
@@ -34,6 +35,8 @@ class ExportContext:
             ``weight[:, permutation]`` holds its pattern.
         patterns: of every pruned linear.
         layout: how permutations of the model can be stored.
+        dtype: in which weights are saved, unless the exporter's options say otherwise: that of
+            the checkpoint; None for that in memory.
     """
 
     model: Any
@@ -48,6 +51,7 @@ class ExportContext:
     permutations: dict[str, Tensor]
     patterns: dict[str, Pattern]
     layout: Layout
+    dtype: torch.dtype | None = None
 
     @cached_property
     def storage(self) -> StoragePlan:

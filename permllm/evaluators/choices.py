@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
+import torch
 
 from permllm.components import Evaluator
 from permllm.contexts.evaluation import EvaluationContext
@@ -15,6 +16,7 @@ from permllm.datasets.jsonl import is_whole, read_json_lines
 from permllm.datasets.local_files import label_of, matching_files
 from permllm.errors import RunFailed, UserError, did_you_mean
 from permllm.evaluators.likelihood import Request, log_likelihoods
+from permllm.models.checks import check_tokens, positions_of
 from permllm.option import option
 
 TOKENS_PER_SEQUENCE = 256
@@ -66,12 +68,12 @@ class Choices(Evaluator):
             RunFailed: the model's logits are not finite.
         """
         items = read_items(self.path, self.limit)
-        limit = getattr(model.config, "max_position_embeddings", None)
-        requests = [
-            request
-            for item in items
-            for request in requests_of(item, tokenizer, limit if isinstance(limit, int) else None)
-        ]
+        limit = positions_of(model.config)
+        requests = [request for item in items for request in requests_of(item, tokenizer, limit)]
+        for request in requests:
+            whole = torch.tensor([[*request.context, *request.continuation]])
+            # The last token is only scored.
+            check_tokens(f"choices on '{self.path.name}'", whole[:, :-1], model, tokenizer)
         try:
             scores = log_likelihoods(
                 model,

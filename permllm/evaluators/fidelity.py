@@ -13,7 +13,8 @@ from torch.nn.functional import cosine_similarity
 
 from permllm.components import Evaluator
 from permllm.contexts.evaluation import EvaluationContext
-from permllm.errors import RunFailed, UserError
+from permllm.errors import UserError
+from permllm.models.checks import not_finite
 
 
 @attrs.frozen
@@ -55,7 +56,7 @@ class Fidelity(Evaluator):
             cosine += float(cosine_similarity(dense_hidden, hidden, dim=-1).double().sum())
             done += len(batch)
             if not math.isfinite(kl + cosine):
-                raise RunFailed("fidelity: the model's logits are not finite")
+                raise not_finite("fidelity: the model's logits are not finite", model)
             context.progress(done, len(context.held_out))
         count = context.held_out.numel()
         return {"fidelity/kl": kl / count, "fidelity/cosine": cosine / count}

@@ -12,7 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from permllm.errors import RunFailed
+from permllm.models.checks import not_finite
 
 
 @attrs.frozen
@@ -50,7 +50,7 @@ def log_likelihoods(
         progress: is told how many requests are done, of how many.
 
     Raises:
-        RunFailed: the logits are not finite.
+        RunFailed: the logits are not finite; a UserError where that is for float16.
     """
     scores: dict[Request, float] = {}
     wanted: dict[tuple[int, ...], list[Request]] = {}
@@ -62,7 +62,7 @@ def log_likelihoods(
         after = [request for context in contexts for request in wanted[context]]
         scores |= _score(model, contexts, after, device, tokens)
         if not all(torch.tensor([scores[request] for request in after]).isfinite()):
-            raise RunFailed("the model's logits are not finite")
+            raise not_finite("the model's logits are not finite", model)
         progress(len(scores), total)
     return [scores[request] for request in requests]
 
@@ -128,10 +128,12 @@ def _forward(model: Any, inputs: Tensor, *, keep: int, **options: Any) -> Any:
 
 
 def _cache(model: Any, output: Any) -> Any:
-    """The output's keys and values if rows can be picked from them, else None."""
+    """The output's keys and values if rows can be picked from all of them, else None."""
     cache = getattr(output, "past_key_values", None)
-    recurrent = getattr(model, "_is_stateful", False)
-    return cache if hasattr(cache, "batch_select_indices") and not recurrent else None
+    # Layers that are no attention keep a state of another kind in some caches.
+    parts = [cache, *getattr(cache, "layers", ())]
+    picks = all(hasattr(part, "batch_select_indices") for part in parts)
+    return cache if picks and not getattr(model, "_is_stateful", False) else None
 
 
 def _padded(rows: Sequence[tuple[int, ...]], device: str) -> Tensor:

@@ -15,7 +15,7 @@ from permllm.contexts.cost import ComponentCost, Workload
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.datasets.python_docs import PythonDocs
 from permllm.datasets.sequences import first_tokens, too_short
-from permllm.errors import RunFailed, UserError
+from permllm.models.checks import check_tokens, not_finite
 from permllm.option import option
 
 
@@ -76,7 +76,7 @@ class Perplexity(Evaluator):
             RunFailed: the model's logits are not finite.
         """
         windows = self._windows(tokenizer)
-        _check_positions(model, self.length)
+        check_tokens("perplexity", windows, model, tokenizer)
         overlap = self.length - (self.stride or self.length)
         total, scored = 0.0, 0
         context.progress(0, len(windows))
@@ -91,9 +91,8 @@ class Perplexity(Evaluator):
                 total += float(losses[0, :skip].sum())
                 scored += skip
             if not math.isfinite(total):
-                raise RunFailed(
-                    f"perplexity on '{self.dataset.label()}': the model's logits are not finite"
-                )
+                what = f"perplexity on '{self.dataset.label()}': the model's logits are not finite"
+                raise not_finite(what, model)
             context.progress(min(start + context.batch_size, len(windows)), len(windows))
         return {f"perplexity/{self.dataset.label()}": _exp(total / scored)}
 
@@ -123,15 +122,6 @@ def token_losses(model: Any, tokens: Tensor) -> Tensor:
         for row, targets in zip(logits, tokens, strict=True)
     ]
     return torch.stack(losses)
-
-
-def _check_positions(model: Any, length: int) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(limit, int) and length > limit:
-        raise UserError(
-            f"perplexity: length {length} is more than the {limit} positions of the model",
-            hint=f"give it length: {limit} or less",
-        )
 
 
 def _exp(mean: float) -> float:

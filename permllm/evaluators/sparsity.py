@@ -15,15 +15,17 @@ from permllm.contexts.cost import ComponentCost, Workload
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.core.patterns import Pattern
 from permllm.errors import RunFailed
+from permllm.models.tracing import find_layers, matrix_entries
 
 
 @attrs.frozen
 class Sparsity(Evaluator):
     """Zeros and pattern of the pruned weights, counted on the saved tensors.
 
-    ``sparsity`` is the share of zeros in the pruned linears, and ``sparsity/nm_violations``
-    the number of groups of M weights, in the learned order, with more than N that are not
-    zero. For the dense model, zeros are counted in all its matrices but the embeddings.
+    ``sparsity`` is the share of the pruned linears' zeros in all matrices of the decoder layers,
+    and ``sparsity/nm_violations`` the number of groups of M weights, in the learned order, with
+    more than N that are not zero. For the dense model, zeros are counted in all its matrices
+    but the embeddings.
     """
 
     name: ClassVar[str] = "sparsity"
@@ -44,17 +46,14 @@ class Sparsity(Evaluator):
         files = sorted(context.saved.glob("*.safetensors"))
         if not files:
             raise RunFailed(f"sparsity: there are no saved tensors in {context.saved}")
-        zeros, size, violations = 0, 0, 0
+        zeros, violations = 0, 0
         for done, path in enumerate(files):
             context.progress(done, len(files))
             counts = count_window(path)
-            zeros, size, violations = (
-                zeros + counts.zeros,
-                size + counts.size,
-                violations + counts.violations,
-            )
+            zeros, violations = zeros + counts.zeros, violations + counts.violations
         context.progress(len(files), len(files))
-        return {"sparsity": zeros / max(1, size), "sparsity/nm_violations": float(violations)}
+        size = matrix_entries(find_layers(model)[1])
+        return {"sparsity": zeros / size, "sparsity/nm_violations": float(violations)}
 
 
 @attrs.frozen

@@ -34,10 +34,19 @@ class Masked(Exporter):
         Raises:
             UserError: the folder is in use.
             NoSpace: the disk is too full.
+            RunFailed: not all that was pruned is in the files.
         """
-        from permllm.formats.export_files import check_claim
+        from permllm.folding.plan import StoragePlan
+        from permllm.formats.export_files import check_claim, check_complete
+        from permllm.formats.stored import in_stored_order
 
-        check_claim(directory, weight_bytes(context.model))
-        with as_for_users(context.model), without_bars():
+        check_claim(directory, weight_bytes(context.model, context.dtype))
+        unmoved = StoragePlan(groups=(), rows={}, columns={}, gathers={})
+        with (
+            in_stored_order(context.decoder, unmoved, context.dtype),
+            as_for_users(context.model),
+            without_bars(),
+        ):
             context.model.save_pretrained(directory)
+        check_complete(directory, context.model)
         write_extras(context, directory, model_card(context, ABOUT))

@@ -31,7 +31,7 @@ class Permuted(Exporter):
 
     dtype: str | None = option(
         None,
-        help="of the saved weights; null for the model's own",
+        help="of the saved weights; null for that of the model's files",
         choices=("float32", "bfloat16", "float16"),
     )
 
@@ -50,7 +50,7 @@ class Permuted(Exporter):
         from permllm.formats.export_files import check_claim
         from permllm.models.devices import DTYPES
 
-        dtype = None if self.dtype is None else DTYPES[self.dtype]
+        dtype = context.dtype if self.dtype is None else DTYPES[self.dtype]
         check_claim(directory, weight_bytes(context.model, dtype))
         storage = context.storage
         with emptied_on_failure(directory):

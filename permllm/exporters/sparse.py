@@ -38,7 +38,7 @@ class Sparse(Exporter):
 
     dtype: str | None = option(
         None,
-        help="of the saved weights; null for the model's own",
+        help="of the saved weights; null for that of the model's files",
         choices=("float32", "bfloat16", "float16"),
     )
 
@@ -57,7 +57,7 @@ class Sparse(Exporter):
         from permllm.formats.export_files import check_claim
         from permllm.models.devices import DTYPES
 
-        dtype = None if self.dtype is None else DTYPES[self.dtype]
+        dtype = context.dtype if self.dtype is None else DTYPES[self.dtype]
         check_claim(directory, _bytes(context, dtype))
         storage = context.storage
         with emptied_on_failure(directory):

@@ -8,6 +8,9 @@ import attrs
 
 from permllm.folding.fold import Fold
 
+RESIDUAL = "residual stream"
+"""What groups share that read the residual stream, if they are to share a permutation."""
+
 
 @attrs.frozen(eq=False)
 class Constraints:
@@ -15,12 +18,13 @@ class Constraints:
 
     Attributes:
         folds: by group how its permutations fold, of those that have to.
-        shared: groups that get one permutation, which the whole residual stream takes.
+        shared: groups that get one permutation, by what they share: the whole residual stream,
+            or the module of all experts of a layer.
         kept: groups that keep the original order.
     """
 
     folds: Mapping[str, Fold] = attrs.field(factory=dict)
-    shared: frozenset[str] = frozenset()
+    shared: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
     kept: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
@@ -28,4 +32,5 @@ class Constraints:
 
     def leaves_free(self, group: str) -> bool:
         """Whether a group may get any permutation."""
-        return not (group in self.folds or group in self.shared or group in self.kept)
+        shares = any(group in groups for groups in self.shared.values())
+        return not (group in self.folds or shares or group in self.kept)

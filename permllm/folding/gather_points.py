@@ -71,9 +71,9 @@ def _single_points(
             rows={},
             columns=dict.fromkeys(decoder.groups[name].linears, permutations[name]),
         )
-        with _gathered(layer.get_submodule(module), permutations[name].to(probe.device)):
+        with gathered(layer.get_submodule(module), permutations[name].to(probe.device)):
             tried = probe.run(hidden, parameters=moved).output
-        if float((tried - output).abs().max()) <= 1e-4 * float(output.abs().max()):
+        if same_output(output, tried):
             points[name] = (f"{title}.{module}",)
     return points
 
@@ -116,9 +116,20 @@ def _makers(probe: LayerProbe, hidden: Tensor) -> tuple[dict[str, str], Tensor]:
 
 
 @contextmanager
-def _gathered(module: nn.Module, permutation: Tensor) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda module, args, output: output[..., permutation])
+def gathered(module: nn.Module, permutation: Tensor, *, inputs: bool = False) -> Iterator[None]:
+    """Put the channels that a module gives, or reads, in another order for the block."""
+    if inputs:
+        handle = module.register_forward_pre_hook(
+            lambda module, args: (args[0][..., permutation], *args[1:])
+        )
+    else:
+        handle = module.register_forward_hook(lambda module, args, output: output[..., permutation])
     try:
         yield
     finally:
         handle.remove()
+
+
+def same_output(expected: Tensor, got: Tensor) -> bool:
+    """Whether a layer gave the same but for rounding."""
+    return float((got - expected).abs().max()) <= 1e-4 * float(expected.abs().max())

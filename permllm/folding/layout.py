@@ -12,7 +12,8 @@ from functools import cached_property
 from torch import Tensor
 
 from permllm.errors import UserError
-from permllm.folding.constraints import Constraints
+from permllm.folding.constraints import RESIDUAL, Constraints
+from permllm.folding.expert_inputs import expert_inputs
 from permllm.folding.find import FoldFinder
 from permllm.folding.fold import Fold, NoFold
 from permllm.folding.plan import StoragePlan, check_storable, plan_storage
@@ -30,6 +31,7 @@ class Layout:
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
         self._finder = FoldFinder(decoder)
+        self._experts: dict[int, dict[str, tuple[str, ...]]] = {}
 
     def folds(self, layers: Iterable[int] | None = None) -> dict[str, Fold | NoFold]:
         """How the groups of some layers, or of all, fold; in order of execution."""
@@ -63,21 +65,32 @@ class Layout:
         Raises:
             UserError: the residual stream of the model cannot be put in another order.
         """
-        if not foldable and residual == "free":
-            return Constraints()
-        folds = self.folds()
-        shared: frozenset[str] = frozenset()
+        shared: dict[str, frozenset[str]] = {}
         kept: frozenset[str] = frozenset()
         if residual == "shared":
-            shared = frozenset(self.residual.groups)
+            shared[RESIDUAL] = frozenset(self.residual.groups)
         elif residual == "original":
-            kept = frozenset(name for name, fold in folds.items() if isinstance(fold, NoFold))
-        used = {name: fold for name, fold in folds.items() if isinstance(fold, Fold)}
-        return Constraints(used if foldable else {}, shared, kept)
+            folds = self.folds().items()
+            kept = frozenset(name for name, fold in folds if isinstance(fold, NoFold))
+        else:
+            experts = map(self.experts, range(len(self.decoder.layers)))
+            shared = {where: frozenset(names) for one in experts for where, names in one.items()}
+        used = self.folds() if foldable else {}
+        return Constraints(
+            {name: fold for name, fold in used.items() if isinstance(fold, Fold)}, shared, kept
+        )
+
+    def experts(self, index: int) -> dict[str, tuple[str, ...]]:
+        """The groups of a layer's experts that read one tensor; see :func:`expert_inputs`."""
+        if index not in self._experts:
+            self._experts[index] = expert_inputs(self.decoder, index)
+        return self._experts[index]
 
     def plan(self, permutations: Mapping[str, Tensor]) -> StoragePlan:
         """How the model is stored in some permutations; see :func:`plan_storage`."""
-        return plan_storage(self.decoder, permutations, self.folds, lambda: self._stream)
+        return plan_storage(
+            self.decoder, permutations, self.folds, lambda: self._stream, self.experts
+        )
 
     def check_storable(self, groups: Iterable[str]) -> None:
         """Refuse groups whose permutations could not be stored; see :func:`check_storable`."""

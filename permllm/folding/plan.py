@@ -32,8 +32,8 @@ class StoredGroup:
         order: how it reaches the input.
         into: the parameters whose rows are stored in another order, where it is folded into
             the linears before.
-        at: the modules at which it is gathered: one whose output it is, or all linears of
-            the group, whose input it is.
+        at: the modules at which it is gathered: one whose output it is; or all linears of
+            the group, or the module of all experts, whose input it is.
         reason: why it is not folded, else None.
     """
 
@@ -83,6 +83,7 @@ def plan_storage(
     permutations: Mapping[str, Tensor],
     find_folds: Callable[[Iterable[int]], Mapping[str, Fold | NoFold]],
     find_residual: Callable[[], Residual | UserError],
+    find_experts: Callable[[int], Mapping[str, tuple[str, ...]]] = lambda index: {},
 ) -> StoragePlan:
     """Fold every permutation that folds, and find where the others are gathered.
 
@@ -94,6 +95,8 @@ def plan_storage(
         permutations: ``LongTensor[C_in]`` by group.
         find_folds: how the groups of some layers fold.
         find_residual: what follows the residual stream's order, or why nothing can.
+        find_experts: by module the groups of a layer's experts that read its input, where they
+            are gathered if they have one permutation.
 
     Raises:
         UserError: a permutation is none, or can be neither folded nor gathered.
@@ -111,6 +114,7 @@ def plan_storage(
     moved = {name: permutation for name, permutation in moved.items() if name not in streamed}
     layers = sorted({decoder.groups[name].layer for name in moved})
     stored = {name: _stored(decoder.groups[name], "folded") for name in streamed}
+    columns: dict[str, Tensor] = {}
     rows: dict[str, Tensor] = {}
     gathers: dict[str, Tensor] = {}
     known = find_folds(layers)
@@ -121,6 +125,10 @@ def plan_storage(
         rows |= row_permutations(decoder, folds, folded)
         left = {name: permutation for name, permutation in here.items() if name not in folded}
         points = gather_points(decoder, index, left)
+        for where, names in _together(find_experts(index), left).items():
+            points |= dict.fromkeys(names, (where,))
+            # Experts that stay dense read the same.
+            columns |= _columns(decoder, names, next(left[name] for name in names if name in left))
         for name, permutation in here.items():
             fold, group = folds[name], decoder.groups[name]
             if isinstance(fold, Fold):
@@ -131,11 +139,8 @@ def plan_storage(
                 raise _stuck(name, reason)
             stored[name] = _stored(group, "gathered", at=at, reason=reason)
             gathers |= dict.fromkeys(at, permutation)
-    columns = {
-        linear: permutation
-        for name, permutation in moved.items()
-        for linear in decoder.groups[name].linears
-    }
+    for name, permutation in moved.items():
+        columns |= _columns(decoder, [name], permutation)
     groups = tuple(
         stored.get(name) or _stored(group, "stored")
         for name, group in decoder.groups.items()
@@ -176,6 +181,22 @@ def check_storable(
             if group.layer == sliced[0].layer
         }
     )
+
+
+def _together(
+    experts: Mapping[str, tuple[str, ...]], permutations: Mapping[str, Tensor]
+) -> dict[str, tuple[str, ...]]:
+    """Of the experts that read one tensor those whose permutations are one."""
+    return {
+        where: names
+        for where, names in experts.items()
+        if len({tuple(permutations[name].tolist()) for name in names if name in permutations}) == 1
+    }
+
+
+def _columns(decoder: Decoder, names: Iterable[str], permutation: Tensor) -> dict[str, Tensor]:
+    """The permutation, by the linears of some groups."""
+    return {linear: permutation for name in names for linear in decoder.groups[name].linears}
 
 
 def _shared(

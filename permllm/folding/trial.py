@@ -12,38 +12,14 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from permllm.models.calls import LayerCall
+from permllm.models.calls import LayerCall, LayerCalls
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group, Linear, biases
-from permllm.models.tracing import product_operands
+from permllm.models.tracing import ProductWatch
 
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
 """What a layer raises that cannot be run in another precision, or on such inputs."""
-
-
-class ProductChange(TorchFunctionMode):
-    """Gives every product the output of ``change(input, weight [C_out, C_in], product)``.
-
-    ``product()`` computes what the product would have given.
-    """
-
-    def __init__(self, change: Callable[[Tensor, Tensor, Callable[[], Any]], Any]) -> None:
-        super().__init__()
-        self._change = change
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        operands = product_operands(func, args)
-        if operands is None:
-            return func(*args, **(kwargs or {}))
-        return self._change(*operands, lambda: func(*args, **(kwargs or {})))
 
 
 @attrs.frozen(eq=False)
@@ -79,17 +55,14 @@ class LayerProbe:
     def __init__(
         self, decoder: Decoder, index: int, dtype: torch.dtype, length: int, *, hollow: bool = False
     ) -> None:
-        self.decoder, self.index, self.dtype = decoder, index, dtype
+        self.decoder, self.index = decoder, index
         self.linears = [linear for linear in decoder.linears.values() if linear.layer == index]
         self.groups = [group for group in decoder.groups.values() if group.layer == index]
         layer = decoder.layers[index]
         self.device = next(layer.parameters()).device
-        known = decoder.model.get_input_embeddings().num_embeddings
-        device = decoder.model.get_input_embeddings().weight.device
-        calls = decoder.embed((torch.arange(length, device=device) % known)[None])
-        self.hidden_size = calls.hidden.shape[-1]
-        call = calls.layers[index]
-        self.call = LayerCall(self._cast(call.args), self._cast(call.kwargs), call.positional)
+        self.dtype, self.length = dtype, length
+        self._calls: dict[int, LayerCall] = {}
+        self.hidden_size = self._embedded(1).hidden.shape[-1]
         matrices = {linear.parameter for linear in self.linears} if hollow else set()
         self.parameters = {
             name: _hollow(parameter, dtype) if name in matrices else self._cast(parameter.detach())
@@ -127,20 +100,35 @@ class LayerProbe:
         leaders = {group.linears[0]: group for group in self.groups}
         met: dict[str, list[Tensor]] = {}
 
-        def change(inputs: Tensor, weight: Tensor, product: Callable[[], Any]) -> Any:
+        def meet(inputs: Tensor, weight: Tensor) -> Tensor | None:
             name = names.get(weight.data_ptr())
             if name in leaders:
                 group = leaders[name]
                 met.setdefault(group.name, []).append(inputs.reshape(-1, group.channels).clone())
-            return product() if name is None or outputs is None else outputs(name, inputs)
+            return None if name is None or outputs is None else outputs(name, inputs).clone()
 
-        args, kwargs = self.call.with_hidden(hidden)
+        # Layers add to their tensors in place.
+        args, kwargs = self._call(len(hidden)).with_hidden(hidden.clone())
         layer = self.decoder.layers[self.index]
-        with ProductChange(change):
+        with ProductWatch(meet):
             output = torch.func.functional_call(layer, {**used, **self.buffers}, args, kwargs)
         if self.decoder.tuples[self.index] is not None:
             output = output[0]
         return LayerRun({name: torch.cat(parts) for name, parts in met.items()}, output)
+
+    def _embedded(self, batch: int) -> LayerCalls:
+        embeddings = self.decoder.model.get_input_embeddings()
+        tokens = torch.arange(self.length, device=embeddings.weight.device)
+        return self.decoder.embed((tokens % embeddings.num_embeddings).expand(batch, -1))
+
+    def _call(self, batch: int) -> LayerCall:
+        """The other arguments of the layer, which may be made for so many sequences."""
+        if batch not in self._calls:
+            call = self._embedded(batch).layers[self.index]
+            self._calls[batch] = LayerCall(
+                self._cast(call.args), self._cast(call.kwargs), call.positional
+            )
+        return self._calls[batch]
 
     def leaders(self) -> dict[int, Group]:
         """The groups by the address of their first linear's weight here."""

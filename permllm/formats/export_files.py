@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,13 +11,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from permllm.core.patterns import Pattern, is_nm
-from permllm.errors import NoSpace, UserError
+from permllm.errors import NoSpace, RunFailed, UserError
 from permllm.files import file_hash
 from permllm.formats.manifest import MANIFEST, Manifest, TensorEntry
-from permllm.models.checkpoint_files import check_safetensors
+from permllm.models.checkpoint_files import check_safetensors, tensors_in
 
 SHARD_BYTES = 4 * 2**30
 """The largest file of weights, but for single tensors that are larger."""
@@ -52,6 +53,27 @@ def check_claim(directory: Path, needed: int) -> None:
             f"the export needs about {needed / 2**20:.0f} MiB and {SPARE_BYTES / 2**20:.0f} MiB to "
             f"spare, but {directory} has {free / 2**20:.0f} MiB left",
             hint="make room, or export to another disk",
+        )
+
+
+def check_complete(directory: Path, model: nn.Module) -> None:
+    """Refuse files that transformers wrote without some of a model's weights.
+
+    Parameters are looked for by name. Some models are saved in another layout than they have in
+    memory; then there have to be as many numbers.
+
+    Raises:
+        RunFailed: weights are missing; it names one.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    shapes = {name: shape for name, shape, _ in tensors_in(files)}
+    parameters = dict(model.named_parameters())
+    missing = [name for name, one in parameters.items() if shapes.get(name) != tuple(one.shape)]
+    size = sum(parameter.numel() for parameter in parameters.values())
+    if missing and sum(map(math.prod, shapes.values())) < size:
+        raise RunFailed(
+            f"transformers wrote {type(model).__name__} without '{missing[0]}' and "
+            f"{len(missing) - 1} other weights, so that what was pruned is not in the export"
         )
 
 

@@ -40,8 +40,8 @@ class GroupEntry:
         order: ``stored`` (in original order), ``folded`` (into the rows of the linears
             before) or ``gathered`` (at run time).
         into: the parameters whose rows are in another order, where it is folded.
-        at: where it is gathered: one module, whose output it is, or the linears themselves,
-            whose inputs are.
+        at: where it is gathered: one module, whose output it is; or the linears themselves,
+            or the module of all experts that they belong to, whose inputs are.
         reason: why it is not folded.
     """
 
@@ -57,7 +57,8 @@ class GroupEntry:
     @property
     def gathers_inputs(self) -> bool:
         """Whether the modules of ``at`` are gathered at their input, not at their output."""
-        return self.at == self.linears
+        around = tuple(f"{module}." for module in self.at)
+        return self.at == self.linears or self.linears[0].startswith(around)
 
 
 @attrs.frozen

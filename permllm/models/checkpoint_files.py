@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import struct
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import torch
+from safetensors import safe_open
 
 from permllm.errors import UserError
 from permllm.files import can_exist, read_json
+from permllm.models.devices import DTYPES
 from permllm.models.gguf_header import read_header
 
 CONFIG = "config.json"
@@ -17,6 +23,11 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _PART_OF_GGUF = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+_TOKENIZER = re.compile(
+    r"(tokeniz|vocab|merges|spiece|sentencepiece|tekken|spm)|.*\.(tiktoken|model|spm|bpe|vocab)$"
+)
+"""The names of tokenizers' files."""
 
 LARGEST_HEADER = 100_000_000
 """Bytes of the longest header that safetensors reads."""
@@ -59,7 +70,7 @@ def _gguf_fields(path: Path, size: int, modified: int) -> frozenset[str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder without a configuration or without complete weights.
+    """Refuse a folder without a configuration, a tokenizer or complete weights.
 
     Raises:
         UserError: it names what is missing or cut short.
@@ -68,9 +79,16 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"there is no model folder '{folder}'")
     if not (folder / CONFIG).is_file():
         raise UserError(f"the model folder '{folder}' has no {CONFIG}", hint=_other_files(folder))
-    read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     for path in weight_files(folder):
         check_safetensors(path)
+    if not any(_TOKENIZER.match(path.name) for path in folder.iterdir()):
+        base = f", {config['_name_or_path']!r}" if config.get("_name_or_path") else ""
+        raise UserError(
+            f"the model folder '{folder}' has no tokenizer",
+            hint="copy the tokenizer's files (tokenizer.json, tokenizer_config.json and the like) "
+            f"into it from the model that it was made from{base}",
+        )
 
 
 def weight_files(folder: Path) -> Sequence[Path]:
@@ -98,6 +116,35 @@ def weight_files(folder: Path) -> Sequence[Path]:
             f"the model folder '{folder}' lacks {', '.join(missing)}, which {INDEX} names"
         )
     return [folder / name for name in names]
+
+
+def saved_dtype(folder: Path) -> torch.dtype | None:
+    """The type of a checkpoint's numbers; None where its files do not say.
+
+    What the configuration says counts; else the type of most of the weights.
+    """
+    config = read_json(folder / CONFIG)
+    text = config.get("text_config")
+    for fields in (config, text if isinstance(text, dict) else {}):
+        named = fields.get("dtype", fields.get("torch_dtype"))
+        if isinstance(named, str) and named.removeprefix("torch.") in DTYPES:
+            return DTYPES[named.removeprefix("torch.")]
+    counted: Counter[str] = Counter()
+    for _, shape, dtype in tensors_in(weight_files(folder)):
+        counted[dtype] += math.prod(shape) if dtype in _SAVED else 0
+    return _SAVED.get(counted.most_common(1)[0][0]) if counted else None
+
+
+def tensors_in(files: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and type (such as ``"BF16"``) of every tensor of safetensors files."""
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                yield name, tuple(part.get_shape()), part.get_dtype()
+
+
+_SAVED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
 def inside(folder: Path, name: str) -> bool:

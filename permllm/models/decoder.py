@@ -25,6 +25,7 @@ from permllm.models.tracing import (
     check_order,
     find_layers,
     find_linears,
+    matrix_entries,
     parameter_names,
     replaced_forwards,
 )
@@ -72,10 +73,12 @@ class Decoder:
 
         Args:
             model: a causal language model of transformers.
-            tokens: ``LongTensor[1, L]`` to run it on; arbitrary ones without.
+            tokens: ``LongTensor[n, L]`` to run it on, of which two are used; arbitrary ones
+                without.
 
         Raises:
-            UserError: the model cannot be taken apart; the message names the module.
+            UserError: the model cannot be taken apart, or reads tokens that are still to come;
+                the message names the module.
         """
         model.eval()
         _multiply_experts_one_by_one(model)
@@ -86,6 +89,7 @@ class Decoder:
             LayerTrace(*place) for place in zip(names, range(len(names)), layers, strict=True)
         ]
         tuples, logits = _run_traced(model, traces, probe)
+        _check_causal(model, probe, logits)
         decoder = cls(model, layers, names, {}, {}, {}, tuples)
         shared = parameter_names(model)
         for trace in traces:
@@ -97,6 +101,11 @@ class Decoder:
             raise UserError(f"the layers of {type(model).__name__} hold no linear to prune")
         decoder._check_pieces(probe, logits)
         return decoder
+
+    @property
+    def entries(self) -> int:
+        """How many numbers the matrices of the layers hold, pruned or not."""
+        return matrix_entries(self.layers)
 
     @torch.no_grad()
     def _check_pieces(self, probe: Tensor, logits: Tensor) -> None:
@@ -110,8 +119,7 @@ class Decoder:
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             raise self._stateful(f": {error}") from error
         wide = logits.float()
-        tolerance = 1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2
-        limit = tolerance * float(wide.abs().max().clamp_min(1e-6))
+        limit = _tolerance(logits) * float(wide.abs().max().clamp_min(1e-6))
         if pieced.shape != logits.shape or float((pieced.float() - wide).abs().max()) > limit:
             raise self._stateful("")
 
@@ -329,6 +337,7 @@ def _run_traced(
             order.append(index)
             if not args and HIDDEN not in kwargs:
                 raise UserError(f"{traces[index].name} is called without '{HIDDEN}'")
+            _check_hidden(traces[index].name, args[0] if args else kwargs[HIDDEN], probe)
             with traces[index].watching():
                 output = forward(*args, **kwargs)
             tuples[index] = len(output) if isinstance(output, tuple) else None
@@ -346,11 +355,55 @@ def _run_traced(
     return tuple(tuples[index] for index in range(len(traces))), logits
 
 
+def _check_hidden(title: str, hidden: Any, probe: Tensor) -> None:
+    """Refuse a layer that reads something else than ``[b, L, H]``.
+
+    Raises:
+        UserError: it names the layer.
+    """
+    if isinstance(hidden, Tensor) and hidden.dim() == 3 and hidden.shape[:2] == probe.shape:
+        return
+    read = list(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+    raise UserError(
+        f"{title} reads {read} for {len(probe)} sequences of {probe.shape[1]} tokens, and not "
+        "hidden states [sequences, tokens, channels]",
+        hint="models with several streams of hidden states, or with tokens or streams on the "
+        "first axis, are not pruned",
+    )
+
+
+@torch.no_grad()
+def _check_causal(model: Any, probe: Tensor, logits: Tensor) -> None:
+    """Refuse a model whose logits depend on later tokens: its perplexity would mean nothing.
+
+    Raises:
+        UserError: they do.
+    """
+    changed = probe.clone()
+    changed[:, -1] = probe[:, 0].where(probe[:, 0] != probe[:, -1], probe[:, -1] ^ 1)
+    wide, other = logits.float(), model(input_ids=changed, use_cache=False).logits.float()
+    limit = _tolerance(logits) * float(wide.abs().max().clamp_min(1e-6))
+    if float((wide - other)[:, :-1].abs().max()) > limit:
+        raise UserError(
+            f"{type(model).__name__} reads tokens that are still to come: with another last "
+            "token the logits of those before it are others",
+            hint="an encoder is no language model; one that is to be a decoder says so in "
+            "its config.json (is_decoder: true)",
+        )
+
+
+def _tolerance(logits: Tensor) -> float:
+    """By how much logits may differ that are summed another way, relative to the largest."""
+    return 1e-4 if logits.dtype in (torch.float32, torch.float64) else 5e-2
+
+
 def _probe(model: Any, tokens: Tensor | None) -> Tensor:
-    if tokens is not None:
-        return tokens[:1, :PROBE_LENGTH]
-    known = model.get_input_embeddings().num_embeddings
-    return (torch.arange(16) % known)[None]
+    """``LongTensor[2, L]``: two sequences, so that the axes of hidden states can be told."""
+    if tokens is None:
+        known = model.get_input_embeddings().num_embeddings
+        tokens = (torch.arange(16) % known)[None]
+    tokens = tokens[:2, :PROBE_LENGTH]
+    return tokens if len(tokens) == 2 else torch.cat([tokens, tokens.roll(1, dims=1)])
 
 
 def _multiply_experts_one_by_one(model: Any) -> None:

@@ -13,8 +13,9 @@ import attrs
 import torch
 
 from permllm.errors import UserError
-from permllm.models.checkpoint_files import CONFIG, read_json
+from permllm.models.checkpoint_files import CONFIG, read_json, saved_dtype
 from permllm.models.config_file import check_config, check_no_adapter
+from permllm.models.shape import mismatched
 from permllm.models.sources import DirectorySource, GgufSource, HubSource, PackageSource, Source
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -33,11 +34,13 @@ class LoadedModel:
         model: in eval mode, on the CPU.
         tokenizer: as transformers makes it.
         description: where it came from, for people.
+        saved_dtype: of its numbers in its files; None where these do not say.
     """
 
     model: Any
     tokenizer: Any
     description: str
+    saved_dtype: torch.dtype | None = attrs.field(default=None, kw_only=True)
 
 
 def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None) -> LoadedModel:
@@ -66,6 +69,8 @@ def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None
                 folder,
                 dtype=dtype or "auto",
                 output_loading_info=True,
+                # They are told here, by what is wrong with them.
+                ignore_mismatched_sizes=True,
                 # Other forms of weights are pickled.
                 use_safetensors="gguf_file" not in options,
                 **options,
@@ -75,6 +80,8 @@ def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None
             # For files that they make no sense of, transformers, huggingface_hub, safetensors
             # and gguf raise whatever comes up.
             raise _unreadable(source, "model", error) from error
+    for name, held, made in sorted(info.get("mismatched_keys") or ()):
+        raise mismatched(folder, name, held, made)
     tokenizer = tokenizer or load_tokenizer(source)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -83,7 +90,8 @@ def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None
         # Older versions of transformers leave a note that stops the model from being saved.
         del model.config.quantization_config
     model.eval()
-    return LoadedModel(model, tokenizer, description)
+    saved = None if "gguf_file" in options else saved_dtype(folder)
+    return LoadedModel(model, tokenizer, description, saved_dtype=saved)
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -200,6 +208,7 @@ def _unreadable(source: Source, what: str, error: Exception) -> UserError:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     first, _, rest = text.partition("\n")
+    first = first.strip()
     # Of a field that does not fit, the first line says which, and the second how.
     return f"{first} {rest.strip().partition(chr(10))[0]}".strip() if first.endswith(":") else first
 

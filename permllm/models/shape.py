@@ -7,6 +7,8 @@ its own code says how large everything is.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,6 +16,8 @@ import torch
 from torch import nn
 
 from permllm.errors import UserError
+from permllm.models.checkpoint_files import CONFIG, tensors_in, weight_files
+from permllm.models.checks import positions_of
 from permllm.models.tracing import find_layers
 
 
@@ -29,6 +33,7 @@ class ModelShape:
         vocabulary: tokens that it knows.
         positions: the longest sequence that it was made for; None without a limit.
         channels: ``C_in`` of every linear module in the decoder layers, by full name.
+        shapes: of all parameters, by full name.
     """
 
     parameters: int
@@ -38,6 +43,7 @@ class ModelShape:
     vocabulary: int
     positions: int | None
     channels: dict[str, int]
+    shapes: dict[str, tuple[int, ...]] = attrs.field(factory=dict)
 
 
 def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
@@ -61,8 +67,30 @@ def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         layers=len(layers),
         hidden=int(text.hidden_size),
         vocabulary=int(text.vocab_size),
-        positions=getattr(text, "max_position_embeddings", None),
+        positions=positions_of(config),
         channels=channels,
+        shapes={name: tuple(one.shape) for name, one in model.named_parameters()},
+    )
+
+
+def check_shapes(folder: Path, shape: ModelShape) -> None:
+    """Refuse weights of other shapes than the configuration beside them makes.
+
+    Raises:
+        UserError: it names the first tensor.
+    """
+    for name, held, _ in tensors_in(weight_files(folder)):
+        if shape.shapes.get(name, held) != held:
+            raise mismatched(folder, name, held, shape.shapes[name])
+
+
+def mismatched(folder: Path, name: str, held: Sequence[int], made: Sequence[int]) -> UserError:
+    """The error for a tensor that does not fit the configuration."""
+    return UserError(
+        f"'{name}' is {list(held)} in the files of '{folder}', where its {CONFIG} makes it "
+        f"{list(made)}",
+        hint=f"the sizes in {CONFIG} (vocab_size, hidden_size and the like) have to be those of "
+        "the weights",
     )
 
 

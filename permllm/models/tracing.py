@@ -1,7 +1,7 @@
 """Finds the decoder layers, linears and permutation groups of a model.
 
-No architecture is known by name. The layers are the largest list of modules of
-one class; which linears read the same tensor is seen in a real forward pass, by
+No architecture is known by name. The layers are the largest list of modules in the
+model's decoder; which linears read the same tensor is seen in a real forward pass, by
 watching every matrix product with one of the layer's parameters.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,43 +23,56 @@ from permllm.models.linears import Group, Linear
 
 _LINEAR = torch.nn.functional.linear
 
-# For each product, where its input and its weight stand among the arguments.
-_PRODUCTS: dict[Callable[..., Any], tuple[int, int]] = {
-    _LINEAR: (0, 1),
-    torch.addmm: (1, 2),
-    torch.matmul: (0, 1),
-    torch.mm: (0, 1),
-    torch.Tensor.matmul: (0, 1),
-    torch.Tensor.mm: (0, 1),
+# For each product, where its input and its weight stand among the arguments, and their names.
+_PRODUCTS: dict[Callable[..., Any], tuple[int, str, str]] = {
+    _LINEAR: (0, "input", "weight"),
+    torch.addmm: (1, "mat1", "mat2"),
+    torch.baddbmm: (1, "batch1", "batch2"),
+    torch.bmm: (0, "input", "mat2"),
+    torch.matmul: (0, "input", "other"),
+    torch.mm: (0, "input", "mat2"),
+    torch.Tensor.addmm: (1, "mat1", "mat2"),
+    torch.Tensor.baddbmm: (1, "batch1", "batch2"),
+    torch.Tensor.bmm: (0, "input", "mat2"),
+    torch.Tensor.matmul: (0, "input", "other"),
+    torch.Tensor.mm: (0, "input", "mat2"),
 }
 
 
-def product_operands(
-    func: Callable[..., Any], args: tuple[Any, ...]
-) -> tuple[Tensor, Tensor] | None:
-    """The input ``[..., C_in]`` and the weight ``[C_out, C_in]`` of a product with a matrix.
+def products(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[Tensor, Tensor]]:
+    """The inputs ``[..., C_in]`` and weights ``[C_out, C_in]`` of what a function multiplies.
 
-    The weight is a view of the operand. None for any other function.
+    That is one pair for a matrix, and one for each matrix of a batch of them, such as all
+    experts of a layer. Both are views of the operands. None for any other function.
     """
-    where = _PRODUCTS.get(func)
-    if where is None or len(args) <= where[1]:
-        return None
-    inputs, weight = args[where[0]], args[where[1]]
-    if weight.dim() != 2:
-        return None
-    return inputs, weight if func is _LINEAR else weight.T
+    if func not in _PRODUCTS:
+        return []
+    place, *names = _PRODUCTS[func]
+    given = dict(zip(names, args[place : place + 2], strict=False)) | dict(kwargs)
+    inputs, weight = (given.get(name) for name in names)
+    if not isinstance(inputs, Tensor) or not isinstance(weight, Tensor):
+        return []
+    if weight.dim() == 2:
+        return [(inputs, weight if func is _LINEAR else weight.T)]
+    if weight.dim() != 3 or not 2 <= inputs.dim() <= 3:
+        return []
+    inputs = inputs.expand(len(weight), *inputs.shape[-2:])
+    return [(one, matrix.T) for one, matrix in zip(inputs, weight, strict=True)]
 
 
 class ProductWatch(TorchFunctionMode):
-    """Calls ``watch(input [..., C_in], weight [C_out, C_in])`` before every product.
+    """Calls ``meet(input [..., C_in], weight [C_out, C_in])`` before every product.
 
-    ``nn.Linear``, ``Conv1D`` and experts that slice a 3-D parameter all end in one of
-    these products. The weight is a view of the operand.
+    ``nn.Linear``, ``Conv1D`` and experts that are slices of a 3-D parameter, multiplied one
+    by one or all at once, end in one of these products. The weight is a view of the operand.
+    What ``meet`` returns is the product's output; where it is None, the product is computed.
     """
 
-    def __init__(self, watch: Callable[[Tensor, Tensor], None]) -> None:
+    def __init__(self, meet: Callable[[Tensor, Tensor], Tensor | None]) -> None:
         super().__init__()
-        self._watch = watch
+        self._meet = meet
 
     def __torch_function__(
         self,
@@ -68,10 +81,13 @@ class ProductWatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        operands = product_operands(func, args)
-        if operands is not None:
-            self._watch(*operands)
-        return func(*args, **(kwargs or {}))
+        pairs = products(func, args, kwargs or {})
+        made = [self._meet(*pair) for pair in pairs]
+        if all(output is None for output in made):
+            return func(*args, **(kwargs or {}))
+        # A batch of matrices is one parameter, of which all slices are met or none.
+        outputs = [output for output in made if output is not None]
+        return outputs[0] if len(pairs) == 1 else torch.stack(outputs)
 
 
 @contextmanager
@@ -96,25 +112,40 @@ def replaced_forwards(
 def find_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     """The name of the list of decoder layers, and the layers.
 
-    It is the ``nn.ModuleList`` of modules of one class that has the most parameters,
-    the outermost of those.
+    It is the ``nn.ModuleList`` that has the most parameters, the outermost of those, within
+    what the model calls its decoder: beside that there may be a tower for images. Layers may
+    be of several classes, and share modules.
 
     Raises:
         UserError: there is no such list.
     """
+    part = _decoder_part(model)
     best: tuple[int, str, list[nn.Module]] | None = None
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len({type(child) for child in module}) != 1:
+        if not isinstance(module, nn.ModuleList) or not name.startswith(part):
             continue
         size = sum(parameter.numel() for parameter in module.parameters())
         if best is None or size > best[0]:
             best = size, name, list(module)
     if best is None or best[0] == 0:
         raise UserError(
-            f"{type(model).__name__} has no list of decoder layers of one class",
+            f"{type(model).__name__} has no list of decoder layers",
             hint="permllm prunes decoders that keep their layers in one nn.ModuleList",
         )
     return best[1], best[2]
+
+
+def matrix_entries(layers: Iterable[nn.Module]) -> int:
+    """How many numbers the matrices of some layers hold; those that are shared count once."""
+    own = {id(p): p.numel() for layer in layers for p in layer.parameters() if p.dim() > 1}
+    return sum(own.values())
+
+
+def _decoder_part(model: nn.Module) -> str:
+    """What the names of modules in the model's decoder begin with."""
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    names = [name for name, module in model.named_modules() if module is decoder and name]
+    return f"{names[0]}." if names else ""
 
 
 def input_key(tensor: Tensor) -> tuple[Any, ...]:
@@ -230,6 +261,8 @@ def find_linears(trace: LayerTrace, shared: Mapping[int, Sequence[str]]) -> Foun
         if module is None and (parameter.dim() != 3 or _is_convolution(trace.module, name)):
             if read or name in trace.partial:
                 skipped[title] = "it is a bare parameter, such as a router's, and no linear module"
+        elif module is not None and _routes(trace.module, name, parameter):
+            skipped[title] = "it gives a number to each expert, as a router does"
         elif why := reason(name, parameter):
             skipped[title] = why
         elif module is None and not read:
@@ -281,7 +314,7 @@ def _grouped(trace: LayerTrace, linears: dict[str, Linear], skipped: dict[str, s
         if template in families:
             unseen.setdefault((families[template], numbers), []).append(name)
         else:
-            skipped[name] = "it did not run in a forward pass"
+            skipped[name] = "it was not multiplied as a whole in a forward pass"
     groups += unseen.values()
     grouped = [_group(trace, [linears[name] for name in names]) for names in groups]
     ordered = {name: linears[name] for group in grouped for name in group.linears}
@@ -313,6 +346,19 @@ def _linear_modules(layer: nn.Module) -> dict[str, nn.Module]:
         for name, module in layer.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
+
+
+def _routes(layer: nn.Module, weight: str, parameter: Tensor) -> bool:
+    """Whether a linear module has one output for each of the experts that stand beside it."""
+    parent = layer.get_submodule(weight.rpartition(".")[0].rpartition(".")[0])
+    counts = {len(beside) for beside in parent.children() if isinstance(beside, nn.ModuleList)}
+    counts |= {
+        len(own)
+        for beside in parent.children()
+        for own in beside.parameters(recurse=False)
+        if own.dim() == 3 and not isinstance(beside, nn.modules.conv._ConvNd)
+    }
+    return parameter.shape[0] in counts - {1}
 
 
 def _is_convolution(layer: nn.Module, parameter: str) -> bool:

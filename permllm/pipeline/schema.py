@@ -164,7 +164,8 @@ class Pipeline:
     )
     dtype: str = option(
         "auto",
-        help="type of the model's numbers; auto: as saved, but float32 on a CPU",
+        help="type of the model's numbers, computed and exported; auto: as saved, but computed in "
+        "float32 on a CPU",
         choices=("auto", "float32", "bfloat16", "float16", "float64"),
     )
     seed: int = option(0, help="seed of everything random", minimum=0, maximum=MAX_SEED)

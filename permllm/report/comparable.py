@@ -22,7 +22,7 @@ VERSIONS = ("permllm", "torch", "transformers")
 CALIBRATION = ("dataset", "sequences", "length", "held_out", "seed")
 """The keys of ``calibration`` that say which text it is."""
 
-OWN_FIGURES = ("retained", "sparsity")
+OWN_FIGURES = ("retained", "sparsity", "left_dense")
 """Figures of the runner itself, which no evaluator's options change."""
 
 Facts = dict[str, Any]

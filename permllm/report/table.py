@@ -34,7 +34,7 @@ SHORT_NAMES = {
 HIDDEN = ("/stderr", "/nm_violations")
 """Endings of figures that are in results.json only."""
 
-SHARES = {"retained": "retained\nscore", "sparsity": "sparsity"}
+SHARES = {"retained": "retained\nscore", "sparsity": "sparsity", "left_dense": "left\ndense"}
 """Figures that are shares of 1, with their headings."""
 
 LONGEST_ERROR = 60

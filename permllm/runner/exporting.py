@@ -79,6 +79,7 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
         permutations=pruned.permutations,
         patterns={name: one.pattern for name, one in settle(decoder, run.pipeline).items()},
         layout=Layout(decoder),
+        dtype=loaded.saved_dtype if run.pipeline.dtype == "auto" else None,
     )
     with decoder.substituted(pruned.weights):
         try:

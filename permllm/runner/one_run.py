@@ -93,7 +93,7 @@ class OneRun:
             constraints=constraints,
         )
         pruned = loop.prune()
-        figures = overall(pruned) | self._evaluate(pruned, windows)
+        figures = overall(pruned, shared.decoder.entries) | self._evaluate(pruned, windows)
         result = RunResult(
             label=run.label,
             figures=figures,
@@ -117,6 +117,7 @@ class OneRun:
             permutations=pruned.permutations,
             patterns={name: one.pattern for name, one in loop.settings.items()},
             layout=shared.layout,
+            dtype=shared.model.saved_dtype if run.pipeline.dtype == "auto" else None,
         )
         return attrs.evolve(result, exports=self._export(pruned, context))
 
@@ -204,14 +205,22 @@ class OneRun:
         return places
 
 
-def overall(pruned: PrunedWindow) -> dict[str, float]:
-    """Retained score and sparsity over all pruned linears, weighted by their sizes."""
+def overall(pruned: PrunedWindow, entries: int) -> dict[str, float]:
+    """Retained score, weighted by sizes, and the share of zeros in all decoder matrices.
+
+    Where some of these stay dense, their share is a figure, too.
+
+    Args:
+        pruned: all windows.
+        entries: how many numbers the matrices of the decoder layers hold.
+    """
     sizes = torch.tensor([r.shape[0] * r.shape[1] for r in pruned.reports], dtype=torch.float64)
 
-    def mean(values: list[float]) -> float:
-        return float((torch.tensor(values, dtype=torch.float64) * sizes).sum() / sizes.sum())
+    def total(values: list[float]) -> float:
+        return float((torch.tensor(values, dtype=torch.float64) * sizes).sum())
 
-    return {
-        "retained": mean([report.retained for report in pruned.reports]),
-        "sparsity": mean([report.sparsity for report in pruned.reports]),
-    }
+    size = int(sizes.sum())
+    retained = total([report.retained for report in pruned.reports]) / size
+    zeros = total([report.sparsity for report in pruned.reports])
+    dense = {"left_dense": 1 - size / entries} if size < entries else {}
+    return {"retained": retained, "sparsity": zeros / entries} | dense

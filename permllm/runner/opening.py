@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from permllm.models.checks import check_tokenizer, check_weights
+from permllm.models.checks import check_merged, check_tokenizer, check_tokens, check_weights
 from permllm.models.decoder import Decoder
 
 
@@ -16,13 +16,18 @@ def open_decoder(model: Any, tokenizer: Any, tokens: Tensor | None = None) -> De
     Args:
         model: a causal language model of transformers.
         tokenizer: its tokenizer.
-        tokens: ``LongTensor[1, L]`` to trace it with; arbitrary ones without.
+        tokens: ``LongTensor[n, L]`` that it is pruned with, to trace it with, too; arbitrary
+            ones without.
 
     Raises:
         UserError: the tokenizer does not belong to the model, the model cannot be taken
-            apart, or it has NaN or infinite weights.
+            apart or has an adapter, it has NaN or infinite weights, or the tokens are too many
+            or unknown to it.
     """
     check_tokenizer(tokenizer, model)
+    check_merged(model)
+    if tokens is not None:
+        check_tokens("the calibration text", tokens, model, tokenizer)
     decoder = Decoder.trace(model, tokens)
     check_weights(decoder)
     return decoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
@@ -130,9 +131,16 @@ def settings_of(name: str, pipeline: Pipeline) -> LinearSettings | None:
 
 
 def _matches(name: str, glob: str) -> bool:
-    """Whether the glob matches a module's name or that of a module around it."""
+    """Whether the glob matches a module's name or that of a module around it.
+
+    The number of an expert's slice may stand in it as it does in names: ``down_proj[3]``.
+    """
     parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:end]), glob) for end in range(1, len(parts) + 1))
+    names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    globs = {glob, re.sub(r"(?<=\w)\[(\d+)\]", r"[[]\1]", glob)}
+    return any(
+        fnmatchcase(one, tried) for one in (*names, name.partition("[")[0]) for tried in globs
+    )
 
 
 def _check_globs(decoder: Decoder, layers: Layers) -> None:

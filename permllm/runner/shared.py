@@ -10,6 +10,7 @@ from torch import Tensor
 from permllm.contexts.sequences import Sequences
 from permllm.folding.constraints import Constraints
 from permllm.folding.layout import Layout
+from permllm.models.checks import unknown_tokens
 from permllm.models.decoder import Decoder
 from permllm.models.devices import pick_device, pick_dtype
 from permllm.models.fingerprint import fingerprint
@@ -78,10 +79,15 @@ class Shared:
     def decoder(self) -> Decoder:
         """The dense model as a chain of layers."""
         loaded = self.model
-        probe = self.sequences(self.plan.dense).tokens[:1] if self.plan.runs else None
+        probe = self.sequences(self.plan.dense).tokens if self.plan.runs else None
         self.reporter.progress("tracing the model", 0, 1)
         decoder = open_decoder(loaded.model, loaded.tokenizer, probe)
         self.reporter.progress("tracing the model", 1, 1)
+        if unknown := unknown_tokens(loaded.tokenizer, loaded.model):
+            self.reporter.warn(
+                f"the tokenizer has {', '.join(unknown)}, for which the model has no embeddings; "
+                "text with such tokens is refused"
+            )
         reasons: dict[str, list[str]] = {}
         for name, reason in decoder.skipped.items():
             reasons.setdefault(reason, []).append(name)
@@ -97,7 +103,10 @@ class Shared:
 
     def constraints(self, layers: Layers) -> Constraints:
         """What permutations the model's groups may get by the options of ``layers``."""
-        if not layers.foldable and layers.residual == "free":
+        if not layers.permutation.reorders:
+            return Constraints()
+        experts = any(linear.index is not None for linear in self.decoder.linears.values())
+        if not (layers.foldable or layers.residual != "free" or experts):
             return Constraints()
         stage = "looking for orders that fold"
         self.reporter.progress(stage, 0, 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from permllm.contexts.sequences import Sequences
 from permllm.contexts.window import span
 from permllm.core.statistics import Statistic
+from permllm.models.checks import not_finite
 from permllm.models.decoder import Decoder
 from permllm.models.statistics import Sums, add_sums, fill_unseen
 from permllm.results import Cost
@@ -68,7 +69,7 @@ class Gathering:
                 sums.setdefault(group, {})[name] = total.to(self.device)
         if not missing:
             self.stages.on_reuse(stage, cost.seconds)
-        self._fill_unseen(sums)
+        self._check(sums)
         return sums, cost
 
     def of_layer(self, layer: int, stream: Stream, wanted: list[Statistic]) -> Sums:
@@ -77,7 +78,7 @@ class Gathering:
         for hidden, calls in stream:
             _, share = self.decoder.statistics(layer, hidden, calls, wanted)
             add_sums(sums, share)
-        self._fill_unseen(sums)
+        self._check(sums)
         return sums
 
     def stream(self) -> Stream:
@@ -102,7 +103,18 @@ class Gathering:
         self.reporter.progress(stage, total, total)
         return sums
 
-    def _fill_unseen(self, sums: Sums) -> None:
+    def _check(self, sums: Sums) -> None:
+        """Refuse sums that are not finite, and fill those of groups that no token reached.
+
+        Raises:
+            UserError: the activations overflow float16.
+            RunFailed: they are infinite or NaN for another reason.
+        """
+        for name in sums:
+            if not all(bool(total.isfinite().all()) for total in sums[name].values()):
+                linear = self.decoder.groups[name].linears[0]
+                what = f"what {linear} reads is not finite"
+                raise not_finite(what, self.decoder.model)
         if unseen := fill_unseen(sums):
             self.reporter.warn(
                 f"no calibration token reached {', '.join(unseen)}: pruned by the weights "

@@ -117,6 +117,31 @@ _GPT_OSS = (
     }
 )
 
+_BLOOM = _USUAL | {"n_head": HEADS, "n_layer": LAYERS}
+_LLAMA4 = _GROUPED | {
+    "head_dim": 8,
+    "intermediate_size_mlp": INTERMEDIATE,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "interleave_moe_layer_step": 1,
+    "attention_chunk_size": 64,
+    "no_rope_layers": [1, 0],
+}
+_JAMBA = (
+    _GROUPED
+    | _EXPERTS
+    | {
+        "num_experts": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 8,
+        "use_mamba_kernels": False,
+    }
+)
+
 _CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": _config("LlamaConfig", **_WIDE),
     "llama-gqa": _config("LlamaConfig", **_GROUPED),
@@ -134,6 +159,12 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
     "mixtral": _config("MixtralConfig", **_GROUPED, **_EXPERTS, num_local_experts=4),
     "qwen2-moe": _config("Qwen2MoeConfig", **_QWEN2_MOE, **_EXPERTS),
     "gpt-oss": _config("GptOssConfig", **_GPT_OSS),
+    # Positions that depend on the number of sequences.
+    "bloom": _config("BloomConfig", **_BLOOM),
+    # All experts in one product.
+    "llama4": _config("Llama4TextConfig", **_LLAMA4),
+    # Layers of two classes.
+    "jamba": _config("JambaConfig", **_JAMBA),
 }
 
 ARCHITECTURES: tuple[str, ...] = tuple(_CONFIGS)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from permllm.components import PermutationLearner
-from permllm.contexts.constrained import RESIDUAL, ConstrainedWindow
+from permllm.contexts.constrained import ConstrainedWindow
 from permllm.contexts.window import Window
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import UserError
-from permllm.folding.constraints import Constraints
+from permllm.folding.constraints import RESIDUAL, Constraints
 from permllm.folding.fold import Fold
 from permllm.folding.layout import Layout
 from permllm.folding.residual import find_residual
@@ -130,7 +130,7 @@ def test_a_shared_mask_is_the_mask_of_every_reader() -> None:
     torch.testing.assert_close(
         view.view.outputs(pruned(view.view, permutations), rows), window.outputs(whole, rows)
     )
-    totals = [window.statistics(name)["square_sum"] for name in view.shared]
+    totals = [window.statistics(name)["square_sum"] for name in view.shared[RESIDUAL]]
     torch.testing.assert_close(view.view.statistics(RESIDUAL)["square_sum"], sum(totals))
 
 

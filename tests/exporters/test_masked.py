@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from permllm.components import Exporter
+from permllm.errors import RunFailed
 from permllm.exporters.masked import Masked
+from permllm.exporters.permuted import Permuted
+from permllm.exporters.sparse import Sparse
+from permllm.models.checkpoint_files import tensors_in
 from permllm.models.decoder import Decoder
 from permllm.testing import check_exporter
 from permllm.testing.exporters import toy_export
@@ -54,3 +61,40 @@ def test_transformers_opens_the_folder_with_equal_logits(
 def test_it_writes_nothing_to_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Masked().export(toy_export(tiny_model("llama-gqa")), tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("exporter", [Masked(), Permuted(), Sparse()], ids=lambda one: one.name)
+def test_a_checkpoint_keeps_its_type(tmp_path: Path, exporter: Exporter) -> None:
+    """Also where it was pruned in float32."""
+    model = tiny_model("llama-gqa")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    context = toy_export(model)
+    for name, dtype in (("whole", None), ("half", torch.bfloat16)):
+        (tmp_path / name).mkdir()
+        exporter.export(attrs.evolve(context, dtype=dtype), tmp_path / name)
+    sizes = [
+        sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        for folder in (tmp_path / "whole", tmp_path / "half")
+    ]
+    assert sizes[1] < 0.65 * sizes[0]
+    types = {dtype for _, _, dtype in tensors_in((tmp_path / "half").glob("*.safetensors"))}
+    assert types <= {"BF16", "U8", "I64"}
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    # In memory nothing has changed.
+    assert model.dtype == torch.float32
+
+
+def test_files_without_the_pruned_weights_are_no_export(tmp_path: Path) -> None:
+    """As transformers writes where the model has an adapter."""
+    model = tiny_model("llama-gqa")
+    save = model.save_pretrained
+
+    def without(directory: Path, **options: Any) -> None:
+        state = {k: v for k, v in model.state_dict().items() if "up_proj" not in k}
+        save(directory, state_dict=state, **options)
+
+    model.save_pretrained = without
+    with pytest.raises(RunFailed, match=r"without 'model\.layers\.0\.mlp\.up_proj\.weight' and 1 "):
+        Masked().export(toy_export(model), tmp_path)

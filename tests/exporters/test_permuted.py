@@ -148,7 +148,10 @@ def test_one_order_of_the_residual_stream(name: str, tmp_path: Path) -> None:
     expected = logits(model)
     manifest = exported(context, tmp_path)
     assert manifest.files == ("model.safetensors",)
-    assert {group.order for group in manifest.groups} == {"folded"}
+    for group in manifest.groups:
+        # What goes through a state keeps its order.
+        assert group.order == ("stored" if "mamba.x" in group.name or "mamba.out" in group.name
+                               else "folded")  # fmt: skip
     assert len(manifest.groups) == len(context.decoder.groups)
     pruned = sum(linear.c_in * linear.c_out for linear in context.decoder.linears.values())
     assert assert_patterns_hold(tmp_path, manifest) == pruned

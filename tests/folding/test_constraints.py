@@ -18,7 +18,7 @@ def test_without_any_every_group_is_free() -> None:
 def test_each_kind_binds_the_groups_that_it_names() -> None:
     for constraints in (
         Constraints(folds={"a": FOLD}),
-        Constraints(shared=frozenset({"a"})),
+        Constraints(shared={"x": frozenset({"a"})}),
         Constraints(kept=frozenset({"a"})),
     ):
         assert constraints

@@ -6,6 +6,7 @@ import pytest
 
 from permllm.errors import UserError
 from permllm.folding import find, layout
+from permllm.folding.constraints import RESIDUAL
 from permllm.folding.fold import Fold, NoFold
 from permllm.folding.layout import Layout
 from permllm.models.decoder import Decoder
@@ -59,5 +60,5 @@ def test_constraints_are_what_the_options_mean(llama: Layout) -> None:
     assert (set(original.folds), original.kept) == (folding, gathered)
     assert not any(map(original.leaves_free, folds))
     shared = llama.constraints(foldable=False, residual="shared")
-    assert shared.shared == gathered
+    assert shared.shared == {RESIDUAL: gathered}
     assert {name for name in folds if shared.leaves_free(name)} == folding

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from permllm.errors import UserError
-from permllm.models.checkpoint_files import check_gguf, inside
+from permllm.models.checkpoint_files import check_folder, check_gguf, inside, saved_dtype
 from permllm.models.sources import DirectorySource, GgufSource
 
 WriteGguf = Callable[[Path], Path]
@@ -227,3 +229,34 @@ def test_a_part_of_a_gguf_file_is_refused_before_it_is_read(tmp_path: Path) -> N
     with pytest.raises(UserError, match="is part 2 of 3 of a model") as caught:
         check_gguf(path)
     assert "llama-gguf-split --merge" in str(caught.value.hint)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_name_or_path": "org/base"}))
+    with pytest.raises(UserError, match="has no tokenizer") as caught:
+        check_folder(folder)
+    assert "'org/base'" in str(caught.value.hint)
+    # Those of SentencePiece alone will do.
+    (folder / "spiece.model").write_bytes(b"")
+    check_folder(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_type_that_a_checkpoint_is_saved_in(folder: Path, dtype: torch.dtype) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    name = str(dtype)
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": name[6:]}))
+    assert saved_dtype(folder) == dtype
+    (folder / "config.json").write_text(json.dumps({"text_config": {"torch_dtype": name}}))
+    assert saved_dtype(folder) == dtype
+    # Where nothing is said, it is that of most numbers.
+    (folder / "config.json").write_text("{}")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(
+        {key: one if one.dim() == 1 else one.to(dtype) for key, one in tensors.items()},
+        folder / "model.safetensors",
+    )
+    assert saved_dtype(folder) == dtype

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, ViTConfig
 
 from permllm.errors import UserError
-from permllm.models.shape import model_shape
+from permllm.models.loading import load
+from permllm.models.shape import check_shapes, model_shape
+from permllm.models.sources import DirectorySource
+from permllm.testing.models import save_tiny
 
 CONFIGS = [
     LlamaConfig(
@@ -46,3 +51,16 @@ def test_sizes_that_do_not_go_together_are_the_users_to_mend() -> None:
     config.num_key_value_heads = 0
     with pytest.raises(UserError, match="no causal language model can be built"):
         model_shape(config)
+
+
+def test_weights_of_other_shapes_than_the_configuration_makes_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "model")
+    config = LlamaConfig.from_pretrained(folder)
+    check_shapes(folder, model_shape(config))
+    config.vocab_size += 3
+    expected = r"'lm_head.weight' is \[257, 32\] in the files of .*makes it \[260, 32\]"
+    with pytest.raises(UserError, match=expected):
+        check_shapes(folder, model_shape(config))
+    config.save_pretrained(folder)
+    with pytest.raises(UserError, match=expected):
+        load(DirectorySource(folder))

@@ -102,6 +102,121 @@ def test_a_model_that_fails_is_refused_with_its_reason() -> None:
         Decoder.trace(Plain(), torch.tensor([[99]]))
 
 
+class Experts(nn.Module):
+    """All experts in one product, and a router that is a linear module."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(3, 8, 8))
+        self.fused = fused
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.fused:
+            return torch.baddbmm(inputs.new_zeros(3, 1, 8), inputs, batch2=self.weights)
+        return inputs @ self.weights
+
+
+class Mixture(nn.Module):
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.router, self.experts = nn.Linear(8, 3), Experts(fused)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        tokens = hidden_states.reshape(-1, 8)
+        shares = self.router(tokens).softmax(-1)
+        outputs = self.experts(tokens.expand(3, -1, -1))
+        mixed = (shares.T[..., None] * outputs).sum(0)
+        return hidden_states + mixed.reshape(hidden_states.shape)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_all_experts_in_one_product_are_met_one_by_one(fused: bool) -> None:
+    model = Plain()
+    model.layers = nn.ModuleList([Block(), Mixture(fused)])
+    decoder = Decoder.trace(model)
+    names = [f"layers.1.experts.weights[{index}]" for index in range(3)]
+    assert set(decoder.linears) == {"layers.0.linear", *names}
+    assert decoder.skipped == {
+        "layers.1.router": "it gives a number to each expert, as a router does"
+    }
+    for index, name in enumerate(names):
+        assert torch.equal(decoder.weight(name), model.layers[1].experts.weights[index].T)
+    calls = decoder.embed(TOKENS_2)
+    _, sums = decoder.statistics(1, calls.hidden, calls, [SQUARE_SUM])
+    expected = calls.hidden.reshape(-1, 8).square().sum(0)
+    for one in sums.values():
+        torch.testing.assert_close(one["square_sum"], expected)
+    zeros = {name: torch.zeros(8, 8) for name in names}
+    assert torch.equal(decoder.run_layer(1, calls.hidden, calls, zeros), calls.hidden)
+    assert decoder.entries == 8 * 8 + 3 * 8 * 8 + 3 * 8
+
+
+class Tower(Plain):
+    """Images have more layers than text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.Module()
+        self.decoder.layers, self.layers = self.layers, nn.ModuleList()
+        self.images = nn.ModuleList(Block() for _ in range(9))
+
+    def get_decoder(self) -> nn.Module:
+        return self.decoder
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
+        hidden = self.embedding(input_ids)
+        for layer in self.decoder.layers:
+            hidden = layer(hidden)
+        return SimpleNamespace(logits=self.out(hidden))
+
+
+def test_layers_are_looked_for_in_the_decoder() -> None:
+    assert Decoder.trace(Tower()).layer_names == [f"decoder.layers.{index}" for index in range(3)]
+
+
+class Ahead(Block):
+    """Adds what comes next."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states) + hidden_states.roll(-1, dims=1)
+
+
+def test_a_model_that_sees_the_future_is_refused() -> None:
+    model = Plain()
+    model.layers[1] = Ahead()
+    with pytest.raises(UserError, match="Plain reads tokens that are still to come") as caught:
+        Decoder.trace(model)
+    assert "is_decoder" in str(caught.value.hint)
+
+
+class Turned(Plain):
+    """Tokens come first between its layers."""
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
+        hidden = self.embedding(input_ids).transpose(0, 1)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return SimpleNamespace(logits=self.out(hidden.transpose(0, 1)))
+
+
+class Streams(Plain):
+    """Several streams of hidden states go through its layers."""
+
+    def forward(self, input_ids: Tensor, use_cache: bool = False) -> SimpleNamespace:
+        hidden = self.embedding(input_ids).expand(4, -1, -1, -1)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return SimpleNamespace(logits=self.out(hidden.mean(0)))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"), [(Turned, r"\[12, 2, 8\]"), (Streams, r"\[4, 2, 12, 8\]")]
+)
+def test_hidden_states_with_other_axes_are_refused(model: type[Plain], shape: str) -> None:
+    with pytest.raises(UserError, match=rf"layers\.0 reads {shape} for 2 sequences of 12 tokens"):
+        Decoder.trace(model(), TOKENS_2[:1])
+
+
 def test_linears_with_one_weight_stay_dense() -> None:
     model = tiny_model("llama")
     first, second = model.model.layers
@@ -120,7 +235,7 @@ def test_a_linear_that_does_not_run_stays_dense() -> None:
     model = tiny_model("llama")
     model.model.layers[1].spare = nn.Linear(32, 32)
     skipped = Decoder.trace(model).skipped
-    assert skipped == {"model.layers.1.spare": "it did not run in a forward pass"}
+    assert skipped == {"model.layers.1.spare": "it was not multiplied as a whole in a forward pass"}
 
 
 def test_a_weight_that_is_used_in_parts_stays_dense() -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from permllm.api import run_plan
 from permllm.core.patterns import Pattern, is_nm
 from permllm.errors import UserError
+from permllm.folding import layout
 from permllm.formats.loading import load
 from permllm.formats.manifest import read_manifest
 from permllm.models.decoder import Decoder
@@ -50,8 +51,10 @@ def test_whole_pipeline(
             exported = AutoModelForCausalLM.from_pretrained(plan.out / run.exports["masked"])
             reloaded = exported.eval()(input_ids=tokens).logits
         torch.testing.assert_close(masked, reloaded, rtol=1e-4, atol=1e-5)
-        # At least half of what the pattern cuts, and it did cut.
-        assert 0.5 <= run.figures["sparsity"] < 0.6
+        # At least half of what is pruned, and it did cut.
+        pruned = 1 - run.figures.get("left_dense", 0.0)
+        assert 0.5 * pruned <= run.figures["sparsity"] < 0.6 * pruned
+        assert (pruned < 1) == bool(decoder.skipped)
         assert run.figures["sparsity/nm_violations"] == 0
         assert run.figures["fidelity/kl"] > 0
 
@@ -112,10 +115,44 @@ def test_learned_orders_can_do_without_any_gather(
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_orders_that_could_not_be_stored_are_refused_before_they_are_learned(
-    write_pipeline: Callable[..., Path], registry: Registry, tmp_path: Path
+@pytest.mark.parametrize("architecture", ["mixtral", "llama4", "jamba"])
+def test_experts_of_a_layer_share_what_is_gathered(
+    architecture: str, write_pipeline: Callable[..., Path], registry: Registry, tmp_path: Path
 ) -> None:
-    """Experts in one parameter have no module before each of them, where a gather could stand."""
+    """Also where one of them stays dense."""
+    lcp = {"name": "lcp", "block": 8, "steps": 2, "batch": 2}
+    layers = {"permutation": lcp, "skip": ["*.experts.gate_up_proj[1]"]}
+    path = write_pipeline(
+        architecture, export=["masked", "permuted"], layers=layers, evaluate=[], name="experts"
+    )
+    plan = make_plan(path, registry, out=tmp_path / "out")
+    run = run_plan(plan, registry).runs[1]
+    assert run.exports, run
+    groups = read_manifest(plan.out / run.exports["permuted"]).groups
+    experts = [group for group in groups if "gate_up_proj[" in group.name]
+    assert experts
+    for group in experts:
+        assert group.order == "gathered"
+        assert group.at == (group.linears[0].partition(".gate_up_proj")[0],)
+        assert group.gathers_inputs
+    assert not any("gate_up_proj[1]" in linear.linear for linear in run.layers)
+    assert {g.order for g in groups if ".experts.down_proj[" in g.name} == {"folded"}
+    tokens = torch.arange(2 * 24).reshape(2, 24) % 90
+    with torch.no_grad():
+        masked = AutoModelForCausalLM.from_pretrained(plan.out / run.exports["masked"]).eval()
+        permuted = load(plan.out / run.exports["permuted"]).model
+        expected, got = masked(input_ids=tokens).logits, permuted(input_ids=tokens).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_orders_that_could_not_be_stored_are_refused_before_they_are_learned(
+    write_pipeline: Callable[..., Path],
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Experts in one parameter that do not read one tensor have no module to gather at."""
+    monkeypatch.setattr(layout, "expert_inputs", lambda decoder, index: {})
     path = write_pipeline("mixtral", export=["permuted"], layers={"permutation": "cp"}, evaluate=[])
     with pytest.raises(UserError, match=r"experts.gate_up_proj\[0\] can be neither folded"):
         run_plan(make_plan(path, registry, out=tmp_path / "refused"), registry)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from permllm.core.statistics import GRAM, SQUARE_SUM, TOKENS
+from permllm.errors import RunFailed
 from permllm.runner.caching.memo import Stages
 from permllm.runner.caching.store import Cache
 
@@ -34,3 +36,12 @@ def test_only_what_is_missing_is_gathered(loop_of, tmp_path: Path) -> None:
     again.gathering.of_window(range(1), [SQUARE_SUM, TOKENS, GRAM])
     other.gathering.of_window(range(1), [SQUARE_SUM, TOKENS])
     assert len(reused) == 1
+
+
+def test_activations_that_overflow_are_no_fault_of_a_metric(loop_of) -> None:
+    loop = loop_of(window=2)
+    # What the second layer reads is infinite, though no weight is.
+    loop.decoder.layers[0].register_forward_hook(lambda module, args, output: output / 0)
+    first = next(group for group in loop.decoder.groups.values() if group.layer == 1)
+    with pytest.raises(RunFailed, match=f"what {first.linears[0]} reads is not finite"):
+        loop.gathering.of_window(range(2), [SQUARE_SUM, TOKENS])

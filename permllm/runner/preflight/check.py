@@ -17,7 +17,7 @@ from permllm.errors import UserError
 from permllm.formats.manifest import MANIFEST, read_manifest
 from permllm.models.devices import pick_device, pick_dtype
 from permllm.models.loading import read_config
-from permllm.models.shape import ModelShape, model_shape
+from permllm.models.shape import ModelShape, check_shapes, model_shape
 from permllm.models.sources import DirectorySource, HubSource, Source
 from permllm.pipeline.reading import blaming
 from permllm.pipeline.schema import Pipeline
@@ -100,13 +100,17 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
         check_not_quantised(pipeline.model, config)
         trust = getattr(pipeline.model, "trust_remote_code", False)
         shape = model_shape(config, trust_remote_code=trust)
+        if isinstance(pipeline.model, DirectorySource):
+            check_shapes(pipeline.model.path, shape)
     for run in plan.runs:
         check_patterns(run.pipeline, shape)
         check_lengths(run.pipeline, shape)
     # Without a dtype, the weights stay as they are saved.
-    dtype = pick_dtype(pipeline.dtype, device) or getattr(config, "dtype", None)
-    number_bytes = dtype.itemsize if dtype is not None else 4
-    cost = estimate(plan, shape, number_bytes, measured_speed(device))
+    saved = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    computed = pick_dtype(pipeline.dtype, device) or saved
+    exported = saved if pipeline.dtype == "auto" else computed
+    itemsize, saved_itemsize = (4 if one is None else one.itemsize for one in (computed, exported))
+    cost = estimate(plan, shape, itemsize, saved_itemsize, measured_speed(device))
     # On another device, only the weights have to fit into the machine's own memory.
     needed = cost if device.type == "cpu" else attrs.evolve(cost, memory_bytes=0)
     warnings: list[str] = []

@@ -78,13 +78,16 @@ class Estimate:
         return attrs.asdict(self)
 
 
-def estimate(plan: Plan, shape: ModelShape, number_bytes: int, speed: float) -> Estimate:
+def estimate(
+    plan: Plan, shape: ModelShape, number_bytes: int, saved_bytes: int, speed: float
+) -> Estimate:
     """The cost of a plan.
 
     Args:
         plan: what is to be done.
         shape: the model's sizes.
         number_bytes: bytes of one number of the model's dtype.
+        saved_bytes: of one number in exports.
         speed: floating-point operations per second, from :func:`measured_speed`.
     """
     operations = float(shape.parameters * FORWARD) * evaluation_cost(plan.pipeline, shape).tokens
@@ -101,14 +104,14 @@ def estimate(plan: Plan, shape: ModelShape, number_bytes: int, speed: float) -> 
         seconds=operations / speed + training + search_seconds(plan, shape),
         memory_bytes=least + working,
         least_memory_bytes=least,
-        disk_bytes=sum(kept_bytes(p, shape, number_bytes) for p in pipelines) + spare,
+        disk_bytes=sum(kept_bytes(p, shape, number_bytes, saved_bytes) for p in pipelines) + spare,
     )
 
 
-def kept_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> int:
+def kept_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int, saved_bytes: int) -> int:
     """What a run leaves on the disk: the files of its windows, and every export."""
     exports = (
-        exporter.stored_bytes(shape.parameters, shape.pruned, number_bytes, pipeline.pattern)
+        exporter.stored_bytes(shape.parameters, shape.pruned, saved_bytes, pipeline.pattern)
         for exporter in pipeline.export
     )
     return number_bytes * shape.pruned + sum(exports)

@@ -42,7 +42,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def of(**changes: Any) -> costs.Estimate:
-    return costs.estimate(plan(**changes), SHAPE, number_bytes=4, speed=1e11)
+    return costs.estimate(plan(**changes), SHAPE, number_bytes=4, saved_bytes=4, speed=1e11)
 
 
 def test_learning_costs_time_and_memory() -> None:
@@ -100,7 +100,7 @@ def test_disk_holds_windows_and_exports() -> None:
 def test_disk_is_that_of_all_runs_whatever_each_exports() -> None:
     one, other = plan(export=[]), plan(export=["masked"])
     both = attrs.evolve(one, runs=one.runs + other.runs)
-    assert costs.estimate(both, SHAPE, 4, 1e11).disk_bytes == (
+    assert costs.estimate(both, SHAPE, 4, 4, 1e11).disk_bytes == (
         of().disk_bytes + of(export=[]).disk_bytes
     )
 
