@@ -131,9 +131,15 @@ def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
     """The run's result from an earlier attempt if it has one, else of doing it now."""
     shared, run = one.shared, one.run
     shared.turn_to(run)
-    shared.reporter.hook.permllm_run_started(run=run)
-    identity = RunIdentity.of(one)
-    result = believed(run.directory, identity, shared.reporter.warn)
+    started = partial(shared.reporter.hook.permllm_run_started, run=run)
+    try:
+        identity = RunIdentity.of(one)
+        result = believed(run.directory, identity, shared.reporter.warn)
+    except Exception:
+        # Who hears that it failed has to know that it began.
+        started(reused=False)
+        raise
+    started(reused=result is not None)
     if result is None:
         identity.write(folder.opened(run.directory))
         result = work()

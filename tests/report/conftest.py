@@ -84,7 +84,13 @@ def plan_of():
             if step % 4 == 0:
                 figures["held_out_loss"] = 1.5 / step
             hook.permllm_training_step(
-                run=runs[-1], window=0, stage="permutation", step=step, total=8, figures=figures
+                run=runs[-1],
+                window=0,
+                stage="permutation",
+                step=step,
+                total=8,
+                figures=figures,
+                replayed=False,
             )
         return attrs.evolve(plan, runs=runs)
 
