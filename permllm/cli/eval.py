@@ -14,7 +14,7 @@ import click
 from permllm.cli.errors import debug_option
 from permllm.cli.opening import model_source, open_model
 from permllm.cli.registry import load_registry, no_plugin_option
-from permllm.printing import echo, marked
+from permllm.printing import console, echo, marked
 
 if TYPE_CHECKING:
     from permllm.components import Evaluator
@@ -120,10 +120,9 @@ def _progress(stage: str) -> Iterator[Any]:
 
 
 def _print_table(model: str, figures: dict[str, float]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("figure", "value", title=marked(model), title_justify="left")
     for name, value in figures.items():
         table.add_row(marked(name), f"{value:.4g}")
-    Console().print(table)
+    console().print(table)

@@ -11,7 +11,7 @@ import attrs
 import click
 
 from permllm.cli.errors import debug_option
-from permllm.printing import echo, marked
+from permllm.printing import console, echo, marked
 
 if TYPE_CHECKING:
     from permllm.formats.manifest import GroupEntry, Manifest, TensorEntry
@@ -49,7 +49,6 @@ def command(directory: Path, as_json: bool) -> None:
         summary = {"format": manifest.format, "bytes": total, "version": manifest.version}
         click.echo(json.dumps(summary | {"linears": [attrs.asdict(row) for row in rows]}))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=marked(directory), title_justify="left")
@@ -63,7 +62,7 @@ def command(directory: Path, as_json: bool) -> None:
         table.add_row(
             *map(marked, (row.linear, row.pattern, row.shape, row.input, f"{row.bytes:,}"))
         )
-    Console().print(table)
+    console().print(table)
     counts = {order: sum(g.order == order for g in manifest.groups) for order in _ORDERS}
     counted = ", ".join(f"{count} {order}" for order, count in counts.items())
     echo(f"{manifest.format}, {len(manifest.groups)} inputs: {counted}; {total:,} bytes in all")

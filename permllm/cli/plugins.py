@@ -14,7 +14,7 @@ from permllm.cli.errors import debug_option
 from permllm.cli.registry import no_plugin_option
 from permllm.components import KINDS
 from permllm.errors import UserError, did_you_mean
-from permllm.printing import echo, plain
+from permllm.printing import console, echo, longest_word, plain
 
 Plain = Mapping[str, Any]
 """A plugin, a component or an option, as ``permllm plugins --json`` prints it."""
@@ -115,19 +115,20 @@ def _package(plugin: Plain) -> str:
 
 def _print_table(plugins: Iterable[Plain]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("plugin, from package", no_wrap=True, max_width=42)
+    plugins = list(plugins)
+    names = [f"{plugin['name']}\n  {_package(plugin)}" for plugin in plugins]
+    room = max(42, longest_word(map(plain, names)) + 2)
+    table.add_column("plugin, from package", overflow="fold", max_width=room)
     table.add_column("status", no_wrap=True)
     table.add_column("adds", overflow="fold", min_width=24)
-    for plugin in plugins:
-        names = f"{plugin['name']}\n  {_package(plugin)}"
-        cells = (names, plugin["status"], _adds(plugin["components"]))
+    for name, plugin in zip(names, plugins, strict=True):
+        cells = (name, plugin["status"], _adds(plugin["components"]))
         table.add_row(*(Text(plain(cell)) for cell in cells))
-    Console().print(table)
+    console().print(table)
 
 
 def _adds(components: Iterable[Plain]) -> str:

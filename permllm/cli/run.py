@@ -17,7 +17,7 @@ from permllm.cli.errors import StoppedError, debug_option
 from permllm.cli.interrupts import interruptible
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.errors import RunFailed, UserError
-from permllm.printing import echo, plain
+from permllm.printing import console, echo, plain
 from permllm.redaction import redacted
 
 if TYPE_CHECKING:
@@ -193,19 +193,17 @@ def _print_plan(plan: Plan, checked: Checked) -> None:
 
 
 def _print_results(plan: Plan, results: Results) -> None:
-    from rich.console import Console
-
     from permllm.report.table import rows_of, sentence, tables_of
 
-    console = Console(soft_wrap=False)
-    for table in tables_of(rows_of(results), console):
-        console.print()
-        console.print(table)
-    console.print(plain(sentence(results)), markup=False)
-    console.print()
+    screen = console()
+    for table in tables_of(rows_of(results), screen):
+        screen.print()
+        screen.print(table)
+    screen.print(plain(sentence(results)), markup=False)
+    screen.print()
     # Paths are for copying: never wrapped, never marked up.
     for what, where in _places(plan):
-        console.print(plain(f"{what:<12} {where}"), markup=False, soft_wrap=True, highlight=False)
+        screen.print(plain(f"{what:<12} {where}"), markup=False, soft_wrap=True, highlight=False)
 
 
 def _places(plan: Plan) -> list[tuple[str, str]]:
