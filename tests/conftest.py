@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -14,6 +15,7 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from permllm.commands import BORROWED
 from permllm.results import LayerReport, Results, RunResult
 
 # Of `tox run -e mutants`: that a test fails is enough, and it must not fail by chance.
@@ -51,6 +53,16 @@ def own_cache(
         cache = getattr(pytestconfig, "cache", None)
         if cache is not None:
             patch.setenv("TORCH_EXTENSIONS_DIR", str(cache.mkdir("kernels")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def users_shell() -> Iterator[None]:
+    """Programs are found beside Python, as in an activated environment, and not lent by tox."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        for name in BORROWED:
+            patch.delenv(name, raising=False)
         yield
 
 

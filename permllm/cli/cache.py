@@ -101,7 +101,7 @@ def _open(folder: Path) -> Cache:
     if not cache.is_cache():
         raise UserError(
             f"{place} is no cache of permllm",
-            hint="name the folder given to `permllm run --cache`, or a run's folder",
+            hint="name the folder given to --cache of the command run, or a run's folder",
         )
     return cache
 

@@ -28,6 +28,7 @@ from typing import Any
 import click
 
 from permllm.cli.interrupts import Interrupted, interruptible
+from permllm.commands import own
 from permllm.errors import DeprecatedWarning, PermllmError, RunFailed, UserError, causes
 from permllm.exhaustion import too_many_files
 from permllm.printing import echo
@@ -85,7 +86,7 @@ def _called(group: click.Group, arguments: list[str] | None) -> int:
     try:
         # Click returns a command's exit code (of --help, say) only as the result.
         with _plain_warnings():
-            result = group.main(arguments, prog_name="permllm", obj=state, standalone_mode=False)
+            result = group.main(arguments, prog_name=own(), obj=state, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from permllm.cli.errors import debug_option
 from permllm.cli.registry import no_plugin_option
+from permllm.commands import own, pip_install, program
 from permllm.components import KINDS
 from permllm.errors import UserError, did_you_mean
 from permllm.printing import console, echo, longest_word, plain
@@ -30,7 +32,7 @@ def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -
     if context.invoked_subcommand:
         if as_json or no_plugin:
             raise click.UsageError(
-                f"options go after the command: permllm plugins {context.invoked_subcommand} …"
+                f"options go after the command: {own('plugins', context.invoked_subcommand)} …"
             )
         return
     from permllm.cli.catalogue import installed
@@ -87,10 +89,14 @@ def new(name: str, kind: str, out: Path) -> None:
     taken = [(has["kind"], has["name"], _package(plugin)) for has, plugin in _components()]
     plugin = named(name, kind, taken)
     folder = write_package(plugin, out)
-    echo(
-        f"wrote {folder}\nnext:\n  cd {folder}\n  pip install -e '.[test]'\n  pytest\n"
-        f"  permllm plugins info {plugin.name}"
-    )
+    echo(f"wrote {folder}\nnext:")
+    for step in (
+        shlex.join(["cd", str(folder)]),
+        pip_install("-e", ".[test]"),
+        program("pytest"),
+        own("plugins", "info", plugin.name),
+    ):
+        echo(f"  {step}")
 
 
 def _components(disabled: Iterable[str] = ()) -> Iterator[tuple[Plain, Plain]]:

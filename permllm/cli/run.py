@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ import click
 from permllm.cli.errors import StoppedError, debug_option
 from permllm.cli.interrupts import interruptible
 from permllm.cli.registry import load_registry, no_plugin_option
+from permllm.commands import own
 from permllm.errors import RunFailed, UserError
 from permllm.printing import console, echo, plain
 from permllm.redaction import redacted
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from permllm.results import Results
     from permllm.runner.preflight.check import Checked
     from permllm.runs.plan import Plan
+
+CACHE_LIMIT = 20.0
+"""Gigabytes that a cache may take unless somebody says otherwise."""
 
 MANY_RUNS = 50
 """More pruned runs than these only start with ``--yes``."""
@@ -54,7 +56,7 @@ MANY_RUNS = 50
 @click.option(
     "--cache-limit",
     type=click.FloatRange(min=0),
-    default=20.0,
+    default=CACHE_LIMIT,
     show_default=True,
     metavar="GB",
     help="What was not used for the longest time is removed beyond this.",
@@ -99,7 +101,8 @@ def command(
         plan = plan.settled()
         count = _counted(len(plan.runs))
         echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
-        again = _resume_command(file, settings, plan.out, no_plugin, cache, yes=yes)
+        flags = {"--yes": yes, "--json": as_json}
+        again = _resume_command(file, settings, plan.out, no_plugin, cache, cache_limit, flags)
         with _resumable(again), interruptible(registry):
             results = _run(plan, registry, resume, cache, int(cache_limit * 1e9))
     if as_json:
@@ -156,32 +159,22 @@ def _resume_command(
     out: Path,
     no_plugin: tuple[str, ...],
     cache: Path | None,
-    *,
-    yes: bool,
+    cache_limit: float,
+    flags: Mapping[str, bool],
 ) -> str:
     """The command line that goes on with a run."""
-    words = [program("permllm"), "run", str(file)]
+    words = ["run", str(file)]
     for setting in settings:
         words += ["--set", redacted(setting)]
     for name in no_plugin:
         words += ["--no-plugin", name]
     if cache is not None:
         words += ["--cache", str(cache)]
-    if yes:
-        words.append("--yes")
-    return shlex.join([*words, "--out", str(out), "--resume"])
-
-
-def program(name: str) -> str:
-    """How the user calls a program that is installed beside permllm.
-
-    Within tox, whose environment is not the user's, that takes its path.
-    """
-    environment = os.environ.get("TOX_ENV_DIR")
-    if environment is None:
-        return name
-    path = Path(sys.executable).with_name(name)
-    return os.path.relpath(path) if path.is_relative_to(environment) else name
+    if cache_limit != CACHE_LIMIT:
+        words += ["--cache-limit", f"{cache_limit:g}"]
+    for flag, chosen in flags.items():
+        words += [flag] if chosen else []
+    return own(*words, "--out", str(out), "--resume")
 
 
 def _print_plan(plan: Plan, checked: Checked) -> None:
@@ -212,6 +205,5 @@ def _places(plan: Plan) -> list[tuple[str, str]]:
     for observer in plan.pipeline.track:
         where = getattr(observer, "where", None)
         if where is not None:
-            first, _, rest = where(plan.out).partition(" ")
-            places.append((observer.name, f"{program(first)} {rest}" if rest else first))
+            places.append((observer.name, where(plan.out)))
     return places

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
+from permllm.commands import program
 from permllm.components import Observer
 from permllm.errors import UserError
 from permllm.files import converted, read_json, read_sealed, write_json
@@ -95,7 +95,7 @@ class Mlflow(Observer):
         uri = self.store_uri(out)
         if uri.startswith("http"):
             return str(redacted(uri))
-        return shlex.join(["mlflow", "ui", "--backend-store-uri", redacted(uri)])
+        return program("mlflow", "ui", "--backend-store-uri", str(redacted(uri)))
 
 
 @attrs.frozen

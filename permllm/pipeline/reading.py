@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from permllm.commands import pip_install
 from permllm.errors import UserError
 from permllm.fields.errors import shown
 from permllm.pipeline.document import Document, Origin, parse_yaml, plain_document
@@ -216,7 +217,7 @@ def _check_version(document: Document) -> None:
         raise document.origin(("permllm",)).error(
             f"this file needs a newer permllm: it has schema version {version}, "
             f"and this permllm reads up to {VERSION}",
-            "pip install --upgrade permllm",
+            pip_install("--upgrade", "permllm"),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 
+from permllm.commands import pip_install
 from permllm.errors import UserError, did_you_mean
 from permllm.plugins.info import BUILT_IN, Entry, PluginInfo, normal
 from permllm.plugins.loading import plugin_entry_points
@@ -32,7 +33,7 @@ def unknown(kind: str, name: str, known: Iterable[str], plugins: Sequence[Plugin
     package, _, bare = name.rpartition(":")
     hint = did_you_mean(bare, known)
     if package and not any(info.is_called(package) for info in plugins):
-        hint = f"no package '{package}' with a plugin is installed: pip install {package}"
+        hint = f"no package '{package}' with a plugin is installed: {pip_install(package)}"
     if lost := [f"{info} ({info.error})" for info in _unusable(plugins)]:
         hint += f"; plugins that cannot be used: {', '.join(lost)}"
     if off := [info.name for info in plugins if info.status == "disabled"]:

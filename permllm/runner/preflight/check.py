@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import psutil
 
+from permllm.commands import own
 from permllm.components import components_in
 from permllm.errors import UserError
 from permllm.formats.manifest import MANIFEST, read_manifest
@@ -133,7 +134,8 @@ def check_not_exported(source: Source) -> None:
         form = read_manifest(source.path).format
         raise UserError(
             f"'{source.path}' is pruned already: it is a {form} export of permllm",
-            hint="name the dense model that it was made from; `permllm eval` measures an export",
+            hint="name the dense model that it was made from; "
+            f"{own('eval', source.path)} measures an export",
         )
 
 
