@@ -102,8 +102,12 @@ def command(
         count = _counted(len(plan.runs))
         echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
         flags = {"--yes": yes, "--json": as_json}
-        again = _resume_command(file, settings, plan.out, no_plugin, cache, cache_limit, flags)
-        with _resumable(again), interruptible(registry):
+        words = _words(file, settings, no_plugin, cache_limit, flags)
+        kept = [] if cache is None else ["--cache", str(cache)]
+        again = own(*words, *kept, "--out", str(plan.out), "--resume")
+        anew = own(*words, "--cache", str(cache or plan.out / "cache"))
+        stopped = StoppedError(again, anew if plan.pipeline.plugins else None)
+        with _resumable(stopped), interruptible(registry):
             results = _run(plan, registry, resume, cache, int(cache_limit * 1e9))
     if as_json:
         click.echo(json.dumps(results.to_dict(layers=False)))
@@ -111,7 +115,7 @@ def command(
         _print_results(plan, results)
     if results.failed:
         failed, all_runs = len(results.failed), len(plan.runs)
-        with _resumable(again):
+        with _resumable(stopped):
             raise RunFailed(f"{failed} of {all_runs} runs failed; the others are done")
 
 
@@ -129,7 +133,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _resumable(command: str) -> Iterator[None]:
+def _resumable(stopped: StoppedError) -> Iterator[None]:
     """Whatever ends the block early comes with the command that goes on."""
     try:
         yield
@@ -137,7 +141,7 @@ def _resumable(command: str) -> Iterator[None]:
         # Going on would meet the same mistake.
         raise
     except (Exception, KeyboardInterrupt) as error:
-        raise StoppedError(command) from error
+        raise stopped from error
 
 
 def _too_many(plan: Plan, checked: Checked, file: Path) -> UserError:
@@ -153,28 +157,24 @@ def _counted(pruned: int) -> str:
     return f"{pruned} pruned run{'' if pruned == 1 else 's'} and the dense model"
 
 
-def _resume_command(
+def _words(
     file: Path,
     settings: tuple[str, ...],
-    out: Path,
     no_plugin: tuple[str, ...],
-    cache: Path | None,
     cache_limit: float,
     flags: Mapping[str, bool],
-) -> str:
-    """The command line that goes on with a run."""
+) -> list[str]:
+    """The words of the command line that does the same, but for its folders."""
     words = ["run", str(file)]
     for setting in settings:
         words += ["--set", redacted(setting)]
     for name in no_plugin:
         words += ["--no-plugin", name]
-    if cache is not None:
-        words += ["--cache", str(cache)]
     if cache_limit != CACHE_LIMIT:
         words += ["--cache-limit", f"{cache_limit:g}"]
     for flag, chosen in flags.items():
         words += [flag] if chosen else []
-    return own(*words, "--out", str(out), "--resume")
+    return words
 
 
 def _print_plan(plan: Plan, checked: Checked) -> None:

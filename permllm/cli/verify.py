@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from permllm.formats.loading import LoadedExport
     from permllm.formats.logits import Agreement
+    from permllm.formats.manifest import Manifest
 
 TOKENS, LENGTH = 2048, 256
 """How much of a text is compared, and in how long sequences."""
@@ -73,9 +74,7 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
         echo("note: README.md was edited after the export", err=True)
     refuse(directory, {name: why for name, why in check_files(directory, manifest) if why})
     refuse(directory, files)
-    # What is packed cannot hold more than N of every M.
-    held = [entry.pattern for entry in manifest.tensors.values() if entry.pattern]
-    held += [entry.pattern for entry in manifest.packed.values()]
+    held = _held(manifest)
     patterns, counted = sorted(set(held)), len(held)
     loaded = load(directory, check=False)
     agreements = {"recorded": _recorded(loaded, manifest)}
@@ -100,7 +99,9 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
         if manifest.contents:
             echo(f"{len(manifest.contents)} files are those that were exported, and no more")
         echo(f"{len(manifest.tensors)} tensors are those that were exported")
-        echo(f"{counted} of them are {' and '.join(patterns)} in stored order")
+        what = "of them are" if manifest.format != "masked" else "linears were pruned to"
+        order = "stored" if manifest.format != "masked" else "their learned"
+        echo(f"{counted} {what} {' and '.join(patterns)} in {order} order")
         for name, agreement in agreements.items():
             what = "those recorded at the export" if name == "recorded" else f"those of {name}"
             echo(
@@ -114,6 +115,15 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
         if not agreement.holds:
             whose = "what was recorded at the export" if name == "recorded" else name
             raise UserError(f"the model in '{directory}' does not compute the same as {whose}")
+
+
+def _held(manifest: Manifest) -> list[str]:
+    """The pattern of every pruned tensor, or of every pruned linear where order hides it."""
+    if manifest.format == "masked":
+        return [group.pattern for group in manifest.groups if group.pattern for _ in group.linears]
+    # What is packed cannot hold more than N of every M.
+    packed = [entry.pattern for entry in manifest.packed.values()]
+    return [entry.pattern for entry in manifest.tensors.values() if entry.pattern] + packed
 
 
 def _recorded(loaded: LoadedExport, manifest: Any) -> Agreement:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 ABOUT = """\
 The input channels of every weight are in their original order, and what was pruned is
 stored as zeros. So the folder opens like that of the dense model, needs nothing of
-permllm, and takes as much memory and time. In the learned order each pruned weight keeps
-the pattern; in the stored order it does not, so that kernels for N:M sparsity cannot use
-it as it is."""
+permllm (`permllm.json` is for checks only), and takes as much memory and time. In the
+learned order each pruned weight keeps the pattern; in the stored order it does not, so
+that kernels for N:M sparsity cannot use it as it is."""
 
 
 @attrs.frozen
@@ -29,15 +29,17 @@ class Masked(Exporter):
     name: ClassVar[str] = "masked"
 
     def export(self, context: ExportContext, directory: Path) -> None:
-        """Write weights (safetensors), config, generation config, tokenizer and model card.
+        """Write weights (safetensors), config, generation config, tokenizer, card and manifest.
 
         Raises:
             UserError: the folder is in use.
             NoSpace: the disk is too full.
         """
         from permllm.formats.export_files import check_claim
+        from permllm.formats.finishing import finish_masked
 
         check_claim(directory, weight_bytes(context.model))
         with as_for_users(context.model), without_bars():
             context.model.save_pretrained(directory)
         write_extras(context, directory, model_card(context, ABOUT))
+        finish_masked(directory, context.decoder, context.patterns)

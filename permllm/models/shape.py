@@ -7,6 +7,7 @@ its own code says how large everything is.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -29,6 +30,7 @@ class ModelShape:
         vocabulary: tokens that it knows.
         positions: the longest sequence that it was made for; None without a limit.
         channels: ``C_in`` of every linear module in the decoder layers, by full name.
+        matrices: the names of all matrices in the decoder layers, those of experts included.
     """
 
     parameters: int
@@ -38,6 +40,7 @@ class ModelShape:
     vocabulary: int
     positions: int | None
     channels: dict[str, int]
+    matrices: tuple[str, ...] = ()
 
 
 def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
@@ -63,7 +66,22 @@ def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         vocabulary=int(text.vocab_size),
         positions=getattr(text, "max_position_embeddings", None),
         channels=channels,
+        matrices=tuple(
+            name
+            for index, layer in enumerate(layers)
+            for name in _matrices(f"{title}.{index}", layer)
+        ),
     )
+
+
+def _matrices(title: str, layer: nn.Module) -> Iterator[str]:
+    """The names of a layer's matrices: of their modules, of bare parameters, and of experts."""
+    for name, parameter in layer.named_parameters(remove_duplicate=False):
+        if parameter.dim() > 1:
+            full = f"{title}.{name.removesuffix('.weight')}"
+            yield full
+        if parameter.dim() == 3:
+            yield from (f"{full}[{expert}]" for expert in range(len(parameter)))
 
 
 def _skeleton(config: Any, trust_remote_code: bool) -> nn.Module:

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 
 from permllm.commands import pip_install
-from permllm.errors import UserError, did_you_mean
+from permllm.errors import UserError, causes, did_you_mean
 from permllm.plugins.info import BUILT_IN, Entry, PluginInfo, normal
 from permllm.plugins.loading import plugin_entry_points
 from permllm.plugins.requirements import missing_dependency
@@ -63,6 +63,15 @@ def blamed(error: BaseException) -> tuple[str, str | None] | None:
         if dist and normal(dist.name) != BUILT_IN:
             return f"{dist.name} {dist.version}", missing_dependency(dist.name, error)
     return None
+
+
+def blames_a_file(error: BaseException) -> bool:
+    """Whether the code of a plugin of a single file broke, which has to be changed then."""
+    return any(
+        frame.f_globals.get("__name__", "").startswith(MODULE_PREFIX)
+        for cause in causes(error)
+        for frame, _ in traceback.walk_tb(cause.__traceback__)
+    )
 
 
 def _clash(kind: str, name: str, entries: list[Entry]) -> str:

@@ -199,3 +199,45 @@ def test_what_is_pruned_already_is_not_pruned_again(
     assert "pruned already" in done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FAILING = """\
+import attrs
+import permllm
+from permllm.components import Metric
+
+
+@attrs.frozen
+class Own(Metric):
+    '''Breaks until it is mended.'''
+
+    name = "own"
+
+    def scores(self, weight, statistics):
+        raise ArithmeticError("not today")
+
+
+@permllm.hookimpl
+def permllm_metrics():
+    return [Own]
+"""
+
+
+def test_a_plugin_file_that_broke_is_not_to_be_resumed(
+    permllm, project: Path, cp_only: list[str], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "own.py"
+    plugin.write_text(FAILING)
+    words = [*cp_only, "--set", f"plugins=[{plugin}]", "--set", "layers.metric=own"]
+    done = permllm("run", "tiny.yaml", *words, "--out", tmp_path / "run", cwd=project)
+    assert done.returncode == 1
+    assert "--resume" not in done.stderr
+    way = "with a changed plugin file, start anew with what is kept: "
+    command = done.stderr.partition(way)[2].partition("\n")[0]
+    assert command.endswith(f"--cache {tmp_path / 'run' / 'cache'}")
+    mended = "return weight.abs().float()"
+    plugin.write_text(FAILING.replace('raise ArithmeticError("not today")', mended))
+    again = subprocess.run(
+        f"{command} --out {tmp_path / 'again'}", shell=True, cwd=project, check=False
+    )
+    assert again.returncode == 0
