@@ -60,8 +60,9 @@ class Narrator:
         """Say what is going to be done, and where it goes."""
         self.labels = [run.label for run in (plan.dense, *plan.runs)]
         more = len(self.labels) - NAMED
+        counted = "1 run" if len(self.labels) == 1 else f"{len(self.labels)} runs"
         named = ", ".join(self.labels[:NAMED]) + (f" and {more} more" if more > 0 else "")
-        self.display.line(f"{plan.pipeline.name}: {len(self.labels)} runs ({named})", "bold")
+        self.display.line(f"{plan.pipeline.name}: {counted} ({named})", "bold")
         self.display.line(f"folder: {plan.out}")
 
     @hookimpl

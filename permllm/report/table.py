@@ -6,6 +6,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from html import escape
 from statistics import fmean
 
 import attrs
@@ -181,6 +182,17 @@ def latex_of(rows: Sequence[Row]) -> str:
             r"\end{tabular}",
         ]
     )
+
+
+def html(results: Results) -> str:
+    """The table of all runs in HTML, below the sentence on them."""
+    head, *lines = _cells(rows_of(results))
+    parts = [_html_row("th", head), *(_html_row("td", line) for line in lines)]
+    return f"<p>{escape(plain(sentence(results)))}</p>\n<table>\n{''.join(parts)}</table>"
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(plain(cell))}</{tag}>' for cell in cells)}</tr>\n"
 
 
 def _names(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:

@@ -64,7 +64,7 @@ def run_study(
     folder.check_free(folder.opened(plan.out))
     with owned(plan.out, early.append), ExitStack() as stack:
         folder.claim(plan.out, resolved(plan.pipeline, registry), resume=resume)
-        stack.enter_context(_observed(plan, registry, observers, reporter))
+        stack.enter_context(observed(plan, registry, observers, reporter))
         for message in early:
             reporter.warn(message)
         shared: Shared | None = None
@@ -185,7 +185,7 @@ def _on_a_disk(plan: Plan) -> Iterator[None]:
 
 
 @contextmanager
-def _observed(
+def observed(
     plan: Plan, registry: Registry, observers: Sequence[Observer], reporter: Reporter
 ) -> Iterator[None]:
     """Register the observers for the block, each once."""
