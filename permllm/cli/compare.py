@@ -6,12 +6,13 @@ import json
 
 import click
 
+from permllm.cli import completing
 from permllm.cli.errors import debug_option
 from permllm.printing import console, echo
 
 
 @click.command("compare")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=completing.files)
 @click.option(
     "--csv",
     "as_csv",

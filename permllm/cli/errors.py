@@ -88,7 +88,13 @@ def _called(group: click.Group, arguments: list[str] | None) -> int:
     try:
         # Click returns a command's exit code (of --help, say) only as the result.
         with _plain_warnings():
-            result = group.main(arguments, prog_name=own(), obj=state, standalone_mode=False)
+            result = group.main(
+                arguments,
+                prog_name=own(),
+                complete_var="_PERMLLM_COMPLETE",
+                obj=state,
+                standalone_mode=False,
+            )
     except click.ClickException as error:
         error.show()
         return error.exit_code

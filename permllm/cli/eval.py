@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from permllm.cli import completing
 from permllm.cli.errors import debug_option
 from permllm.cli.opening import model_source, open_model
 from permllm.cli.registry import load_registry, no_plugin_option
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 
 
 @click.command("eval")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.files)
 @click.option(
     "--evaluate",
     "specs",
     multiple=True,
     metavar="SPEC",
+    shell_complete=completing.components("evaluator"),
     help="An evaluator as in a pipeline file, such as sparsity or "
     "'{name: perplexity, length: 512}'; may be repeated.  [default: perplexity]",
 )

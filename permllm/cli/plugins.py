@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from permllm.cli import completing
 from permllm.cli.errors import debug_option
 from permllm.cli.registry import no_plugin_option
 from permllm.commands import own, pip_install, program
@@ -47,7 +48,7 @@ def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -
 
 
 @command.command("info")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.components())
 @no_plugin_option
 @debug_option
 def info(name: str, no_plugin: tuple[str, ...]) -> None:

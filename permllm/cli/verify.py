@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from permllm.cli import completing
 from permllm.cli.errors import debug_option
 from permllm.cli.opening import model_source, open_model
 from permllm.errors import UserError
@@ -29,6 +30,7 @@ TOKENS, LENGTH = 2048, 256
 @click.option(
     "--against",
     metavar="MODEL",
+    shell_complete=completing.files,
     help="Compare logits with this model too, such as the masked export of the same run: a "
     "folder, a GGUF file, package:NAME or hub:ID.",
 )
