@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 
 from permllm.components import Exporter
-from permllm.exporters.card import model_card
+from permllm.exporters.card import NOT_SPARSE, model_card
 from permllm.exporters.writing import as_for_users, weight_bytes, without_bars, write_extras
 
 if TYPE_CHECKING:
@@ -41,5 +41,5 @@ class Masked(Exporter):
         check_claim(directory, weight_bytes(context.model))
         with as_for_users(context.model), without_bars():
             context.model.save_pretrained(directory)
-        write_extras(context, directory, model_card(context, ABOUT))
+        write_extras(context, directory, model_card(context, ABOUT, sparse=NOT_SPARSE))
         finish_masked(directory, context.decoder, context.patterns)

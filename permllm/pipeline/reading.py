@@ -21,7 +21,7 @@ from permllm.pipeline.matrix.expansion import base_of, expand
 from permllm.pipeline.matrix.shape import check_shape
 from permllm.pipeline.resolving import Resolver
 from permllm.pipeline.schema import MAX_NAME, VERSION, Pipeline
-from permllm.pipeline.unstructuring import differences, dump_yaml, resolved
+from permllm.pipeline.unstructuring import differences, dump_yaml, published, resolved
 
 __all__ = [
     "Study",
@@ -29,6 +29,7 @@ __all__ = [
     "differences",
     "dump_yaml",
     "load_plain_yaml",
+    "published",
     "read_mapping",
     "read_pipeline",
     "read_study",

@@ -106,3 +106,10 @@ def test_a_masked_export_is_verified_and_inspected(permllm, exports: Path, tmp_p
     done = permllm("verify", copied)
     assert done.returncode == 2
     assert "its bytes are others than were exported" in done.stderr
+
+
+def test_nothing_in_an_export_tells_of_the_machine(exports: Path, project: Path) -> None:
+    for kind in ("masked", "permuted", "sparse"):
+        for path in (exports / kind).iterdir():
+            if path.suffix != ".safetensors":
+                assert str(project) not in path.read_text(encoding="utf-8"), path
