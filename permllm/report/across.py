@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +13,7 @@ import attrs
 
 from permllm.pipeline.document import dotted, walk
 from permllm.report.comparable import differences
-from permllm.report.comparison import difference, gap, gaps, perplexities, rival
+from permllm.report.comparison import PERPLEXITY, difference, gap, gaps, perplexities, rival
 from permllm.report.repeats import Setting, setting_of
 from permllm.report.table import Row
 from permllm.results import DENSE, RunResult
@@ -71,7 +71,11 @@ def compare(arguments: Sequence[str]) -> Comparison:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """A line for each run with plain numbers; what the matrix sets are columns."""
-    records = [_run_record(row, run) for row in rows for run in row.setting.every]
+    runs = [(row, run) for row in rows for run in row.setting.every]
+    told = _telling(options(run) for _, run in runs) | {
+        key for _, run in runs for key in run.options
+    }
+    records = [_run_record(row, run, told) for row, run in runs]
     columns = {section: dict.fromkeys(n for one in records for n in one[section])
                for section in ("head", "options", "figures", "end")}  # fmt: skip
     stream = io.StringIO()
@@ -82,17 +86,32 @@ def to_csv(rows: Sequence[Row]) -> str:
     return stream.getvalue()
 
 
-def _run_record(row: Row, run: RunResult) -> dict[str, dict[str, Any]]:
-    """A run as plain data, in the sections that the columns of a table stand in."""
+def _telling(every: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The keys that have several values; a component's other options say no more than its name."""
+    values: dict[str, set[Any]] = {}
+    for flat in every:
+        for key, value in flat.items():
+            values.setdefault(key, set()).add(value)
+    return {key for key, distinct in values.items() if len(distinct) > 1}
+
+
+def _run_record(row: Row, run: RunResult, told: Collection[str]) -> dict[str, dict[str, Any]]:
+    """A run as plain data, in the sections that the columns of a table stand in.
+
+    Args:
+        row: that it stands for.
+        run: the run.
+        told: the keys of options that are columns.
+    """
     figures: dict[str, Any] = {}
     for name, value in run.figures.items():
         figures[name] = value
-        if one := gap(row.results, run, name):
+        if name.startswith(PERPLEXITY) and (one := gap(row.results, run, name)):
             figures[f"{name} gap closed"] = one.closed
     pruned = run.label != DENSE
     return {
         "head": {"method": row.setting.label, "from": " ".join(row.sources), "repeat": run.repeat},
-        "options": options(run),
+        "options": {key: value for key, value in options(run).items() if key in told},
         "figures": figures,
         "end": {
             "seconds": run.seconds if pruned and run.error is None else None,

@@ -64,7 +64,7 @@ def test_formats(permllm, folders: Path) -> None:
     text = permllm("compare", "a", "--csv", cwd=folders).stdout
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["method"] for row in rows] == ["dense", "plain", "plain", "found", "found"]
-    assert [row["layers.permutation.rounds"] for row in rows] == ["", "", "", "1", "1"]
+    assert [row["layers.permutation"] for row in rows] == ["", "none", "none", "cp", "cp"]
     assert rows[1]["calibration.seed"] == rows[3]["calibration.seed"] == "0"
     figures = said["rows"][2]["figures"]["perplexity/text"]
     each = [float(row["perplexity/text"]) for row in rows[3:]]

@@ -119,6 +119,19 @@ def test_csv_is_plain_numbers(keep, study, results, pruned, failed) -> None:
     assert (rows[5][FIGURE], rows[5]["error"]) == ("", "two lines")
 
 
+def test_options_that_tell_runs_apart_are_columns(keep, results, pruned) -> None:
+    start = {"name": "cp", "rounds": 2, "seed": 0}
+    for folder, rounds in (("a", 2), ("b", 3)):
+        run = attrs.evolve(
+            pruned("cp", 50.0), options={"layers.permutation": start | {"rounds": rounds}}
+        )
+        keep(folder, results(run))
+    head, *_ = to_csv(compare(["a", "b"]).rows).splitlines()
+    assert head.startswith("method,from,repeat,layers.permutation,layers.permutation.rounds,")
+    assert "seed" not in head
+    assert "sparsity gap" not in head
+
+
 def test_options_are_flat_and_as_they_are_written(pruned) -> None:
     run = attrs.evolve(
         pruned("cp", 1.0),
