@@ -7,6 +7,7 @@ control characters in them move the cursor, set colours and titles, or hide what
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -68,6 +69,20 @@ def console() -> Console:
 def longest_word(texts: Iterable[str]) -> int:
     """The room that texts need at least if none of their words is to be cut."""
     return max((len(word) for text in texts for word in text.split()), default=0)
+
+
+def at_dots(name: str, room: int) -> str:
+    r"""A dotted name in lines of at most so many characters, where its parts are no longer.
+
+    >>> at_dots("model.layers.0.self_attn.q_proj", 20)
+    'model.layers.0.\nself_attn.q_proj'
+    """
+    lines = [""]
+    for part in re.findall(r"[^.]*\.|[^.]+", name):
+        if lines[-1] and len(lines[-1]) + len(part) > room:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True, **more: Any) -> None:
