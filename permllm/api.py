@@ -137,7 +137,11 @@ def prune(
 
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory()) if out is None else out
-        pruned = _observed_run(pruning, pipeline, Path(folder), registry, observers)
+        run = Run(layers.permutation.name, pipeline, {}, opened(Path(folder)))
+        # The dense model is nobody's business here: the only run takes the first one's place.
+        quiet = attrs.evolve(pipeline, track=())
+        plan = Plan(quiet, (), run, run.directory, named=out is not None)
+        pruned = _observed_run(pruning, plan, registry, observers)
     with torch.no_grad():
         for name, weight in pruned.weights.items():
             decoder.weight(name).copy_(weight)
@@ -146,16 +150,12 @@ def prune(
 
 def _observed_run(
     work: Callable[[Run], PrunedWindow],
-    pipeline: Pipeline,
-    out: Path,
+    plan: Plan,
     registry: Registry,
     observers: Sequence[Observer],
 ) -> PrunedWindow:
     """Prune while observers are told of a plan with a single run."""
-    run = Run(pipeline.layers.permutation.name, pipeline, {}, opened(out))
-    # The dense model is nobody's business here, so the only run takes the first one's place.
-    plan = Plan(attrs.evolve(pipeline, track=()), (), run, out)
-    hook = registry.manager.hook
+    hook, run = registry.manager.hook, plan.dense
     with observed(plan, registry, observers, Reporter(hook, None)):
         try:
             hook.permllm_plan_started(plan=plan)
@@ -172,7 +172,8 @@ def _observed_run(
             layers=pruned.reports,
         )
         hook.permllm_run_finished(run=run, result=result)
-        hook.permllm_plan_finished(plan=plan, results=Results(pipeline.name, str(out), (result,)))
+        results = Results(plan.pipeline.name, str(plan.out), (result,))
+        hook.permllm_plan_finished(plan=plan, results=results)
     return pruned
 
 

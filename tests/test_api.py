@@ -102,3 +102,4 @@ def test_pruning_shows_progress_unless_nobody_wants_it(
     assert out == ""
     assert ("pruned in" in err) != quiet
     assert "dense" not in err
+    assert "folder" not in err

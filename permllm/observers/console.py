@@ -63,7 +63,8 @@ class Narrator:
         counted = "1 run" if len(self.labels) == 1 else f"{len(self.labels)} runs"
         named = ", ".join(self.labels[:NAMED]) + (f" and {more} more" if more > 0 else "")
         self.display.line(f"{plan.pipeline.name}: {counted} ({named})", "bold")
-        self.display.line(f"folder: {plan.out}")
+        if plan.named:
+            self.display.line(f"folder: {plan.out}")
 
     @hookimpl
     def permllm_run_started(self, run: Run, reused: bool) -> None:
