@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import attrs
@@ -14,19 +16,23 @@ from torch import Tensor
 from permllm.components import Observer
 from permllm.folding.layout import Layout
 from permllm.models.devices import pick_device
+from permllm.observers.console import Console
 from permllm.observers.events import Events
 from permllm.pipeline.reading import read_mapping, read_pipeline
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
 from permllm.report.outcome import write_outcome
-from permllm.results import LayerReport, Results
+from permllm.results import LayerReport, Results, RunResult
 from permllm.runner.caching.store import DEFAULT_LIMIT
 from permllm.runner.calibration import read_sequences, wished_sequences
+from permllm.runner.one_run import overall
 from permllm.runner.opening import open_decoder
 from permllm.runner.reporting import Reporter
-from permllm.runner.study import run_study
+from permllm.runner.study import observed, run_study
 from permllm.runner.window_loop import WindowLoop
+from permllm.runs.folder import opened
 from permllm.runs.plan import Plan, Run, make_plan
+from permllm.runs.windows import PrunedWindow
 
 
 @attrs.frozen(eq=False)
@@ -85,18 +91,27 @@ def run(
 
 
 def prune(
-    model: Any, tokenizer: Any, pipeline: Pipeline | Mapping[str, Any] | str | Path
+    model: Any,
+    tokenizer: Any,
+    pipeline: Pipeline | Mapping[str, Any] | str | Path,
+    *,
+    observers: Sequence[Observer] = (Console(),),
+    out: str | Path | None = None,
 ) -> Pruned:
     """Prune a model that is in memory, in place.
 
     Of the pipeline, ``pattern``, ``layers``, ``calibration``, ``device`` and ``seed``
-    count; nothing is written to disk.
+    count. Nothing but what observers write goes to the disk.
 
     Args:
         model: a causal language model of transformers, on the CPU.
         tokenizer: its tokenizer.
         pipeline: a :class:`Pipeline`, a mapping such as ``{"pattern": "2:4"}``, or
             the path of a pipeline file. A ``matrix`` is not allowed.
+        observers: who is told how it goes; by default progress is shown on standard error,
+            and ``()`` shows none.
+        out: a folder for observers that write, such as
+            :class:`permllm.observers.events.Events`; one that is removed afterwards if None.
 
     Raises:
         UserError: the pipeline does not fit, or the calibration text is too short.
@@ -112,19 +127,53 @@ def prune(
     sequences = read_sequences(pipeline.calibration, tokenizer, wished_sequences(pipeline))
     decoder = open_decoder(model, tokenizer, sequences.tokens)
     layers = pipeline.layers
-    loop = WindowLoop.of(
-        decoder,
-        Run(layers.permutation.name, pipeline, {}, Path()),
-        sequences,
-        pick_device(pipeline.device),
-        registry.manager.hook,
-        constraints=Layout(decoder).constraints(foldable=layers.foldable, residual=layers.residual),
-    )
-    pruned = loop.prune()
+    constraints = Layout(decoder).constraints(foldable=layers.foldable, residual=layers.residual)
+
+    def pruning(run: Run) -> PrunedWindow:
+        device, hook = pick_device(pipeline.device), registry.manager.hook
+        return WindowLoop.of(decoder, run, sequences, device, hook, constraints=constraints).prune()
+
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory()) if out is None else out
+        run = Run(layers.permutation.name, pipeline, {}, opened(Path(folder)))
+        # The dense model is nobody's business here: the only run takes the first one's place.
+        quiet = attrs.evolve(pipeline, track=())
+        plan = Plan(quiet, (), run, run.directory, named=out is not None)
+        pruned = _observed_run(pruning, decoder.entries, plan, registry, observers)
     with torch.no_grad():
         for name, weight in pruned.weights.items():
             decoder.weight(name).copy_(weight)
     return Pruned(model, pruned.permutations, pruned.reports, pruned.cost.seconds)
+
+
+def _observed_run(
+    work: Callable[[Run], PrunedWindow],
+    entries: int,
+    plan: Plan,
+    registry: Registry,
+    observers: Sequence[Observer],
+) -> PrunedWindow:
+    """Prune a model of so many ``entries`` while observers are told of a plan with one run."""
+    hook, run = registry.manager.hook, plan.dense
+    with observed(plan, registry, observers, Reporter(hook, None)):
+        try:
+            hook.permllm_plan_started(plan=plan)
+            hook.permllm_run_started(run=run, reused=False)
+            pruned = work(run)
+        except BaseException as error:
+            hook.permllm_plan_failed(run=run, error=error)
+            raise
+        result = RunResult(
+            run.label,
+            overall(pruned, entries),
+            pruned.cost.seconds,
+            pruned.cost.peak_memory_bytes,
+            layers=pruned.reports,
+        )
+        hook.permllm_run_finished(run=run, result=result)
+        results = Results(plan.pipeline.name, str(plan.out), (result,))
+        hook.permllm_plan_finished(plan=plan, results=results)
+    return pruned
 
 
 def run_plan(

@@ -164,10 +164,10 @@ def permllm_plan_started(plan: Plan) -> None:
 
 
 @hookspec
-def permllm_run_started(run: Run) -> None:
+def permllm_run_started(run: Run, reused: bool) -> None:
     """One run starts (the dense model's evaluation is the run with the label ``dense``).
 
-    Example::
+    Where an earlier attempt finished it, it is ``reused``: its result comes next::
 
         @permllm.hookimpl
         def permllm_run_started(run):
@@ -202,13 +202,20 @@ def permllm_window_started(run: Run, window: int, windows: int, layers: tuple[st
 
 @hookspec
 def permllm_training_step(
-    run: Run, window: int, stage: str, step: int, total: int, figures: dict[str, float]
+    run: Run,
+    window: int,
+    stage: str,
+    step: int,
+    total: int,
+    figures: dict[str, float],
+    replayed: bool,
 ) -> None:
     """A component finished a training step, ``step`` from 1 to ``total``.
 
     ``stage`` is ``"permutation"`` or ``"pruner"``: the kind of what trains. ``figures``
     holds ``loss`` and what else it reports, such as ``temperature``, ``learning_rate``
-    and, where it was measured, ``held_out_loss``. A loss may be NaN: such a step was skipped::
+    and, where it was measured, ``held_out_loss``. A loss may be NaN: such a step was skipped.
+    It is ``replayed`` where another run made it, whose result this one shares::
 
         @permllm.hookimpl
         def permllm_training_step(step, figures):

@@ -6,12 +6,22 @@ control characters in them move the cursor, set colours and titles, or hide what
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 import unicodedata
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from permllm.redaction import redacted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNBOUNDED = 100_000
+"""Columns of what is no terminal."""
 
 KEPT = "\n\t"
 """Control characters that a text may have."""
@@ -42,6 +52,37 @@ def marked(text: object) -> str:
     from rich.markup import escape
 
     return escape(plain(text))
+
+
+def console() -> Console:
+    """Where tables are printed: standard output, which has an end of the line on a terminal only.
+
+    What reads a pipe gets each line whole, unless ``COLUMNS`` says how long it may be.
+    """
+    # Late: most commands print no tables.
+    from rich.console import Console
+
+    bounded = sys.stdout.isatty() or os.environ.get("COLUMNS")
+    return Console(soft_wrap=False, width=None if bounded else UNBOUNDED)
+
+
+def longest_word(texts: Iterable[str]) -> int:
+    """The room that texts need at least if none of their words is to be cut."""
+    return max((len(word) for text in texts for word in text.split()), default=0)
+
+
+def at_dots(name: str, room: int) -> str:
+    r"""A dotted name in lines of at most so many characters, where its parts are no longer.
+
+    >>> at_dots("model.layers.0.self_attn.q_proj", 20)
+    'model.layers.0.\nself_attn.q_proj'
+    """
+    lines = [""]
+    for part in re.findall(r"[^.]*\.|[^.]+", name):
+        if lines[-1] and len(lines[-1]) + len(part) > room:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True, **more: Any) -> None:

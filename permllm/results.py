@@ -115,6 +115,18 @@ class Results:
                 return run
         raise KeyError(f"no run '{label}'; there are {[run.label for run in self.runs]}")
 
+    def table(self) -> str:
+        """The comparison of the runs as a table in Markdown, as ``report.md`` has it."""
+        from permllm.report.table import markdown
+
+        return markdown(self)
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, with a sentence on it."""
+        from permllm.report.table import html
+
+        return html(self)
+
     def to_dict(self, *, layers: bool = True) -> dict[str, Any]:
         """Plain data for JSON; ``layers=False`` leaves out the per-layer reports."""
         data = attrs.asdict(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
@@ -14,6 +15,7 @@ import attrs
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from permllm.commands import BORROWED
 from permllm.results import LayerReport, Results, RunResult
 
 # Of `tox run -e mutants`: that a test fails is enough, and it must not fail by chance.
@@ -71,6 +73,16 @@ def tiny_project() -> Write:
         return folder
 
     return write
+
+
+@pytest.fixture(autouse=True, scope="session")
+def users_shell() -> Iterator[None]:
+    """Programs are found beside Python, as in an activated environment, and not lent by tox."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        for name in BORROWED:
+            patch.delenv(name, raising=False)
+        yield
 
 
 # --- packages as they lie in an installed environment, without building any --------

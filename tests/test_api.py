@@ -11,6 +11,7 @@ import permllm
 from permllm import UserError
 from permllm.core.patterns import Pattern, is_nm
 from permllm.models.decoder import Decoder
+from permllm.observers.events import Events
 from permllm.runs.events import read_events
 from permllm.testing.models import save_tiny, tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
@@ -54,8 +55,12 @@ def test_a_model_in_memory_is_pruned_in_place(tmp_path: Path) -> None:
         },
     }
     model, dense = tiny_model("llama"), tiny_model("llama")
-    pruned = permllm.prune(model, byte_tokenizer(), pipeline)
+    pruned = permllm.prune(
+        model, byte_tokenizer(), pipeline, observers=[Events()], out=tmp_path / "out"
+    )
     assert pruned.model is model
+    told = [event["event"] for event in read_events(tmp_path / "out")]
+    assert (told[0], told[-2:]) == ("plan_started", ["run_finished", "plan_finished"])
     decoder = Decoder.trace(model)
     assert {layer.linear for layer in pruned.layers} == {
         name for name in decoder.linears if not name.endswith("o_proj")
@@ -74,3 +79,27 @@ def test_a_tokenizer_of_another_model_is_refused() -> None:
     model.resize_token_embeddings(16, mean_resizing=False)
     with pytest.raises(UserError, match="do not belong together"):
         permllm.prune(model, byte_tokenizer(), {"pattern": "2:4"})
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_pruning_shows_progress_unless_nobody_wants_it(
+    quiet: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    pipeline = {
+        "pattern": "2:4",
+        "layers": {"permutation": "none"},
+        "calibration": {
+            "dataset": {"name": "text", "path": str(tmp_path / "text.txt")},
+            "sequences": 2,
+            "length": 16,
+            "held_out": 0,
+        },
+    }
+    observers = {"observers": ()} if quiet else {}
+    permllm.prune(tiny_model("llama"), byte_tokenizer(), pipeline, **observers)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("pruned in" in err) != quiet
+    assert "dense" not in err
+    assert "folder" not in err

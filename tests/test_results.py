@@ -51,3 +51,16 @@ def test_a_setting_is_the_label_unless_it_repeats() -> None:
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
 def test_times_add_up_and_the_higher_peak_counts(a: int, b: int, c: int, d: int) -> None:
     assert Cost(a, b) + Cost(c, d) == Cost(a + c, max(b, d))
+
+
+def test_results_show_themselves() -> None:
+    dense = RunResult("dense", {"perplexity/x": 20.0}, 0.0, 2**30)
+    pruned = RunResult("a <b>", {"perplexity/x": 40.0}, 1.0, 2**30)
+    results = Results("toy", "out", (dense, pruned))
+    head, _, first, second = results.table().splitlines()
+    assert head == "| method | perplexity x | gap closed | time | peak memory |"
+    assert first.startswith("| dense | 20.00 |")
+    shown = results._repr_html_()
+    assert "<td>a &lt;b&gt;</td><td>40.00</td>" in shown
+    assert "the dense model has 20.00" in shown
+    assert second.startswith("| a <b> | 40.00 |")

@@ -10,7 +10,7 @@ import click
 
 from permllm.cli.errors import debug_option
 from permllm.errors import RunFailed, UserError
-from permllm.printing import echo, marked
+from permllm.printing import console, echo, marked
 
 if TYPE_CHECKING:
     from permllm.runner.caching.store import Cache
@@ -29,7 +29,6 @@ def command() -> None:
 @debug_option
 def list_entries(folder: Path) -> None:
     """Show how many entries of each kind there are, their size and their last use."""
-    from rich.console import Console
     from rich.table import Table
 
     entries = _open(folder).entries()
@@ -42,7 +41,7 @@ def list_entries(folder: Path) -> None:
         )
     table.add_section()
     table.add_row("all", str(len(entries)), _size(sum(entry.bytes for entry in entries)), "")
-    Console().print(table)
+    console().print(table)
 
 
 @command.command("prune")
@@ -102,7 +101,7 @@ def _open(folder: Path) -> Cache:
     if not cache.is_cache():
         raise UserError(
             f"{place} is no cache of permllm",
-            hint="name the folder given to `permllm run --cache`, or a run's folder",
+            hint="name the folder given to --cache of the command run, or a run's folder",
         )
     return cache
 

@@ -28,6 +28,7 @@ from typing import Any
 import click
 
 from permllm.cli.interrupts import Interrupted, interruptible
+from permllm.commands import own
 from permllm.errors import DeprecatedWarning, PermllmError, RunFailed, UserError, causes
 from permllm.exhaustion import too_many_files
 from permllm.printing import echo
@@ -43,11 +44,13 @@ class StoppedError(PermllmError):
 
     Attributes:
         resume: the command that goes on where it ended.
+        anew: the command that starts again with what the cache holds, for runs with plugin
+            files: they go on with the same files only.
     """
 
-    def __init__(self, resume: str) -> None:
+    def __init__(self, resume: str, anew: str | None = None) -> None:
         super().__init__(resume)
-        self.resume = resume
+        self.resume, self.anew = resume, anew
 
 
 def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -85,7 +88,13 @@ def _called(group: click.Group, arguments: list[str] | None) -> int:
     try:
         # Click returns a command's exit code (of --help, say) only as the result.
         with _plain_warnings():
-            result = group.main(arguments, prog_name="permllm", obj=state, standalone_mode=False)
+            result = group.main(
+                arguments,
+                prog_name=own(),
+                complete_var="_PERMLLM_COMPLETE",
+                obj=state,
+                standalone_mode=False,
+            )
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -120,18 +129,30 @@ def report(error: BaseException, *, debug: bool) -> int:
         where = f"{cause.where}: " if cause.where else ""
         _say(f"error: {where}{cause.message}", cause.hint and f"hint: {cause.hint}")
         return WRONG_INPUT
-    kept = f"state kept; go on with: {resume}" if resume else None
+    kept = list(_ways_on(error, cause))
     if isinstance(cause, RunFailed):
-        _say(f"error: {cause}", kept)
+        _say(f"error: {cause}", *kept)
         return FAILED
     if too_many_files(cause):
         how = "allow it more: ulimit -n 1024"
-        _say("error: too many open files: this process may open no more", f"hint: {how}", kept)
+        _say("error: too many open files: this process may open no more", f"hint: {how}", *kept)
         return FAILED
     first_line = str(cause).strip().partition("\n")[0]
     again = None if debug else "run again with --debug for the traceback"
-    _say(f"error: {type(cause).__name__}: {first_line}", *_blame(cause), kept, again)
+    _say(f"error: {type(cause).__name__}: {first_line}", *_blame(cause), *kept, again)
     return FAILED
+
+
+def _ways_on(error: BaseException, cause: BaseException) -> Iterator[str]:
+    """How to go on after a failure; not in a way that will be refused."""
+    if not isinstance(error, StoppedError):
+        return
+    from permllm.plugins.diagnosis import blames_a_file
+
+    if error.anew is None or not blames_a_file(cause):
+        yield f"state kept; go on with: {error.resume}"
+    if error.anew is not None:
+        yield f"with a changed plugin file, start anew with what is kept: {error.anew}"
 
 
 def interrupted_by(error: BaseException) -> signal.Signals | None:

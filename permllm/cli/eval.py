@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from permllm.cli import completing
 from permllm.cli.errors import debug_option
 from permllm.cli.opening import model_source, open_model
 from permllm.cli.registry import load_registry, no_plugin_option
-from permllm.printing import echo, marked
+from permllm.printing import console, echo, marked
 
 if TYPE_CHECKING:
     from permllm.components import Evaluator
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 
 
 @click.command("eval")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.files)
 @click.option(
     "--evaluate",
     "specs",
     multiple=True,
     metavar="SPEC",
+    shell_complete=completing.components("evaluator"),
     help="An evaluator as in a pipeline file, such as sparsity or "
     "'{name: perplexity, length: 512}'; may be repeated.  [default: perplexity]",
 )
@@ -120,10 +122,9 @@ def _progress(stage: str) -> Iterator[Any]:
 
 
 def _print_table(model: str, figures: dict[str, float]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("figure", "value", title=marked(model), title_justify="left")
     for name, value in figures.items():
         table.add_row(marked(name), f"{value:.4g}")
-    Console().print(table)
+    console().print(table)

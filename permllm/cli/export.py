@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from permllm.cli import completing
 from permllm.cli.errors import debug_option
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.printing import echo
@@ -19,6 +20,7 @@ from permllm.printing import echo
     required=True,
     multiple=True,
     metavar="SPEC",
+    shell_complete=completing.components("exporter"),
     help="An exporter as in a pipeline file: permuted, or '{name: sparse, dtype: bfloat16}'; "
     "may be given again.",
 )

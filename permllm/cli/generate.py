@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from permllm.cli import completing
 from permllm.cli.errors import debug_option
 from permllm.cli.opening import model_source, open_model
 from permllm.printing import echo
 
 
 @click.command("generate")
-@click.argument("model")
+@click.argument("model", shell_complete=completing.files)
 @click.argument("prompt")
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="At most.")
 @click.option("--device", default="auto", show_default=True, help="Where to compute.")

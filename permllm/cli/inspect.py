@@ -11,7 +11,7 @@ import attrs
 import click
 
 from permllm.cli.errors import debug_option
-from permllm.printing import echo, marked
+from permllm.printing import at_dots, console, echo, marked
 
 if TYPE_CHECKING:
     from permllm.formats.manifest import GroupEntry, Manifest, TensorEntry
@@ -49,7 +49,6 @@ def command(directory: Path, as_json: bool) -> None:
         summary = {"format": manifest.format, "bytes": total, "version": manifest.version}
         click.echo(json.dumps(summary | {"linears": [attrs.asdict(row) for row in rows]}))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=marked(directory), title_justify="left")
@@ -59,11 +58,14 @@ def command(directory: Path, as_json: bool) -> None:
     table.add_column("shape", no_wrap=True)
     table.add_column("input", overflow="fold")
     table.add_column("bytes", justify="right", no_wrap=True)
+    screen = console()
+    # The others take some 40 columns.
+    room = max(20, (screen.width - 40) // 2)
     for row in rows:
-        table.add_row(
-            *map(marked, (row.linear, row.pattern, row.shape, row.input, f"{row.bytes:,}"))
-        )
-    Console().print(table)
+        read = " ".join(at_dots(word, room) for word in row.input.split())
+        linear = at_dots(row.linear, room)
+        table.add_row(*map(marked, (linear, row.pattern, row.shape, read, f"{row.bytes:,}")))
+    screen.print(table)
     counts = {order: sum(g.order == order for g in manifest.groups) for order in _ORDERS}
     counted = ", ".join(f"{count} {order}" for order, count in counts.items())
     echo(f"{manifest.format}, {len(manifest.groups)} inputs: {counted}; {total:,} bytes in all")

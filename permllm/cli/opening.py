@@ -43,13 +43,18 @@ def open_model(source: Source, device: torch.device) -> LoadedModel:
         UserError: something is missing or damaged.
     """
     from permllm.formats.loading import load as load_export
-    from permllm.formats.manifest import MANIFEST
+    from permllm.formats.manifest import MANIFEST, read_manifest
     from permllm.models.devices import pick_dtype
     from permllm.models.loading import load
     from permllm.models.sources import DirectorySource
 
     dtype = pick_dtype("auto", device)
-    if isinstance(source, DirectorySource) and (source.path / MANIFEST).is_file():
+    if (
+        isinstance(source, DirectorySource)
+        and (source.path / MANIFEST).is_file()
+        # A masked one is anybody's: they may have gone on with it.
+        and read_manifest(source.path).format != "masked"
+    ):
         return load_export(
             source.path, dtype=dtype, device=device, trust_remote_code=source.trust_remote_code
         )

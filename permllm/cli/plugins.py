@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 
 import click
 
+from permllm.cli import completing
 from permllm.cli.errors import debug_option
 from permllm.cli.registry import no_plugin_option
+from permllm.commands import own, pip_install, program
 from permllm.components import KINDS
 from permllm.errors import UserError, did_you_mean
-from permllm.printing import echo, plain
+from permllm.printing import console, echo, longest_word, plain
 
 Plain = Mapping[str, Any]
 """A plugin, a component or an option, as ``permllm plugins --json`` prints it."""
@@ -30,7 +33,7 @@ def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -
     if context.invoked_subcommand:
         if as_json or no_plugin:
             raise click.UsageError(
-                f"options go after the command: permllm plugins {context.invoked_subcommand} …"
+                f"options go after the command: {own('plugins', context.invoked_subcommand)} …"
             )
         return
     from permllm.cli.catalogue import installed
@@ -45,7 +48,7 @@ def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -
 
 
 @command.command("info")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.components())
 @no_plugin_option
 @debug_option
 def info(name: str, no_plugin: tuple[str, ...]) -> None:
@@ -87,10 +90,14 @@ def new(name: str, kind: str, out: Path) -> None:
     taken = [(has["kind"], has["name"], _package(plugin)) for has, plugin in _components()]
     plugin = named(name, kind, taken)
     folder = write_package(plugin, out)
-    echo(
-        f"wrote {folder}\nnext:\n  cd {folder}\n  pip install -e '.[test]'\n  pytest\n"
-        f"  permllm plugins info {plugin.name}"
-    )
+    echo(f"wrote {folder}\nnext:")
+    for step in (
+        shlex.join(["cd", str(folder)]),
+        pip_install("-e", ".[test]"),
+        program("pytest"),
+        own("plugins", "info", plugin.name),
+    ):
+        echo(f"  {step}")
 
 
 def _components(disabled: Iterable[str] = ()) -> Iterator[tuple[Plain, Plain]]:
@@ -115,19 +122,20 @@ def _package(plugin: Plain) -> str:
 
 def _print_table(plugins: Iterable[Plain]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("plugin, from package", no_wrap=True, max_width=42)
+    plugins = list(plugins)
+    names = [f"{plugin['name']}\n  {_package(plugin)}" for plugin in plugins]
+    room = max(42, longest_word(map(plain, names)) + 2)
+    table.add_column("plugin, from package", overflow="fold", max_width=room)
     table.add_column("status", no_wrap=True)
     table.add_column("adds", overflow="fold", min_width=24)
-    for plugin in plugins:
-        names = f"{plugin['name']}\n  {_package(plugin)}"
-        cells = (names, plugin["status"], _adds(plugin["components"]))
+    for name, plugin in zip(names, plugins, strict=True):
+        cells = (name, plugin["status"], _adds(plugin["components"]))
         table.add_row(*(Text(plain(cell)) for cell in cells))
-    Console().print(table)
+    console().print(table)
 
 
 def _adds(components: Iterable[Plain]) -> str:

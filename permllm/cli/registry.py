@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from permllm.cli import completing
 from permllm.printing import echo
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def no_plugin_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "--no-plugin",
         multiple=True,
         metavar="NAME",
+        shell_complete=completing.plugins,
         help="Do not load this plugin; may be given several times.",
     )(command)
 

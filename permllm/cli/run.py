@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +14,9 @@ import click
 from permllm.cli.errors import StoppedError, debug_option
 from permllm.cli.interrupts import interruptible
 from permllm.cli.registry import load_registry, no_plugin_option
+from permllm.commands import own
 from permllm.errors import RunFailed, UserError
-from permllm.printing import echo, plain
+from permllm.printing import console, echo, plain
 from permllm.redaction import redacted
 
 if TYPE_CHECKING:
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from permllm.results import Results
     from permllm.runner.preflight.check import Checked
     from permllm.runs.plan import Plan
+
+CACHE_LIMIT = 20.0
+"""Gigabytes that a cache may take unless somebody says otherwise."""
 
 MANY_RUNS = 50
 """More pruned runs than these only start with ``--yes``."""
@@ -54,7 +56,7 @@ MANY_RUNS = 50
 @click.option(
     "--cache-limit",
     type=click.FloatRange(min=0),
-    default=20.0,
+    default=CACHE_LIMIT,
     show_default=True,
     metavar="GB",
     help="What was not used for the longest time is removed beyond this.",
@@ -99,8 +101,13 @@ def command(
         plan = plan.settled()
         count = _counted(len(plan.runs))
         echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
-        again = _resume_command(file, settings, plan.out, no_plugin, cache, yes=yes)
-        with _resumable(again), interruptible(registry):
+        flags = {"--yes": yes, "--json": as_json}
+        words = _words(file, settings, no_plugin, cache_limit, flags)
+        kept = [] if cache is None else ["--cache", str(cache)]
+        again = own(*words, *kept, "--out", str(plan.out), "--resume")
+        anew = own(*words, "--cache", str(cache or plan.out / "cache"))
+        stopped = StoppedError(again, anew if plan.pipeline.plugins else None)
+        with _resumable(stopped), interruptible(registry):
             results = _run(plan, registry, resume, cache, int(cache_limit * 1e9))
     if as_json:
         click.echo(json.dumps(results.to_dict(layers=False)))
@@ -108,7 +115,7 @@ def command(
         _print_results(plan, results)
     if results.failed:
         failed, all_runs = len(results.failed), len(plan.runs)
-        with _resumable(again):
+        with _resumable(stopped):
             raise RunFailed(f"{failed} of {all_runs} runs failed; the others are done")
 
 
@@ -126,7 +133,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _resumable(command: str) -> Iterator[None]:
+def _resumable(stopped: StoppedError) -> Iterator[None]:
     """Whatever ends the block early comes with the command that goes on."""
     try:
         yield
@@ -134,7 +141,7 @@ def _resumable(command: str) -> Iterator[None]:
         # Going on would meet the same mistake.
         raise
     except (Exception, KeyboardInterrupt) as error:
-        raise StoppedError(command) from error
+        raise stopped from error
 
 
 def _too_many(plan: Plan, checked: Checked, file: Path) -> UserError:
@@ -150,38 +157,24 @@ def _counted(pruned: int) -> str:
     return f"{pruned} pruned run{'' if pruned == 1 else 's'} and the dense model"
 
 
-def _resume_command(
+def _words(
     file: Path,
     settings: tuple[str, ...],
-    out: Path,
     no_plugin: tuple[str, ...],
-    cache: Path | None,
-    *,
-    yes: bool,
-) -> str:
-    """The command line that goes on with a run."""
-    words = [program("permllm"), "run", str(file)]
+    cache_limit: float,
+    flags: Mapping[str, bool],
+) -> list[str]:
+    """The words of the command line that does the same, but for its folders."""
+    words = ["run", str(file)]
     for setting in settings:
         words += ["--set", redacted(setting)]
     for name in no_plugin:
         words += ["--no-plugin", name]
-    if cache is not None:
-        words += ["--cache", str(cache)]
-    if yes:
-        words.append("--yes")
-    return shlex.join([*words, "--out", str(out), "--resume"])
-
-
-def program(name: str) -> str:
-    """How the user calls a program that is installed beside permllm.
-
-    Within tox, whose environment is not the user's, that takes its path.
-    """
-    environment = os.environ.get("TOX_ENV_DIR")
-    if environment is None:
-        return name
-    path = Path(sys.executable).with_name(name)
-    return os.path.relpath(path) if path.is_relative_to(environment) else name
+    if cache_limit != CACHE_LIMIT:
+        words += ["--cache-limit", f"{cache_limit:g}"]
+    for flag, chosen in flags.items():
+        words += [flag] if chosen else []
+    return words
 
 
 def _print_plan(plan: Plan, checked: Checked) -> None:
@@ -193,19 +186,17 @@ def _print_plan(plan: Plan, checked: Checked) -> None:
 
 
 def _print_results(plan: Plan, results: Results) -> None:
-    from rich.console import Console
-
     from permllm.report.table import rows_of, sentence, tables_of
 
-    console = Console(soft_wrap=False)
-    for table in tables_of(rows_of(results), console):
-        console.print()
-        console.print(table)
-    console.print(plain(sentence(results)), markup=False)
-    console.print()
+    screen = console()
+    for table in tables_of(rows_of(results), screen):
+        screen.print()
+        screen.print(table)
+    screen.print(plain(sentence(results)), markup=False)
+    screen.print()
     # Paths are for copying: never wrapped, never marked up.
     for what, where in _places(plan):
-        console.print(plain(f"{what:<12} {where}"), markup=False, soft_wrap=True, highlight=False)
+        screen.print(plain(f"{what:<12} {where}"), markup=False, soft_wrap=True, highlight=False)
 
 
 def _places(plan: Plan) -> list[tuple[str, str]]:
@@ -214,6 +205,5 @@ def _places(plan: Plan) -> list[tuple[str, str]]:
     for observer in plan.pipeline.track:
         where = getattr(observer, "where", None)
         if where is not None:
-            first, _, rest = where(plan.out).partition(" ")
-            places.append((observer.name, f"{program(first)} {rest}" if rest else first))
+            places.append((observer.name, where(plan.out)))
     return places

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from permllm.cli import completing
 from permllm.cli.errors import debug_option
 from permllm.cli.opening import model_source, open_model
 from permllm.errors import UserError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from permllm.formats.loading import LoadedExport
     from permllm.formats.logits import Agreement
+    from permllm.formats.manifest import Manifest
 
 TOKENS, LENGTH = 2048, 256
 """How much of a text is compared, and in how long sequences."""
@@ -28,6 +30,7 @@ TOKENS, LENGTH = 2048, 256
 @click.option(
     "--against",
     metavar="MODEL",
+    shell_complete=completing.files,
     help="Compare logits with this model too, such as the masked export of the same run: a "
     "folder, a GGUF file, package:NAME or hub:ID.",
 )
@@ -73,9 +76,7 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
         echo("note: README.md was edited after the export", err=True)
     refuse(directory, {name: why for name, why in check_files(directory, manifest) if why})
     refuse(directory, files)
-    # What is packed cannot hold more than N of every M.
-    held = [entry.pattern for entry in manifest.tensors.values() if entry.pattern]
-    held += [entry.pattern for entry in manifest.packed.values()]
+    held = _held(manifest)
     patterns, counted = sorted(set(held)), len(held)
     loaded = load(directory, check=False)
     agreements = {"recorded": _recorded(loaded, manifest)}
@@ -100,7 +101,9 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
         if manifest.contents:
             echo(f"{len(manifest.contents)} files are those that were exported, and no more")
         echo(f"{len(manifest.tensors)} tensors are those that were exported")
-        echo(f"{counted} of them are {' and '.join(patterns)} in stored order")
+        what = "of them are" if manifest.format != "masked" else "linears were pruned to"
+        order = "stored" if manifest.format != "masked" else "their learned"
+        echo(f"{counted} {what} {' and '.join(patterns)} in {order} order")
         for name, agreement in agreements.items():
             what = "those recorded at the export" if name == "recorded" else f"those of {name}"
             echo(
@@ -114,6 +117,15 @@ def command(directory: Path, against: str | None, text: Path | None, as_json: bo
         if not agreement.holds:
             whose = "what was recorded at the export" if name == "recorded" else name
             raise UserError(f"the model in '{directory}' does not compute the same as {whose}")
+
+
+def _held(manifest: Manifest) -> list[str]:
+    """The pattern of every pruned tensor, or of every pruned linear where order hides it."""
+    if manifest.format == "masked":
+        return [group.pattern for group in manifest.groups if group.pattern for _ in group.linears]
+    # What is packed cannot hold more than N of every M.
+    packed = [entry.pattern for entry in manifest.packed.values()]
+    return [entry.pattern for entry in manifest.tensors.values() if entry.pattern] + packed
 
 
 def _recorded(loaded: LoadedExport, manifest: Any) -> Agreement:

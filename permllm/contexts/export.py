@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,6 +15,7 @@ from permllm.deprecation import warn_of_old_name
 from permllm.folding.layout import Layout
 from permllm.folding.plan import StoragePlan
 from permllm.models.decoder import Decoder
+from permllm.models.origin import Origin
 from permllm.results import RunResult
 
 
@@ -24,7 +26,7 @@ class ExportContext:
     Attributes:
         model: the causal language model, holding the pruned weights.
         tokenizer: its tokenizer.
-        pipeline_yaml: the resolved pipeline of this run.
+        pipeline_yaml: the resolved pipeline of this run, with nothing of the machine in it.
         label: the run's label.
         result: the run's figures.
         dense: the dense model's figures.
@@ -37,6 +39,7 @@ class ExportContext:
         layout: how permutations of the model can be stored.
         dtype: in which weights are saved, unless the exporter's options say otherwise: that of
             the checkpoint; None for that in memory.
+        origin: which published model the dense one is.
     """
 
     model: Any
@@ -52,6 +55,9 @@ class ExportContext:
     patterns: dict[str, Pattern]
     layout: Layout
     dtype: torch.dtype | None = None
+    origin: Origin = attrs.field(
+        default=attrs.Factory(lambda self: Origin(Path(self.model_description).name), True)
+    )
 
     @cached_property
     def storage(self) -> StoragePlan:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import attrs
 
 from permllm.components import Exporter
-from permllm.exporters.card import model_card
+from permllm.exporters.card import NOT_SPARSE, model_card
 from permllm.exporters.writing import as_for_users, weight_bytes, without_bars, write_extras
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 ABOUT = """\
 The input channels of every weight are in their original order, and what was pruned is
 stored as zeros. So the folder opens like that of the dense model, needs nothing of
-permllm, and takes as much memory and time. In the learned order each pruned weight keeps
-the pattern; in the stored order it does not, so that kernels for N:M sparsity cannot use
-it as it is."""
+permllm (`permllm.json` is for checks only), and takes as much memory and time. In the
+learned order each pruned weight keeps the pattern; in the stored order it does not, so
+that kernels for N:M sparsity cannot use it as it is."""
 
 
 @attrs.frozen
@@ -29,7 +29,7 @@ class Masked(Exporter):
     name: ClassVar[str] = "masked"
 
     def export(self, context: ExportContext, directory: Path) -> None:
-        """Write weights (safetensors), config, generation config, tokenizer and model card.
+        """Write weights (safetensors), config, generation config, tokenizer, card and manifest.
 
         Raises:
             UserError: the folder is in use.
@@ -38,6 +38,7 @@ class Masked(Exporter):
         """
         from permllm.folding.plan import StoragePlan
         from permllm.formats.export_files import check_claim, check_complete
+        from permllm.formats.finishing import finish_masked
         from permllm.formats.stored import in_stored_order
 
         check_claim(directory, weight_bytes(context.model, context.dtype))
@@ -49,4 +50,5 @@ class Masked(Exporter):
         ):
             context.model.save_pretrained(directory)
         check_complete(directory, context.model)
-        write_extras(context, directory, model_card(context, ABOUT))
+        write_extras(context, directory, model_card(context, ABOUT, sparse=NOT_SPARSE))
+        finish_masked(directory, context.decoder, context.patterns, context.dtype)

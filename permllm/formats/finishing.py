@@ -106,6 +106,43 @@ def finish(
     return manifest
 
 
+def finish_masked(
+    directory: Path,
+    decoder: Decoder,
+    patterns: Mapping[str, Pattern],
+    dtype: torch.dtype | None,
+) -> Manifest:
+    """Write the manifest of a folder in the original order, which is as transformers wrote it.
+
+    Args:
+        directory: the folder, with everything else in it.
+        decoder: the model with its pruned weights.
+        patterns: of the pruned linears, which they hold in the learned order.
+        dtype: in which floating-point tensors were saved; their own where it is None.
+    """
+    tokens = fixed_tokens(decoder.model)
+    manifest = Manifest(
+        permllm=SCHEMA,
+        version=__version__,
+        format="masked",
+        groups=tuple(
+            GroupEntry(
+                name=group.name,
+                linears=group.linears,
+                pattern=_pattern(group.linears, patterns),
+                channels=group.channels,
+                order="stored",
+            )
+            for group in decoder.groups.values()
+        ),
+        tensors=tensor_entries(directory, {}),
+        logits=record_logits(tokens, float32_logits(decoder.model, tokens, through=dtype)),
+        contents=listing(directory),
+    )
+    write_manifest(directory, manifest)
+    return manifest
+
+
 def _pattern(linears: tuple[str, ...], patterns: Mapping[str, Pattern]) -> str | None:
     """The pattern of a group; linears of it that stay dense have none."""
     return next((str(patterns[linear]) for linear in linears if linear in patterns), None)

@@ -42,7 +42,7 @@ def load(
     trust_remote_code: bool = False,
     check: bool = True,
 ) -> LoadedExport:
-    """Open a model that permllm exported as ``permuted`` or ``sparse``.
+    """Open a model that permllm exported.
 
     Args:
         path: the folder of the export.
@@ -67,7 +67,13 @@ def load(
     if check:
         check_folder(directory, manifest)
     source = DirectorySource(directory, trust_remote_code=trust_remote_code)
-    if manifest.format == "permuted" and not manifest.gathers:
+    if sparse and manifest.format == "masked":
+        raise UserError(
+            f"'{directory}' is a masked export: its weights are in the original order, in which "
+            "they are not N:M, so they cannot run sparse",
+            hint="export the run as permuted or sparse, and open that",
+        )
+    if manifest.format != "sparse" and not manifest.gathers:
         loaded = load_plain(source, dtype)
     else:
         model = _skeleton(source, dtype)

@@ -25,7 +25,8 @@ LARGEST_SIZE = 2**32
 SCHEMA = 1
 """The number of its layout. Folders of a larger one are refused."""
 
-Format = Literal["permuted", "sparse"]
+Format = Literal["masked", "permuted", "sparse"]
+"""Of the weights; those of ``masked`` are in the original order, in which they are not N:M."""
 
 
 @attrs.frozen
@@ -286,6 +287,8 @@ def _what(directory: Path) -> str | None:
     """What a folder without a manifest may be."""
     if list(directory.glob("permllm*.safetensors")):
         return "the export was interrupted: export again"
+    if (directory / "pipeline.yaml").is_file() and (directory / "config.json").is_file():
+        return "if an earlier version exported it as masked, export it again to have it checked"
     if (directory / "config.json").is_file():
         return (
             "it looks like a model of transformers: AutoModelForCausalLM.from_pretrained opens it"

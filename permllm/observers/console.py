@@ -51,7 +51,7 @@ class Narrator:
     layers: str = ""
     windows: int = 1
     current: Stage | None = None
-    measured: dict[str, float] = attrs.field(factory=dict)
+    looked: tuple[int, float] | None = None
     note: str = ""
     note_is_new: bool = False
 
@@ -60,19 +60,21 @@ class Narrator:
         """Say what is going to be done, and where it goes."""
         self.labels = [run.label for run in (plan.dense, *plan.runs)]
         more = len(self.labels) - NAMED
+        counted = "1 run" if len(self.labels) == 1 else f"{len(self.labels)} runs"
         named = ", ".join(self.labels[:NAMED]) + (f" and {more} more" if more > 0 else "")
-        self.display.line(f"{plan.pipeline.name}: {len(self.labels)} runs ({named})", "bold")
-        self.display.line(f"folder: {plan.out}")
+        self.display.line(f"{plan.pipeline.name}: {counted} ({named})", "bold")
+        if plan.named:
+            self.display.line(f"folder: {plan.out}")
 
     @hookimpl
-    def permllm_run_started(self, run: Run) -> None:
+    def permllm_run_started(self, run: Run, reused: bool) -> None:
         """Print the run's header."""
         self._nothing_goes_on()
         self.header = run.label
         if run.label in self.labels:
             place = self.labels.index(run.label) + 1
             self.header = f"run {place} of {len(self.labels)}: {run.label}"
-        self.display.line(self.header, "bold")
+        self.display.line(f"{self.header}{', done before' if reused else ''}", "bold")
 
     @hookimpl
     def permllm_progress(self, run: Run | None, stage: str, done: int, total: int) -> None:
@@ -95,13 +97,16 @@ class Narrator:
         self.layers, self.windows = span(layers), windows
 
     @hookimpl
-    def permllm_training_step(
-        self, run: Run, window: int, step: int, total: int, figures: dict[str, float]
-    ) -> None:
-        """Keep the figures beside the bar; the held-out loss stays until it is measured anew."""
-        before = {} if step == 1 else self.measured
-        self.measured = before | figures
-        self.note, self.note_is_new = training_line(self.measured), True
+    def permllm_training_step(self, step: int, figures: dict[str, float], replayed: bool) -> None:
+        """Keep the figures beside the bar, and say how old the held-out loss is."""
+        if replayed:
+            # Nothing trains: what is shown next is another stage.
+            return
+        if step == 1:
+            self.looked = None
+        if "held_out_loss" in figures:
+            self.looked = (step, figures["held_out_loss"])
+        self.note, self.note_is_new = training_line(figures, step, self.looked), True
 
     @hookimpl
     def permllm_window_finished(

@@ -64,9 +64,9 @@ class EventLog:
         self._write("plan_started", None, pipeline=plan.pipeline.name, runs=labels)
 
     @hookimpl
-    def permllm_run_started(self, run: Run) -> None:
+    def permllm_run_started(self, run: Run, reused: bool) -> None:
         """Log a run with what the matrix set for it."""
-        self._write("run_started", run, options=run.options)
+        self._write("run_started", run, options=run.options, reused=reused)
 
     @hookimpl
     def permllm_progress(self, run: Run | None, stage: str, done: int, total: int) -> None:
@@ -85,7 +85,14 @@ class EventLog:
 
     @hookimpl
     def permllm_training_step(
-        self, run: Run, window: int, stage: str, step: int, total: int, figures: dict[str, float]
+        self,
+        run: Run,
+        window: int,
+        stage: str,
+        step: int,
+        total: int,
+        figures: dict[str, float],
+        replayed: bool,
     ) -> None:
         """Log a training step with all its figures."""
         self._write(
@@ -96,6 +103,7 @@ class EventLog:
             step=step,
             total=total,
             figures=figures,
+            replayed=replayed,
         )
 
     @hookimpl

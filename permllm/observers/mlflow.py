@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
+from permllm.commands import program
 from permllm.components import Observer
 from permllm.errors import UserError
 from permllm.files import converted, read_json, read_sealed, write_json
@@ -95,7 +95,7 @@ class Mlflow(Observer):
         uri = self.store_uri(out)
         if uri.startswith("http"):
             return str(redacted(uri))
-        return shlex.join(["mlflow", "ui", "--backend-store-uri", redacted(uri)])
+        return program("mlflow", "ui", "--backend-store-uri", str(redacted(uri)))
 
 
 @attrs.frozen
@@ -115,7 +115,19 @@ class Ids:
 
 @attrs.define(eq=False)
 class Recorder:
-    """Sends what happens to the store, in order, and gives up on what it cannot do for good."""
+    """Sends what happens to the store, in order, and gives up on what it cannot do for good.
+
+    Attributes:
+        observer, out, warn, store: what it was made from.
+        ids: the store's runs by label.
+        study: by which the store itself knows them.
+        asked_before: whether the store may have runs whose ids did not get here.
+        buffer: metrics that wait: name, value, milliseconds since 1970, step.
+        current: the label of the run that is being done.
+        ended: when runs were finished that an earlier attempt finished, by label.
+        settled: labels of those of them that stay as they are.
+        outbox: does things with the store in order.
+    """
 
     observer: Mlflow
     out: Path
@@ -126,6 +138,8 @@ class Recorder:
     asked_before: bool = False
     buffer: list[tuple[str, float, int, int]] = attrs.field(factory=list)
     current: str | None = None
+    ended: dict[str, int] = attrs.field(factory=dict)
+    settled: set[str] = attrs.field(factory=set)
     outbox: Outbox = attrs.field()
 
     @outbox.default
@@ -157,7 +171,7 @@ class Recorder:
         self.attempt("documents and plots", self._log_everything, plan)
         failed = any(run.error for run in results.runs)
         status = "FAILED" if failed else "FINISHED"
-        self.attempt("the end of the study", self._end, PARENT, status, milliseconds())
+        self.attempt("the end of the study", self._end_parent, plan, status, milliseconds())
         self.outbox.close()
 
     @hookimpl
@@ -172,9 +186,9 @@ class Recorder:
     # --- one run --------------------------------------------------------------------
 
     @hookimpl
-    def permllm_run_started(self, run: Run) -> None:
-        """Begin the run under the parent run."""
-        self.attempt(f"the run '{run.label}'", self._begin_nested, run, milliseconds())
+    def permllm_run_started(self, run: Run, reused: bool) -> None:
+        """Begin the run under the parent run, unless it is there and finished."""
+        self.attempt(f"the run '{run.label}'", self._begin_nested, run, reused, milliseconds())
         self.current = run.label
 
     @hookimpl
@@ -247,15 +261,30 @@ class Recorder:
         self.store.choose_experiment(name)
         if not self.study:
             self._remember()
+        if self.asked_before:
+            # Of labels that are no more, or that a killed process had begun.
+            self.store.end_left_over(STUDY, self.study)
+            self._finished_before(PARENT)
         self._begin(PARENT, self.observer.run_name or self.out.absolute().name, {}, at)
         self.store.log_params(self.ids[PARENT], flattened(plan.pipeline))
         if (self.out / PIPELINE).exists():
             self.store.log_artifact(self.ids[PARENT], self.out / PIPELINE)
 
-    def _begin_nested(self, run: Run, at: int) -> None:
+    def _begin_nested(self, run: Run, reused: bool, at: int) -> None:
+        if reused and self._finished_before(run.label):
+            self.settled.add(run.label)
+            return
         self._begin(run.label, run.label, {"mlflow.parentRunId": self.ids[PARENT]}, at)
         self.store.log_params(self.ids[run.label], flattened(run.pipeline))
         self.store.set_tags(self.ids[run.label], self._origin())
+
+    def _finished_before(self, key: str) -> bool:
+        """Whether the store has a run that an earlier attempt finished; notes when that was."""
+        known = self.ids.get(key)
+        at = self.store.finished_at(known) if known else None
+        if at is not None:
+            self.ended[key] = at
+        return at is not None
 
     def _begin(self, key: str, name: str, tags: dict[str, str], at: int) -> None:
         known = self.ids.get(key)
@@ -272,14 +301,20 @@ class Recorder:
         self.asked_before = asked_before
 
     def _log_metrics(self, key: str, metrics: list[tuple[str, float, int, int]]) -> None:
-        self.store.log_metrics(self.ids[key], metrics)
+        if key not in self.settled:
+            self.store.log_metrics(self.ids[key], metrics)
 
     def _tag(self, key: str, tags: dict[str, str]) -> None:
         self.store.set_tags(self.ids[key], tags)
 
     def _end(self, key: str, status: str, at: int) -> None:
-        if key in self.ids:
+        if key in self.ids and key not in self.settled:
             self.store.end(self.ids[key], status, at)
+
+    def _end_parent(self, plan: Plan, status: str, at: int) -> None:
+        # A study of which nothing was left to do took no longer than it did.
+        nothing_new = self.settled.issuperset(run.label for run in (plan.dense, *plan.runs))
+        self._end(PARENT, status, self.ended.get(PARENT, at) if nothing_new else at)
 
     def _log_everything(self, plan: Plan) -> None:
         self._log_documents()

@@ -138,6 +138,34 @@ class Store:
             return False
         return True
 
+    def finished_at(self, run_id: str) -> int | None:
+        """When a run was finished, in milliseconds since 1970; None if it was not."""
+        try:
+            with _quiet(self.uri):
+                info = self.client.get_run(run_id).info
+        except StoreAwayError:
+            raise
+        except StoreError:
+            return None
+        done = info.status == "FINISHED" and info.lifecycle_stage == "active"
+        return int(info.end_time) if done and info.end_time is not None else None
+
+    def end_left_over(self, tag: str, value: str) -> None:
+        """End the runs with a tag that nobody ended as killed, when they were last heard of."""
+        with _quiet(self.uri):
+            asked = f"attributes.status = 'RUNNING' and tags.`{tag}` = '{value}'"
+            for run in self.client.search_runs([self.experiment_id], asked):
+                self.client.set_terminated(
+                    run.info.run_id, "KILLED", end_time=self._last_heard_of(run)
+                )
+
+    def _last_heard_of(self, run: Any) -> int:
+        courses = (
+            self.client.get_metric_history(run.info.run_id, name) for name in run.data.metrics
+        )
+        times = [metric.timestamp for course in courses for metric in course]
+        return max([*times, run.info.start_time])
+
     def end(self, run_id: str, status: str, at: int | None = None) -> None:
         """End a run as FINISHED, FAILED or KILLED, or have it ended ``at`` a time (ms)."""
         with _quiet(self.uri):

@@ -83,9 +83,20 @@ def evaluation_line(figures: dict[str, float]) -> str:
     return ", ".join(f"{name} {number(value)}" for name, value in figures.items())
 
 
-def training_line(figures: dict[str, float]) -> str:
-    """The figures of a training step that a person follows, in one line."""
-    shown = {"loss": "loss", "held_out_loss": "held-out loss", "temperature": "temperature"}
-    return ", ".join(
-        f"{text} {number(figures[name])}" for name, text in shown.items() if name in figures
-    )
+def training_line(figures: dict[str, float], step: int, looked: tuple[int, float] | None) -> str:
+    """The figures of a training step that a person follows, in one line.
+
+    Args:
+        figures: of the step.
+        step: its number.
+        looked: the step at which the held-out loss was measured last, and the loss.
+
+    >>> training_line({"loss": 0.5, "temperature": 0.1}, 7, (4, 0.75))
+    'loss 0.5, held-out loss 0.75 at step 4, temperature 0.1'
+    """
+    parts = {name: number(figures[name]) for name in ("loss", "temperature") if name in figures}
+    texts = [f"{name} {value}" for name, value in parts.items()]
+    if looked is not None:
+        at = "" if looked[0] == step else f" at step {looked[0]}"
+        texts.insert(1, f"held-out loss {number(looked[1])}{at}")
+    return ", ".join(texts)

@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 
+from permllm.commands import pip_install
 from permllm.errors import UserError
 from permllm.fields.errors import shown
 from permllm.pipeline.document import Document, Origin, parse_yaml, plain_document
@@ -20,7 +21,7 @@ from permllm.pipeline.matrix.expansion import base_of, expand
 from permllm.pipeline.matrix.shape import check_shape
 from permllm.pipeline.resolving import Resolver
 from permllm.pipeline.schema import MAX_NAME, VERSION, Pipeline
-from permllm.pipeline.unstructuring import differences, dump_yaml, resolved
+from permllm.pipeline.unstructuring import differences, dump_yaml, published, resolved
 
 __all__ = [
     "Study",
@@ -28,6 +29,7 @@ __all__ = [
     "differences",
     "dump_yaml",
     "load_plain_yaml",
+    "published",
     "read_mapping",
     "read_pipeline",
     "read_study",
@@ -216,7 +218,7 @@ def _check_version(document: Document) -> None:
         raise document.origin(("permllm",)).error(
             f"this file needs a newer permllm: it has schema version {version}, "
             f"and this permllm reads up to {VERSION}",
-            "pip install --upgrade permllm",
+            pip_install("--upgrade", "permllm"),
         )
 
 

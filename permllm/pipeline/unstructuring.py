@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from cattrs import Converter
@@ -43,6 +44,32 @@ def resolved(
 def registry_writer(registry: Lookup | None) -> Converter:
     """What writes components by the names that a registry has for them."""
     return writer(registry.reference_of) if registry else writer()
+
+
+def published(pipeline: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of a pipeline for others to read: nothing tells of this machine.
+
+    Paths are left with their names, and who is told of a run is nobody else's affair.
+
+    >>> published({"track": {"mlflow": {}}, "model": {"path": "/home/me/llama"}})
+    {'track': {}, 'model': {'path': 'llama'}}
+    """
+    return {**_without_folders(pipeline), "track": {}}
+
+
+def _without_folders(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _without_folders(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_without_folders(value) for value in data]
+    if isinstance(data, str) and (data.startswith("file:") or _is_absolute(data)):
+        return PureWindowsPath(data).name
+    return data
+
+
+def _is_absolute(text: str) -> bool:
+    """Whether a text is a path from the root, of this system or another."""
+    return any(flavour(text).is_absolute() for flavour in (PurePosixPath, PureWindowsPath))
 
 
 def dump_yaml(data: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 
-from permllm.errors import UserError, did_you_mean
+from permllm.commands import pip_install
+from permllm.errors import UserError, causes, did_you_mean
 from permllm.plugins.info import BUILT_IN, Entry, PluginInfo, normal
 from permllm.plugins.loading import plugin_entry_points
 from permllm.plugins.requirements import missing_dependency
@@ -32,7 +33,7 @@ def unknown(kind: str, name: str, known: Iterable[str], plugins: Sequence[Plugin
     package, _, bare = name.rpartition(":")
     hint = did_you_mean(bare, known)
     if package and not any(info.is_called(package) for info in plugins):
-        hint = f"no package '{package}' with a plugin is installed: pip install {package}"
+        hint = f"no package '{package}' with a plugin is installed: {pip_install(package)}"
     if lost := [f"{info} ({info.error})" for info in _unusable(plugins)]:
         hint += f"; plugins that cannot be used: {', '.join(lost)}"
     if off := [info.name for info in plugins if info.status == "disabled"]:
@@ -62,6 +63,15 @@ def blamed(error: BaseException) -> tuple[str, str | None] | None:
         if dist and normal(dist.name) != BUILT_IN:
             return f"{dist.name} {dist.version}", missing_dependency(dist.name, error)
     return None
+
+
+def blames_a_file(error: BaseException) -> bool:
+    """Whether the code of a plugin of a single file broke, which has to be changed then."""
+    return any(
+        frame.f_globals.get("__name__", "").startswith(MODULE_PREFIX)
+        for cause in causes(error)
+        for frame, _ in traceback.walk_tb(cause.__traceback__)
+    )
 
 
 def _clash(kind: str, name: str, entries: list[Entry]) -> str:

@@ -5,13 +5,13 @@ All of this is read from the metadata of installed packages; nothing is imported
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from importlib import metadata
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
+from permllm.commands import pip_install
 from permllm.plugins.info import BUILT_IN, normal
 
 
@@ -25,9 +25,9 @@ def incompatibility(dist: metadata.Distribution, version: str) -> str | None:
         if normal(need.name) == BUILT_IN and not extra and not _holds(need, version):
             # The lower bound first: permllm>=0.1,<0.2
             spelt = BUILT_IN + ",".join(sorted(map(str, need.specifier), reverse=True))
-            way = f"pip install {shlex.quote(spelt)}"
+            way = pip_install(spelt)
             if not _is_for_later(need, Version(version)):
-                way = f"pip install --upgrade {dist.name}, or {way}"
+                way = f"{pip_install('--upgrade', dist.name)}, or {way}"
             return f"it needs {spelt}, and this is permllm {version}: {way}"
     return None
 
@@ -56,7 +56,7 @@ def missing_dependency(distribution: str, error: BaseException) -> str | None:
         return f"{distribution} does not say which package has '{module}': tell its authors"
     # Without an extra, everybody needs it: whoever installed the package left it out.
     wanted = f"{distribution}[{','.join(extras)}]" if extras[0] else distribution
-    return f"pip install {shlex.quote(wanted)}"
+    return pip_install(wanted)
 
 
 def described(error: BaseException, distribution: str) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import attrs
 
+from permllm.pipeline.document import dotted, walk
 from permllm.report.comparable import differences
-from permllm.report.comparison import difference, gaps, perplexities, rival
+from permllm.report.comparison import PERPLEXITY, difference, gap, gaps, perplexities, rival
 from permllm.report.repeats import Setting, setting_of
 from permllm.report.table import Row
 from permllm.results import DENSE, RunResult
@@ -63,32 +65,73 @@ def compare(arguments: Sequence[str]) -> Comparison:
         rows += [
             Row(setting, folder.results, (folder.name,)) for setting in _settings(selection.pruned)
         ]
-    warned = [Warned(gap.what, gap.message(), gap.values) for gap in differences(selections)]
+    warned = [Warned(one.what, one.message(), one.values) for one in differences(selections)]
     return Comparison(tuple(rows), (*warned, *_lone_repeats(selections)))
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """A line for each row with plain numbers; means where there are repeats."""
-    records = [record(row) for row in rows]
-    figures = list(dict.fromkeys(name for one in records for name in one["figures"]))
-    gapped = [name for name in figures if any(name in one["gap_closed"] for one in records)]
-    repeated = any(row.setting.count > 1 for row in rows)
+    """A line for each run with plain numbers; what the matrix sets are columns."""
+    runs = [(row, run) for row in rows for run in row.setting.every]
+    told = _telling(options(run) for _, run in runs) | {
+        key for _, run in runs for key in run.options
+    }
+    records = [_run_record(row, run, told) for row, run in runs]
+    columns = {section: dict.fromkeys(n for one in records for n in one[section])
+               for section in ("head", "options", "figures", "end")}  # fmt: skip
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    head = ["method", "from", "n", "failed"]
-    for name in figures:
-        head += [name, f"{name} deviation"] if repeated else [name]
-        head += [f"{name} gap closed"] if name in gapped else []
-    writer.writerow([*head, "seconds", "peak_memory_bytes", "error"])
+    writer.writerow([name for names in columns.values() for name in names])
     for one in records:
-        line = [one["label"], " ".join(one["from"]), one["n"], one["failed"]]
-        for name in figures:
-            line.append(one["figures"].get(name))
-            line += [one["deviations"].get(name)] if repeated else []
-            line += [one["gap_closed"].get(name)] if name in gapped else []
-        error = " ".join(next(iter(one["errors"].values()), "").split())
-        writer.writerow([*line, one["seconds"], one["peak_memory_bytes"], error])
+        writer.writerow([one[part].get(name) for part, names in columns.items() for name in names])
     return stream.getvalue()
+
+
+def _telling(every: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The keys that have several values; a component's other options say no more than its name."""
+    values: dict[str, set[Any]] = {}
+    for flat in every:
+        for key, value in flat.items():
+            values.setdefault(key, set()).add(value)
+    return {key for key, distinct in values.items() if len(distinct) > 1}
+
+
+def _run_record(row: Row, run: RunResult, told: Collection[str]) -> dict[str, dict[str, Any]]:
+    """A run as plain data, in the sections that the columns of a table stand in.
+
+    Args:
+        row: that it stands for.
+        run: the run.
+        told: the keys of options that are columns.
+    """
+    figures: dict[str, Any] = {}
+    for name, value in run.figures.items():
+        figures[name] = value
+        if name.startswith(PERPLEXITY) and (one := gap(row.results, run, name)):
+            figures[f"{name} gap closed"] = one.closed
+    pruned = run.label != DENSE
+    return {
+        "head": {"method": row.setting.label, "from": " ".join(row.sources), "repeat": run.repeat},
+        "options": {key: value for key, value in options(run).items() if key in told},
+        "figures": figures,
+        "end": {
+            "seconds": run.seconds if pruned and run.error is None else None,
+            "peak_memory_bytes": run.peak_memory_bytes or None,
+            "error": " ".join((run.error or "").split()),
+        },
+    }
+
+
+def options(run: RunResult) -> dict[str, Any]:
+    """What the matrix set, flat: a component by its name, and each of its options by its key."""
+    flat: dict[str, Any] = {}
+    for key, value in run.options.items():
+        for place, leaf in walk(value):
+            named = place[-1:] == ("name",)
+            way = dotted(place[:-1] if named else place)
+            flat[f"{key}.{way}" if way else key] = (
+                leaf if isinstance(leaf, str) else json.dumps(leaf, ensure_ascii=False)
+            )
+    return flat
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -108,9 +151,9 @@ def record(row: Row) -> dict[str, Any]:
     names = list(dict.fromkeys(name for run in setting.runs for name in run.figures))
     spreads = {name: spread for name in names if (spread := setting.spread(name))}
     closed = {
-        name: gap.closed.mean
+        name: found.closed.mean
         for name in perplexities(row.results)
-        if (gap := gaps(row.results, setting, name)) and gap.closed
+        if (found := gaps(row.results, setting, name)) and found.closed
     }
     pruned = setting.label != DENSE
     return {
@@ -128,7 +171,7 @@ def record(row: Row) -> dict[str, Any]:
         "difference": _differences(row, names),
         "seconds": fmean(run.seconds for run in setting.runs) if setting.runs and pruned else None,
         "peak_memory_bytes": max((run.peak_memory_bytes for run in setting.runs), default=None),
-        "options": next(iter((*setting.runs, *setting.failed))).options,
+        "options": next(iter(setting.every)).options,
         "errors": {run.label: run.error for run in setting.failed},
     }
 

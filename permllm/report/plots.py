@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from permllm.report.comparison import PERPLEXITY, perplexities
 from permllm.report.history import training_history, window_starts
+from permllm.report.pictures import Picture, write_pictures
 from permllm.report.repeats import Setting, Spread, settings, spread
 from permllm.results import DENSE, LayerReport, Results, RunResult
 from permllm.runs.events import read_events
@@ -66,6 +67,8 @@ SCHEDULES = ("temperature",)
 def write_plots(results: Results, plan: Plan) -> list[Path]:
     """Draw everything into ``plots/`` of the pipeline's folder and of each run's.
 
+    What was drawn of the same before is left as it is.
+
     Args:
         results: what was measured.
         plan: names the folders; the course of training is read from its event log.
@@ -78,50 +81,40 @@ def write_plots(results: Results, plan: Plan) -> list[Path]:
     events = read_events(plan.out)
     history, starts = training_history(events), window_starts(events)
     with mpl.rc_context(STYLE):
-        written = _write_all(plan.out / "plots", _of_the_plan(results, history))
+        written = write_pictures(plan.out / "plots", _of_the_plan(results, history))
         for run in plan.runs:
             label = run.label
-            figures = _of_a_run(results[label], history.get(label, {}), starts.get(label, ()))
-            written += _write_all(run.directory / "plots", figures)
+            pictures = _of_a_run(results[label], history.get(label, {}), starts.get(label, ()))
+            written += write_pictures(run.directory / "plots", pictures)
     return written
 
 
 def _of_the_plan(
     results: Results, history: Mapping[str, Mapping[str, Course]]
-) -> dict[str, Figure | None]:
+) -> dict[str, Picture]:
     finished = [run for run in results.runs if run.error is None]
     trained: dict[str, list[Mapping[str, Course]]] = {}
     for run in finished:
         if run.label in history:
             trained.setdefault(run.setting, []).append(history[run.label])
     pruned = [setting for setting in settings(results) if any(run.layers for run in setting.runs)]
-    return {
-        "perplexity": perplexity_bars(results),
-        "retained": retained_by_setting(pruned) if pruned else None,
-        "training": training_curves(trained) if trained else None,
-    }
+    pictures = {"perplexity": Picture(perplexity_bars, (results,))}
+    if pruned:
+        pictures["retained"] = Picture(retained_by_setting, (pruned,))
+    if trained:
+        pictures["training"] = Picture(training_curves, (trained,))
+    return pictures
 
 
 def _of_a_run(
     run: RunResult, history: Mapping[str, Course], starts: Sequence[int]
-) -> dict[str, Figure | None]:
-    return {
-        "retained": retained_by_kind(run) if run.layers else None,
-        "training": training_curves({run.label: [history]}, starts) if history else None,
-    }
-
-
-def _write_all(folder: Path, figures: Mapping[str, Figure | None]) -> list[Path]:
-    written = []
-    for name, figure in figures.items():
-        if figure is None:
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.png"
-        figure.savefig(path, dpi=150)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        written.append(path)
-    return written
+) -> dict[str, Picture]:
+    pictures = {}
+    if run.layers:
+        pictures["retained"] = Picture(retained_by_kind, (run,))
+    if history:
+        pictures["training"] = Picture(training_curves, ({run.label: [history]}, starts))
+    return pictures
 
 
 # --- the pictures -------------------------------------------------------------------
@@ -232,6 +225,8 @@ def perplexity_bars(results: Results) -> Figure | None:
 
     Repeats have error bars of one standard deviation.
     """
+    from matplotlib.ticker import LogLocator
+
     names, every = perplexities(results), [one for one in settings(results) if one.runs]
     if not names:
         return None
@@ -253,8 +248,10 @@ def perplexity_bars(results: Results) -> Figure | None:
         panel.bar_label(drawn, texts, padding=3)
         if max(finite) > LOGARITHMIC * max(min(finite), 1.0):
             panel.set_xscale("log")
-            # The usual one writes formulae.
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+            # The usual ones write formulae, those of minor ticks, too.
             panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("")
         panel.margins(x=0.15)
         panel.grid(visible=False, axis="y")
         panel.tick_params(axis="y", length=0)

@@ -44,6 +44,11 @@ class Setting:
         """How many repeats were asked for."""
         return len(self.runs) + len(self.failed)
 
+    @property
+    def every(self) -> tuple[RunResult, ...]:
+        """All of its runs, in the order of their repeats."""
+        return tuple(sorted((*self.runs, *self.failed), key=lambda run: run.repeat))
+
     def spread(self, figure: str) -> Spread | None:
         """A figure over the repeats that have it; None if none has."""
         return spread(run.figures[figure] for run in self.runs if figure in run.figures)

@@ -1,10 +1,12 @@
-"""The comparison of runs, as a table for the terminal and in Markdown."""
+"""The comparison of runs, as a table for the terminal, in Markdown and in LaTeX."""
 
 from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from html import escape
 from statistics import fmean
 
 import attrs
@@ -13,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from permllm.printing import plain
+from permllm.printing import longest_word, plain
 from permllm.report.comparison import PERPLEXITY, difference, gaps, rival
 from permllm.report.repeats import Setting, settings
 from permllm.report.sentence import sentence
@@ -41,7 +43,7 @@ LONGEST_ERROR = 60
 """Characters of a failed run's error that a table shows."""
 
 LONGEST_METHOD = 32
-"""Characters of a label in one line of a terminal."""
+"""Characters of a label in one line of a terminal, unless one of its words is longer."""
 
 
 @attrs.frozen
@@ -134,20 +136,19 @@ def table_of(rows: Sequence[Row], shown: Sequence[Column] | None = None) -> Tabl
         shown: the columns after the method, all where it is None.
     """
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("method", overflow="fold", max_width=LONGEST_METHOD)
-    sources = any(row.sources for row in rows)
-    if sources:
-        table.add_column("from", overflow="fold", max_width=LONGEST_METHOD)
+    headings, names = _names(rows)
+    for place, heading in enumerate(headings):
+        room = max(LONGEST_METHOD, longest_word(plain(own[place]) for own in names))
+        table.add_column(heading, overflow="fold", max_width=room)
     shown = columns(rows) if shown is None else shown
     for column in shown:
-        table.add_column(Text(plain(column.heading)), justify="right", vertical="bottom")
-    for row in rows:
-        names = [method(row), ", ".join(row.sources)] if sources else [method(row)]
-        # What a figure is give or take has lines of its own: terminals are narrow.
-        texts = [Text(re.sub(r" (?=[±(])", "\n", plain(column.show(row)))) for column in shown]
+        title = Text(plain(column.heading))
+        table.add_column(title, justify="right", vertical="bottom", no_wrap=True)
+    for row, own in zip(rows, names, strict=True):
+        figures = [Text(_in_lines(plain(column.show(row)))) for column in shown]
         table.add_row(
-            *(Text(plain(name)) for name in names),
-            *(Align.right(text, vertical="top") for text in texts),
+            *(Text(plain(name)) for name in own),
+            *(Align.right(figure, vertical="top") for figure in figures),
         )
     return table
 
@@ -159,17 +160,97 @@ def markdown(results: Results) -> str:
 
 def markdown_of(rows: Sequence[Row]) -> str:
     """The table of some rows in Markdown; with sources, they are a column."""
+    head, *lines = _cells(rows)
+    named = len(_names(rows)[0])
+    rule = "|" + " --- |" * named + " ---: |" * (len(head) - named)
+    return "\n".join([_row(head), rule, *map(_row, lines)])
+
+
+def latex_of(rows: Sequence[Row]) -> str:
+    """The table of some rows in LaTeX, with the rules of the package booktabs."""
+    head, *lines = (" & ".join(map(_in_latex, cells)) + r" \\" for cells in _cells(rows))
+    named = len(_names(rows)[0])
+    placed = "l" * named + "r" * len(columns(rows))
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{placed}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def html(results: Results) -> str:
+    """The table of all runs in HTML, below the sentence on them."""
+    head, *lines = _cells(rows_of(results))
+    parts = [_html_row("th", head), *(_html_row("td", line) for line in lines)]
+    return f"<p>{escape(plain(sentence(results)))}</p>\n<table>\n{''.join(parts)}</table>"
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(plain(cell))}</{tag}>' for cell in cells)}</tr>\n"
+
+
+def _names(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of what says which row it is: the method and, if known, where from."""
+    if any(row.sources for row in rows):
+        return ["method", "from"], [[method(row), ", ".join(row.sources)] for row in rows]
+    return ["method"], [[method(row)] for row in rows]
+
+
+def _cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Headings and rows, each cell in one line."""
     shown = columns(rows)
-    sources = any(row.sources for row in rows)
-    headings = ["method", "from"] if sources else ["method"]
-    lines = [
-        _row([*headings, *(column.heading.replace("\n", " ") for column in shown)]),
-        "|" + " --- |" * len(headings) + " ---: |" * len(shown),
-    ]
-    for row in rows:
-        names = [method(row).replace("\n", ", "), ", ".join(row.sources)][: len(headings)]
-        lines.append(_row([*names, *(column.show(row) for column in shown)]))
-    return "\n".join(lines)
+    headings, names = _names(rows)
+    lines = [[*headings, *(column.heading.replace("\n", " ") for column in shown)]]
+    for row, own in zip(rows, names, strict=True):
+        texts = (text.replace("\n", ", ") for text in own)
+        lines.append([*texts, *(column.show(row) for column in shown)])
+    return lines
+
+
+def _in_lines(cell: str) -> str:
+    """What a figure is give or take in a line of its own, with its unit: terminals are narrow.
+
+    >>> _in_lines("77.1 ± 0.2 %"), _in_lines("-18.00 ± 2.00 (3 of 3)")
+    ('77.1 %\\n± 0.2 %', '-18.00\\n± 2.00\\n(3 of 3)')
+    """
+    mean, off, rest = cell.partition(" ±")
+    unit = " %" if off and rest.endswith(" %") else ""
+    return re.sub(r" (?=[±(])", "\n", f"{mean}{unit}{off}{rest}")
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{special: f"\\{special}" for special in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "∞": r"$\infty$",
+    "→": r"$\to$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "…": r"\ldots{}",
+    "–": "--",
+}
+"""What LaTeX reads otherwise than it stands, or does not know."""
+
+
+def _in_latex(cell: str) -> str:
+    r"""A cell as LaTeX: its signs escaped, and a negative number's minus a minus.
+
+    >>> _in_latex("50.0 ± 0.2 %"), _in_latex("q_proj"), _in_latex("-18.00")
+    ('50.0 $\\pm$ 0.2 \\%', 'q\\_proj', '$-$18.00')
+    """
+    text = "".join(LATEX.get(sign, sign) for sign in plain(cell))
+    return re.sub(r"^([-+])(?=\d)", r"$\1$", text)
 
 
 def method(row: Row) -> str:
@@ -183,9 +264,11 @@ def method(row: Row) -> str:
 
 
 def short_error(run: RunResult) -> str:
-    """The first line of what broke a run, not too long."""
+    """The first line of what broke a run, not too long; its words stay whole."""
     line = (run.error or "").strip().partition("\n")[0]
-    return line if len(line) <= LONGEST_ERROR else f"{line[: LONGEST_ERROR - 1]}…"
+    # A single long word would leave nothing.
+    room = max(LONGEST_ERROR, len(line.split(" ", 1)[0]) + 2)
+    return textwrap.shorten(line, room, placeholder=" …")
 
 
 def heading(name: str) -> str:

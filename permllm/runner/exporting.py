@@ -17,7 +17,8 @@ from permllm.folding.layout import Layout
 from permllm.models.devices import pick_dtype
 from permllm.models.fingerprint import fingerprint
 from permllm.models.loading import load
-from permllm.pipeline.reading import dump_yaml, read_study, resolved
+from permllm.models.origin import origin_of
+from permllm.pipeline.reading import dump_yaml, published, read_study, resolved
 from permllm.registry import Registry
 from permllm.results import DENSE, RunResult
 from permllm.runner.opening import open_decoder
@@ -69,7 +70,7 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
     context = ExportContext(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
-        pipeline_yaml=dump_yaml(resolved(run.pipeline, registry)),
+        pipeline_yaml=dump_yaml(published(resolved(run.pipeline, registry))),
         label=run.label,
         result=_result(directory),
         dense=_result(plan.dense.directory),
@@ -80,6 +81,7 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
         patterns={name: one.pattern for name, one in settle(decoder, run.pipeline).items()},
         layout=Layout(decoder),
         dtype=loaded.saved_dtype if run.pipeline.dtype == "auto" else None,
+        origin=origin_of(run.pipeline.model),
     )
     with decoder.substituted(pruned.weights):
         try:

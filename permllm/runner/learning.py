@@ -20,6 +20,7 @@ from permllm.results import Cost
 from permllm.runner.caching.chain_keys import ChainKeys
 from permllm.runner.caching.memo import Outcome, Stages
 from permllm.runner.reporting import Reporter
+from permllm.runs.windows import TrainingStep
 
 
 @attrs.frozen(eq=False)
@@ -66,7 +67,8 @@ class Learning:
         if outcome.reused:
             # Its course belongs to this run's record as well.
             for step, total, figures in outcome.log:
-                self.reporter.step(window.index, "permutation", step, total, figures)
+                made = TrainingStep("permutation", step, total, figures)
+                self.reporter.step(window.index, made, replayed=True)
         # In one order, reused or not: learners that start from them draw random numbers in it.
         tensors = {group: outcome.tensors[group] for group in window.groups}
         return attrs.evolve(outcome, tensors=tensors)
@@ -82,8 +84,10 @@ class Learning:
         figures: dict[str, float],
     ) -> None:
         """Note a training step of window ``index``, which is called ``name``."""
-        log.append((step, total, figures))
-        self.reporter.step(index, stage, step, total, figures)
+        # Components are anybody's: a number of numpy's cannot be kept as JSON.
+        plain = {figure: float(value) for figure, value in figures.items()}
+        log.append((step, total, plain))
+        self.reporter.step(index, TrainingStep(stage, step, total, plain))
         self.reporter.progress(f"learning, {name}", step, total)
 
 

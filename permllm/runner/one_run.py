@@ -16,7 +16,8 @@ from permllm.contexts.export import ExportContext
 from permllm.core.digest import tensor_digest
 from permllm.errors import RunFailed
 from permllm.files import completing
-from permllm.pipeline.reading import dump_yaml, resolved
+from permllm.models.origin import origin_of
+from permllm.pipeline.reading import dump_yaml, published, resolved
 from permllm.results import DENSE, RunResult
 from permllm.runner.caching.keys import component_key
 from permllm.runner.memory import PeakMemory
@@ -107,7 +108,7 @@ class OneRun:
         context = ExportContext(
             model=shared.model.model,
             tokenizer=shared.model.tokenizer,
-            pipeline_yaml=dump_yaml(resolved(run.pipeline, shared.registry)),
+            pipeline_yaml=dump_yaml(published(resolved(run.pipeline, shared.registry))),
             label=run.label,
             result=result,
             dense=dense,
@@ -118,6 +119,7 @@ class OneRun:
             patterns={name: one.pattern for name, one in loop.settings.items()},
             layout=shared.layout,
             dtype=shared.model.saved_dtype if run.pipeline.dtype == "auto" else None,
+            origin=origin_of(run.pipeline.model),
         )
         return attrs.evolve(result, exports=self._export(pruned, context))
 

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from permllm.runs.plan import Run
+from permllm.runs.windows import TrainingStep
 
 
 @attrs.frozen(eq=False)
@@ -16,22 +17,22 @@ class Reporter:
     Attributes:
         hook: pluggy's relay.
         run: the run; None before the first.
+        course: the training steps of the current window so far.
     """
 
     hook: Any
     run: Run | None
+    course: list[TrainingStep] = attrs.field(factory=list)
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Say that ``done`` of ``total`` units of ``stage`` are done."""
         self.hook.permllm_progress(run=self.run, stage=stage, done=done, total=total)
 
-    def step(
-        self, window: int, stage: str, step: int, total: int, figures: dict[str, float]
-    ) -> None:
-        """Say that a training step of a window is done, with its figures."""
-        self.hook.permllm_training_step(
-            run=self.run, window=window, stage=stage, step=step, total=total, figures=figures
-        )
+    def step(self, window: int, made: TrainingStep, *, replayed: bool = False) -> None:
+        """Say that a training step of a window is done, now or in another run."""
+        self.course.append(made)
+        facts = attrs.asdict(made)
+        self.hook.permllm_training_step(run=self.run, window=window, replayed=replayed, **facts)
 
     def reused(self, stage: str, seconds: float) -> None:
         """Say that a stage did not have to be done again, and the seconds that this saved."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 import attrs
@@ -33,7 +33,9 @@ def settle(decoder: Decoder, pipeline: Pipeline) -> dict[str, LinearSettings]:
         UserError: a pattern does not fit a linear, a group would need two patterns, a
             glob matches nothing, or nothing is left to prune.
     """
-    _check_globs(decoder, pipeline.layers)
+    names = [*decoder.linears, *decoder.skipped]
+    for _, glob in globs(pipeline.layers):
+        check_glob(glob, names)
     settings = {}
     for name, linear in decoder.linears.items():
         chosen = settings_of(name, pipeline)
@@ -143,16 +145,41 @@ def _matches(name: str, glob: str) -> bool:
     )
 
 
-def _check_globs(decoder: Decoder, layers: Layers) -> None:
-    """Refuse a glob that matches no module: it would silently do nothing."""
-    names = [*decoder.linears, *decoder.skipped]
-    for glob in (*layers.skip, *(override.match for override in layers.overrides)):
-        # The head is no decoder layer's linear; naming it is a habit and does no harm.
-        if glob == "lm_head" or any(_matches(name, glob) for name in names):
-            continue
-        ends = {f"*.{name.rpartition('.')[2]}" for name in names}
-        near = nearest(glob, [*names, *ends] if "*" not in glob else sorted(ends))
-        raise UserError(
-            f"'{glob}' matches no linear of the model",
-            hint=f"did you mean '{near or names[0]}'? * stands for any text",
-        )
+def globs(layers: Layers) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every glob over the names of modules, after its place in the section ``layers``."""
+    for index, glob in enumerate(layers.skip):
+        yield ("skip", index), glob
+    for index, override in enumerate(layers.overrides):
+        yield ("overrides", index, "match"), override.match
+
+
+def check_glob(glob: str, names: Collection[str]) -> None:
+    """Refuse a glob that matches no module: it would silently do nothing.
+
+    Args:
+        glob: what is to match.
+        names: of the linears in the decoder layers, at least one.
+
+    Raises:
+        UserError: with the nearest glob that matches.
+    """
+    # The head is no decoder layer's linear; naming it is a habit and does no harm.
+    if glob == "lm_head" or any(_matches(name, glob) for name in names):
+        return
+    near = nearest(glob, _alike(glob, names)) or next(iter(names), glob)
+    raise UserError(
+        f"'{glob}' matches no linear of the model",
+        hint=f"did you mean '{near}'? * stands for any text",
+    )
+
+
+def _alike(glob: str, names: Collection[str]) -> list[str]:
+    """What may have been meant by a glob: what matches something and ends or begins like it."""
+    parts = glob.split(".")
+    depth = next((place for place, part in enumerate(parts) if "*" in part), len(parts))
+    rest = parts[depth:]
+    around = {".".join([*name.split(".")[:depth], *rest]) for name in names}
+    ends = {f"*.{name.rpartition('.')[2]}" for name in names}
+    if depth == len(parts):
+        around |= set(names)
+    return sorted(ends | {one for one in around if any(_matches(name, one) for name in names)})

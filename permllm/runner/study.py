@@ -64,7 +64,7 @@ def run_study(
     folder.check_free(folder.opened(plan.out))
     with owned(plan.out, early.append), ExitStack() as stack:
         folder.claim(plan.out, resolved(plan.pipeline, registry), resume=resume)
-        stack.enter_context(_observed(plan, registry, observers, reporter))
+        stack.enter_context(observed(plan, registry, observers, reporter))
         for message in early:
             reporter.warn(message)
         shared: Shared | None = None
@@ -131,9 +131,15 @@ def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
     """The run's result from an earlier attempt if it has one, else of doing it now."""
     shared, run = one.shared, one.run
     shared.turn_to(run)
-    shared.reporter.hook.permllm_run_started(run=run)
-    identity = RunIdentity.of(one)
-    result = believed(run.directory, identity, shared.reporter.warn)
+    started = partial(shared.reporter.hook.permllm_run_started, run=run)
+    try:
+        identity = RunIdentity.of(one)
+        result = believed(run.directory, identity, shared.reporter.warn)
+    except Exception:
+        # Who hears that it failed has to know that it began.
+        started(reused=False)
+        raise
+    started(reused=result is not None)
     if result is None:
         identity.write(folder.opened(run.directory))
         result = work()
@@ -179,7 +185,7 @@ def _on_a_disk(plan: Plan) -> Iterator[None]:
 
 
 @contextmanager
-def _observed(
+def observed(
     plan: Plan, registry: Registry, observers: Sequence[Observer], reporter: Reporter
 ) -> Iterator[None]:
     """Register the observers for the block, each once."""

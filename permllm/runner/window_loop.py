@@ -131,6 +131,7 @@ class WindowLoop:
             names = tuple(self.decoder.layer_names[layer] for layer in layers)
             hook, run = self.reporter.hook, self.reporter.run
             hook.permllm_window_started(run=run, window=index, windows=len(spans), layers=names)
+            self.reporter.course.clear()
             key = self.keys.window(layers)
             window = self._kept(index, layers, key) or self._prune_window(index, layers, key)
             windows.append(window)
@@ -158,6 +159,9 @@ class WindowLoop:
         if path:
             place_window(path, window, entry)
         self.stages.on_reuse(f"pruning, {span(layers)}", window.cost.seconds)
+        # Its course belongs to this run's record as well.
+        for made in window.course:
+            self.reporter.step(index, made, replayed=True)
         return window
 
     def _readable(self, path: Path, key: str | None) -> PrunedWindow | None:
@@ -184,9 +188,15 @@ class WindowLoop:
             }
             weights, reports = self.pruning.prune(window, outcome.tensors)
         cost = before + outcome.cost + meter.cost
-        threads = torch.get_num_threads()
         result = PrunedWindow(
-            weights, outcome.tensors, importance, tuple(reports), cost, key or "", threads
+            weights,
+            outcome.tensors,
+            importance,
+            tuple(reports),
+            cost,
+            key or "",
+            torch.get_num_threads(),
+            tuple(self.reporter.course),
         )
         if self.directory:
             entry = self.stages.put("windows", key, partial(save_window, window=result))

@@ -74,7 +74,7 @@ def percent(share: float, digits: int = 1) -> str:
 def with_deviation(
     mean: float, deviation: float | None, form: Callable[[float], str] = number
 ) -> str:
-    """A figure with what it may differ by, to the same digits.
+    """A figure with what it may differ by, to the same digits and in the same unit.
 
     Args:
         mean: the figure.
@@ -83,15 +83,16 @@ def with_deviation(
 
     >>> with_deviation(34.832, 0.4213), with_deviation(0.77123, 0.002, percent)
     ('34.83 ± 0.42', '77.1 ± 0.2 %')
-    >>> with_deviation(34.832, 0.0004213), with_deviation(34.832, None)
-    ('34.83 ± 0.0004', '34.83')
+    >>> with_deviation(0.5, 7e-9, percent), with_deviation(0.5, 0.04), with_deviation(34.832, None)
+    ('50.0 ± 0.0 %', '0.5000 ± 0.0400', '34.83')
     """
     digits, blank, unit = form(mean).partition(" ")
     if deviation is None or not (math.isfinite(mean) and math.isfinite(deviation)):
         return f"{digits}{blank}{unit}"
     scaled = 100 * deviation if unit == "%" else deviation
+    if not unit and "e" not in digits and abs(mean) < 1:
+        # Zeros at the end are digits, too.
+        digits = f"{mean:#.4g}"
     decimals = len(digits.partition(".")[2])
     text = number(scaled) if "e" in digits else f"{scaled:.{decimals}f}"
-    if scaled and float(text) == 0:
-        text = f"{scaled:.1g}"
     return f"{digits} ± {text}{blank}{unit}"

@@ -24,6 +24,23 @@ WEIGHT, PERMUTATION, IMPORTANCE = "weight/", "perm/", "importance/"
 """What the names of a window file's tensors begin with."""
 
 
+@attrs.frozen
+class TrainingStep:
+    """A step of what trained in a window.
+
+    Attributes:
+        stage: ``"permutation"`` or ``"pruner"``, the kind of what trains.
+        step: from 1 to ``total``.
+        total: of all steps, as it was known then.
+        figures: what was measured.
+    """
+
+    stage: str
+    step: int
+    total: int
+    figures: dict[str, float]
+
+
 @attrs.frozen(eq=False)
 class PrunedWindow:
     """What pruning a window gave.
@@ -37,6 +54,7 @@ class PrunedWindow:
         cost: of all its stages.
         key: the hash of all that it depends on; empty where that cannot be told.
         threads: how many threads computed it, which decides how sums are rounded.
+        course: how the training went, for the record of runs that share the window.
     """
 
     weights: dict[str, Tensor]
@@ -46,6 +64,7 @@ class PrunedWindow:
     cost: Cost
     key: str = ""
     threads: int = 0
+    course: tuple[TrainingStep, ...] = ()
 
     @property
     def perms(self) -> dict[str, Tensor]:
@@ -80,7 +99,7 @@ class WindowRecord:
     """What a window's file says beside its tensors.
 
     Attributes:
-        reports, cost, key, threads: of the window.
+        reports, cost, key, threads, course: of the window.
         tensors: the hash of each tensor, by its name in the file.
     """
 
@@ -89,6 +108,7 @@ class WindowRecord:
     key: str
     threads: int
     tensors: dict[str, str]
+    course: tuple[TrainingStep, ...] = ()
 
 
 def save_window(path: Path, window: PrunedWindow) -> None:
@@ -101,7 +121,9 @@ def save_window(path: Path, window: PrunedWindow) -> None:
     tensors |= {f"{PERMUTATION}{name}": one for name, one in _contiguous(window.permutations)}
     tensors |= {f"{IMPORTANCE}{name}": sums for name, sums in window.importance.items()}
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
-    record = WindowRecord(window.reports, window.cost, window.key, window.threads, digests)
+    record = WindowRecord(
+        window.reports, window.cost, window.key, window.threads, digests, window.course
+    )
     fields = {key: json.dumps(value) for key, value in attrs.asdict(record).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -158,6 +180,7 @@ def load_window(path: Path, *, weights: bool = True) -> PrunedWindow:
         cost=record.cost,
         key=record.key,
         threads=record.threads,
+        course=record.course,
     )
 
 

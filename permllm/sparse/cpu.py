@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from permllm.commands import pip_install
 from permllm.core.packing import unpack
 from permllm.core.patterns import Pattern
 
@@ -129,7 +130,7 @@ def _compile(name: str, flags: Sequence[str], library: Path) -> str | None:
     if shutil.which(compiler) is None:
         return f"there is no C++ compiler {compiler!r} (the variable CXX may name another)"
     if not cpp_extension.is_ninja_available():
-        return "ninja is missing, which compiles the kernel (pip install ninja)"
+        return f"ninja is missing, which compiles the kernel ({pip_install('ninja')})"
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         # Without -fopenmp at linking, its threads are those of the OpenMP that torch brought.

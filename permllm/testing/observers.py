@@ -57,12 +57,12 @@ def lead_through(plan: Plan, hook: Any) -> None:
     hook.permllm_progress(run=None, stage="loading the model", done=1, total=1)
     hook.permllm_warning(message="model.layers.0.mlp.gate stays dense: it is a router")
     dense = RunResult(DENSE, {"perplexity/toy": 16.8, "sparsity": 0.0}, 0.0, 2**30)
-    hook.permllm_run_started(run=plan.dense)
+    hook.permllm_run_started(run=plan.dense, reused=False)
     hook.permllm_evaluated(run=plan.dense, figures=dense.figures)
     hook.permllm_run_finished(run=plan.dense, result=dense)
     results = [dense]
     for run in plan.runs:
-        hook.permllm_run_started(run=run)
+        hook.permllm_run_started(run=run, reused=False)
         _lead_through_window(run, hook)
         figures = {"perplexity/toy": 59.2, "sparsity": 0.5, "retained": 0.8}
         hook.permllm_evaluated(run=run, figures=figures)
@@ -81,11 +81,11 @@ def lead_around_a_failed_run(plan: Plan, hook: Any) -> None:
     broken, reused = plan.runs
     dense = RunResult(DENSE, {"perplexity/toy": 16.8, "sparsity": 0.0}, 0.0, 2**30)
     hook.permllm_plan_started(plan=plan)
-    hook.permllm_run_started(run=plan.dense)
+    hook.permllm_run_started(run=plan.dense, reused=False)
     hook.permllm_run_finished(run=plan.dense, result=dense)
-    hook.permllm_run_started(run=broken)
+    hook.permllm_run_started(run=broken, reused=False)
     hook.permllm_run_failed(run=broken, error=RuntimeError("it does not converge"))
-    hook.permllm_run_started(run=reused)
+    hook.permllm_run_started(run=reused, reused=False)
     hook.permllm_stage_reused(run=reused, stage="perplexity, seed=2", seconds=7.5)
     figures = {"perplexity/toy": 59.2, "sparsity": 0.5, "retained": 0.8}
     result = RunResult(reused.label, figures, 2.0, 2**30, layers=REPORTS, options=reused.options)
@@ -106,10 +106,16 @@ def lead_to_an_interruption(plan: Plan, hook: Any) -> None:
     """Call the hooks as for a pipeline that the user stops in a window."""
     hook.permllm_plan_started(plan=plan)
     run = plan.runs[0]
-    hook.permllm_run_started(run=run)
+    hook.permllm_run_started(run=run, reused=False)
     hook.permllm_window_started(run=run, window=0, windows=1, layers=("model.layers.0",))
     hook.permllm_training_step(
-        run=run, window=0, stage="permutation", step=1, total=3, figures={"loss": 0.3}
+        run=run,
+        window=0,
+        stage="permutation",
+        step=1,
+        total=3,
+        figures={"loss": 0.3},
+        replayed=False,
     )
     hook.permllm_plan_failed(run=run, error=KeyboardInterrupt())
 
@@ -156,7 +162,13 @@ def _lead_through_window(run: Run, hook: Any) -> None:
         if step == 3:
             figures["held_out_loss"] = 0.4
         hook.permllm_training_step(
-            run=run, window=0, stage="permutation", step=step, total=3, figures=figures
+            run=run,
+            window=0,
+            stage="permutation",
+            step=step,
+            total=3,
+            figures=figures,
+            replayed=False,
         )
         stage = "learning, layers 0 to 1"
         hook.permllm_progress(run=run, stage=stage, done=step, total=3)

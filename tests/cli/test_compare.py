@@ -63,9 +63,21 @@ def test_formats(permllm, folders: Path) -> None:
     assert len(markdown) == 2 + 3
     text = permllm("compare", "a", "--csv", cwd=folders).stdout
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert [row["method"] for row in rows] == ["dense", "plain", "found"]
+    assert [row["method"] for row in rows] == ["dense", "plain", "plain", "found", "found"]
+    assert [row["layers.permutation"] for row in rows] == ["", "none", "none", "cp", "cp"]
+    assert rows[1]["calibration.seed"] == rows[3]["calibration.seed"] == "0"
     figures = said["rows"][2]["figures"]["perplexity/text"]
-    assert float(rows[2]["perplexity/text"]) == figures
+    each = [float(row["perplexity/text"]) for row in rows[3:]]
+    assert sum(each) / 2 == pytest.approx(figures)
+    latex = permllm("compare", "a", "--latex", cwd=folders).stdout
+    assert latex.startswith("\\begin{tabular}{llr")
+    assert latex.endswith("\\end{tabular}\n")
+
+
+def test_a_pipe_gets_whole_lines(permllm, folders: Path) -> None:
+    lines = permllm("compare", "a", "b", cwd=folders, COLUMNS="").stdout.splitlines()
+    assert sum(line.startswith("dense") for line in lines) == 1
+    assert max(map(len, lines)) > 80
 
 
 @pytest.mark.parametrize(

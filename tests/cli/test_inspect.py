@@ -23,6 +23,9 @@ def test_inspect_lists_every_linear(permllm, exports: Path, kind: str) -> None:
 
 
 def test_names_are_whole_on_a_narrow_terminal(permllm, exports: Path) -> None:
-    done = permllm("inspect", exports / "sparse")
+    done = permllm("inspect", exports / "sparse", COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert "…" not in done.stdout
+    for part in ("input_layernorm", "self_attn.q_proj", "post_attention_layernorm"):
+        assert part in done.stdout
+    assert max(map(len, done.stdout.splitlines()[1:-1])) <= 80

@@ -141,7 +141,7 @@ def test_a_built_in_name_is_a_warning_and_stays_built_in(permllm, project: Path,
 def test_options_stand_after_the_command_that_they_are_for(permllm) -> None:
     done = permllm("plugins", "--no-plugin", "x", "info", "lcp")
     assert done.returncode == 2
-    assert "options go after the command: permllm plugins info …" in done.stderr
+    assert "options go after the command: python -m permllm plugins info …" in done.stderr
 
 
 def test_a_component_that_breaks_is_named_with_its_package_and_what_it_lacks(

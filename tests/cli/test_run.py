@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
+import subprocess
 import time
 from pathlib import Path
 
@@ -113,9 +113,9 @@ def test_interrupted_run_resumes_to_the_same_bits(
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    resume = f"permllm run tiny.yaml --out {out} --resume"
-    assert f"state kept; go on with: {resume}" in said
-    done = permllm(*resume.split()[1:], cwd=project)
+    resume = said.partition("state kept; go on with: ")[2].partition("\n")[0]
+    assert resume.endswith(f"python -m permllm run tiny.yaml --out {out} --resume")
+    done = subprocess.run(resume, shell=True, cwd=project, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     for path in sorted(whole.glob("runs/*/windows/*.safetensors")):
         here, there = load_file(path), load_file(out / path.relative_to(whole))
@@ -175,17 +175,6 @@ def test_output_folder_below_a_file(permllm, project: Path) -> None:
     assert "text.txt" in done.stderr
 
 
-def test_resume_command_within_tox_has_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    from permllm.cli.run import program
-
-    monkeypatch.delenv("TOX_ENV_DIR", raising=False)
-    assert program("permllm") == "permllm"
-    folder = Path(sys.executable).parent
-    monkeypatch.setenv("TOX_ENV_DIR", str(folder.parent))
-    monkeypatch.chdir(folder.parent)
-    assert program("permllm") == str(Path(folder.name) / "permllm")
-
-
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -210,3 +199,45 @@ def test_what_is_pruned_already_is_not_pruned_again(
     assert "pruned already" in done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FAILING = """\
+import attrs
+import permllm
+from permllm.components import Metric
+
+
+@attrs.frozen
+class Own(Metric):
+    '''Breaks until it is mended.'''
+
+    name = "own"
+
+    def scores(self, weight, statistics):
+        raise ArithmeticError("not today")
+
+
+@permllm.hookimpl
+def permllm_metrics():
+    return [Own]
+"""
+
+
+def test_a_plugin_file_that_broke_is_not_to_be_resumed(
+    permllm, project: Path, cp_only: list[str], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "own.py"
+    plugin.write_text(FAILING)
+    words = [*cp_only, "--set", f"plugins=[{plugin}]", "--set", "layers.metric=own"]
+    done = permllm("run", "tiny.yaml", *words, "--out", tmp_path / "run", cwd=project)
+    assert done.returncode == 1
+    assert "--resume" not in done.stderr
+    way = "with a changed plugin file, start anew with what is kept: "
+    command = done.stderr.partition(way)[2].partition("\n")[0]
+    assert command.endswith(f"--cache {tmp_path / 'run' / 'cache'}")
+    mended = "return weight.abs().float()"
+    plugin.write_text(FAILING.replace('raise ArithmeticError("not today")', mended))
+    again = subprocess.run(
+        f"{command} --out {tmp_path / 'again'}", shell=True, cwd=project, check=False
+    )
+    assert again.returncode == 0

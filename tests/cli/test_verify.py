@@ -83,8 +83,33 @@ def test_another_model_is_told_apart(permllm, exports: Path, project: Path) -> N
 
 
 @pytest.mark.parametrize("words", [["verify"], ["inspect"]])
-def test_what_is_no_export_is_refused(permllm, exports: Path, words: list[str]) -> None:
-    done = permllm(*words, exports / "masked")
+def test_what_is_no_export_is_refused(permllm, project: Path, words: list[str]) -> None:
+    done = permllm(*words, project / "model")
     assert done.returncode == 2
     assert "no finished export" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_masked_export_is_verified_and_inspected(permllm, exports: Path, tmp_path: Path) -> None:
+    done = permllm("verify", exports / "masked")
+    assert done.returncode == 0, done.stderr
+    assert "14 linears were pruned to 2:4 in their learned order\n" in done.stdout
+    assert "100.00% of the most likely tokens are the same" in done.stdout
+    found = json.loads(permllm("inspect", exports / "masked", "--json").stdout)
+    assert (found["format"], len(found["linears"])) == ("masked", 14)
+    assert {row["input"] for row in found["linears"]} == {"stored"}
+    copied = shutil.copytree(exports / "masked", tmp_path / "masked")
+    weights = copied / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    done = permllm("verify", copied)
+    assert done.returncode == 2
+    assert "its bytes are others than were exported" in done.stderr
+
+
+def test_nothing_in_an_export_tells_of_the_machine(exports: Path, project: Path) -> None:
+    for kind in ("masked", "permuted", "sparse"):
+        for path in (exports / kind).iterdir():
+            if path.suffix != ".safetensors":
+                assert str(project) not in path.read_text(encoding="utf-8"), path

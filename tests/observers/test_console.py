@@ -50,7 +50,7 @@ def test_interruption_says_where_it_was(tmp_path: Path, narrate_plain, texts) ->
     narrator, lines, _ = narrate_plain()
     plan = toy_plan(tmp_path)
     narrator.permllm_plan_started(plan)
-    narrator.permllm_run_started(plan.runs[0])
+    narrator.permllm_run_started(plan.runs[0], reused=False)
     narrator.permllm_progress(plan.runs[0], "learning, layers 0 to 29", 23, 64)
     narrator.permllm_plan_failed(plan.runs[0], KeyboardInterrupt())
     last = texts(lines)[-1]
@@ -61,12 +61,26 @@ def test_log_line_has_the_training_figures(tmp_path: Path, narrate_plain, texts)
     narrator, lines, clock = narrate_plain()
     run = toy_plan(tmp_path).runs[0]
     for step, figures in enumerate(({"loss": 0.5, "held_out_loss": 0.75}, {"loss": 0.25}), 1):
-        narrator.permllm_training_step(run, 0, step, 4, figures)
+        narrator.permllm_training_step(step, figures, replayed=False)
         narrator.permllm_progress(run, "learning", step, 4)
         clock.time += 20
-    assert texts(lines)[-1].endswith("(loss 0.25, held-out loss 0.75)")
+    assert texts(lines)[-1].endswith("(loss 0.25, held-out loss 0.75 at step 1)")
     narrator.permllm_progress(run, "pruning", 0, 1)
     assert narrator.note == ""
+
+
+def test_a_replayed_course_says_nothing_of_the_stage_after_it(
+    tmp_path: Path, narrate_plain, texts
+) -> None:
+    narrator, lines, clock = narrate_plain()
+    run = toy_plan(tmp_path).runs[0]
+    narrator.permllm_run_started(run, reused=True)
+    narrator.permllm_training_step(1, {"loss": 0.5}, replayed=True)
+    for done in (0, 1):
+        narrator.permllm_progress(run, "pruning", done, 2)
+        clock.time += 20
+    assert texts(lines)[-1] == "  pruning: 50 %, 1 of 2, about 0:20 left"
+    assert texts(lines)[0] == "seed=1, done before"
 
 
 def test_interrupted_plan_leaves_no_live_area(tmp_path: Path, live) -> None:

@@ -40,7 +40,7 @@ def test_live_area_fits_eighty_columns_however_long_the_stage(tmp_path: Path, li
     try:
         narrator.permllm_progress(run, "learning, " + "a long name " * 20, 0, 1000)
         clock.time = 100.0
-        narrator.permllm_training_step(run, 0, 250, 1000, {"loss": 0.5, "x" * 200: 1.0})
+        narrator.permllm_training_step(250, {"loss": 0.5, "x" * 200: 1.0}, replayed=False)
         narrator.permllm_progress(run, "learning, " + "a long name " * 20, 250, 1000)
         shown = display.console.render_lines(display.render())
     finally:

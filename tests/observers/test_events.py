@@ -62,7 +62,13 @@ def test_numbers_that_json_lacks_become_null(tell, tmp_path: Path) -> None:
     plan = toy_plan(tmp_path)
     figures = {"loss": math.nan, "temperature": math.inf, "learning_rate": 0.5}
     tell(tmp_path, Events()).hook.permllm_training_step(
-        run=plan.runs[0], window=0, stage="pruner", step=1, total=1, figures=figures
+        run=plan.runs[0],
+        window=0,
+        stage="pruner",
+        step=1,
+        total=1,
+        figures=figures,
+        replayed=False,
     )
     (event,) = read_events(tmp_path)
     assert event["figures"] == {"loss": None, "temperature": None, "learning_rate": 0.5}

@@ -21,7 +21,7 @@ import attrs
 import pytest
 
 from permllm.observers.events import Events
-from permllm.observers.mlflow import IDS, Mlflow, Recorder
+from permllm.observers.mlflow import IDS, Mlflow, Recorder, milliseconds
 from permllm.results import Results, RunResult
 from permllm.runs.events import read_events
 from permllm.testing.observers import lead_through, lead_to_an_interruption, toy_plan
@@ -143,6 +143,53 @@ def test_resumed_run_goes_on_in_its_runs(tell, client: Any, runs_folder: Path, f
     assert told.warnings == []
 
 
+def test_what_was_finished_keeps_its_time_and_what_is_left_over_is_ended(
+    tell, client: Any, runs_folder: Path, finished
+) -> None:
+    out = runs_folder / "grown"
+    out.mkdir()
+    observer = Mlflow(experiment="grown")
+    plan = prepare(out)
+    lead_through(plan, tell(out, observer).hook)
+    before = runs_of(client, "grown")
+    # An attempt that is killed in a run whose label is another one later.
+    told = tell(out, observer)
+    old = attrs.evolve(plan.runs[1], label="seed=2, old")
+    told.hook.permllm_plan_started(plan=attrs.evolve(plan, runs=(plan.runs[0], old)))
+    told.hook.permllm_run_started(run=old, reused=False)
+    told.hook.permllm_training_step(
+        run=old,
+        window=0,
+        stage="permutation",
+        step=1,
+        total=1,
+        figures={"loss": 0.3},
+        replayed=False,
+    )
+    told.hook.permllm_progress(run=old, stage="learning", done=1, total=1)
+    at = milliseconds()
+    time.sleep(0.01)
+    # Everything is there already.
+    told = tell(out, observer)
+    told.hook.permllm_plan_started(plan=plan)
+    figures = {"perplexity/toy": 59.2}
+    for run in (plan.dense, *plan.runs):
+        told.hook.permllm_run_started(run=run, reused=True)
+        result = RunResult(run.label, figures, 2.0, 2**30)
+        told.hook.permllm_run_finished(run=run, result=result)
+    told.hook.permllm_plan_finished(plan=plan, results=Results("toy", str(out), ()))
+    after = runs_of(client, "grown")
+    left = after.pop("seed=2, old").info
+    assert left.status == "KILLED"
+    assert left.start_time <= left.end_time <= at
+    for name in ("dense", "seed=1", "seed=2"):
+        assert after[name].info == before[name].info
+        history = client.get_metric_history(after[name].info.run_id, "perplexity/toy")
+        assert len(history) == 1
+    assert {run.info.status for run in after.values()} == {"FINISHED"}
+    assert told.warnings == []
+
+
 class Unused:
     """A store that only says where it is."""
 
@@ -217,9 +264,15 @@ def test_what_a_stage_measured_is_there_before_its_result_is(
     plan = prepare(runs_folder / "stage")
     run = plan.runs[0]
     told.hook.permllm_plan_started(plan=plan)
-    told.hook.permllm_run_started(run=run)
+    told.hook.permllm_run_started(run=run, reused=False)
     told.hook.permllm_training_step(
-        run=run, window=0, stage="permutation", step=1, total=1, figures={"loss": 0.3}
+        run=run,
+        window=0,
+        stage="permutation",
+        step=1,
+        total=1,
+        figures={"loss": 0.3},
+        replayed=False,
     )
     told.hook.permllm_progress(run=run, stage="learning", done=1, total=1)
     assert runs_of(client, "stage")["seed=1"].data.metrics == {"loss": 0.3}
@@ -233,10 +286,16 @@ def test_names_and_numbers_that_mlflow_refuses(
     plan = toy_plan(out)
     told.hook.permllm_plan_started(plan=plan)
     run = attrs.evolve(plan.runs[0], label="lcp (α=½) | 'x'")
-    told.hook.permllm_run_started(run=run)
+    told.hook.permllm_run_started(run=run, reused=False)
     figures = {"loss": float("nan"), "odd (name)/α": 1.0}
     told.hook.permllm_training_step(
-        run=run, window=0, stage="permutation", step=1, total=1, figures=figures
+        run=run,
+        window=0,
+        stage="permutation",
+        step=1,
+        total=1,
+        figures=figures,
+        replayed=False,
     )
     told.hook.permllm_window_finished(run=run, window=0, reports=(), seconds=1.0)
     assert told.warnings == []
@@ -438,11 +497,11 @@ def test_a_server_that_is_away_for_a_while_gets_everything_in_order(
     for number, run in enumerate((first, second)):
         if number == 1:
             server.stop()
-        told.hook.permllm_run_started(run=run)
+        told.hook.permllm_run_started(run=run, reused=False)
         for step in range(1, 1001):
             told.hook.permllm_training_step(
                 run=run, window=0, stage="permutation", step=step, total=0,
-                figures={"loss": 1.0 / step},
+                figures={"loss": 1.0 / step}, replayed=False,
             )  # fmt: skip
         if number == 1:
             server.start()
@@ -471,7 +530,7 @@ def test_a_server_that_stays_away_is_one_warning_that_says_what_is_missing(
     server.stop()
     monkeypatch.setattr("permllm.observers.outbox.PATIENCE", 0.5)
     run = plan.runs[0]
-    told.hook.permllm_run_started(run=run)
+    told.hook.permllm_run_started(run=run, reused=False)
     told.hook.permllm_run_finished(run=run, result=RunResult(run.label, {}, 1.0, 1))
     told.hook.permllm_plan_failed(run=run, error=KeyboardInterrupt())
     (warning,) = told.warnings

@@ -54,5 +54,7 @@ def test_names_of_layers_are_short() -> None:
 
 
 def test_training_line_leaves_out_what_nobody_follows() -> None:
-    line = training_line({"loss": 0.5, "learning_rate": 0.1, "held_out_loss": 1.25})
-    assert line == "loss 0.5, held-out loss 1.250"
+    figures = {"loss": 0.5, "learning_rate": 0.1, "held_out_loss": 1.25}
+    assert training_line(figures, 3, (3, 1.25)) == "loss 0.5, held-out loss 1.250"
+    assert training_line({"loss": 0.5}, 4, (3, 1.25)) == "loss 0.5, held-out loss 1.250 at step 3"
+    assert training_line({"temperature": 0.5}, 1, None) == "temperature 0.5"

@@ -21,6 +21,7 @@ from permllm.pipeline.reading import (
     resolved,
     study_of_text,
 )
+from permllm.pipeline.unstructuring import published
 from permllm.registry import Registry
 
 RICH = """\
@@ -127,3 +128,18 @@ def test_names_that_two_packages_share_are_qualified(toys: Registry) -> None:
     assert data["layers"]["metric"] == {"name": "other:wanda"}
     assert read_mapping(data, registry) == study.pipeline
     assert [cell.label for cell in study.cells] == ["other:wanda", "toys:wanda", "ria"]
+
+
+def test_what_is_published_tells_of_no_machine() -> None:
+    data = {
+        "track": {"mlflow": {"uri": "sqlite:////home/me/mlflow.db"}},
+        "model": {"path": "/home/me/my llama"},
+        "evaluate": [{"path": "C:\\texts\\a.txt"}, {"id": "owner/name", "url": "file:///x/y.txt"}],
+        "seed": 3,
+    }
+    assert published(data) == {
+        "track": {},
+        "model": {"path": "my llama"},
+        "evaluate": [{"path": "a.txt"}, {"id": "owner/name", "url": "y.txt"}],
+        "seed": 3,
+    }

@@ -69,7 +69,7 @@ def registry_with(plugin: object) -> tuple[Registry, Listener]:
 
 def evaluate_twice(registry: Registry) -> None:
     for _ in range(2):
-        registry.manager.hook.permllm_run_started(run=None)
+        registry.manager.hook.permllm_run_started(run=None, reused=False)
         registry.manager.hook.permllm_evaluated(run=None, figures={})
 
 
@@ -88,7 +88,7 @@ def test_an_observer_is_named_with_the_package_of_its_class(tmp_path: Path) -> N
     watcher = Caller().watch(tmp_path, listener.warnings.append)
     with registry.observing(Caller(), watcher):
         evaluate_twice(registry)
-    registry.manager.hook.permllm_run_started(run=None)
+    registry.manager.hook.permllm_run_started(run=None, reused=False)
     assert watcher.told == ["run_started", "evaluated"]  # type: ignore[attr-defined]
     assert listener.warnings == [f"the observer 'caller' (permllm-calls 1.2) {WHAT}"]
 

@@ -12,6 +12,7 @@ import pytest
 from permllm.observers.events import Events
 from permllm.pipeline.reading import dump_yaml
 from permllm.report.comparable import with_options
+from permllm.report.plots import write_plots
 from permllm.results import Results
 from permllm.testing.observers import toy_plan, watched
 
@@ -84,8 +85,21 @@ def plan_of():
             if step % 4 == 0:
                 figures["held_out_loss"] = 1.5 / step
             hook.permllm_training_step(
-                run=runs[-1], window=0, stage="permutation", step=step, total=8, figures=figures
+                run=runs[-1],
+                window=0,
+                stage="permutation",
+                step=step,
+                total=8,
+                figures=figures,
+                replayed=False,
             )
         return attrs.evolve(plan, runs=runs)
 
     return call
+
+
+@pytest.fixture
+def drawn(results, tmp_path: Path, plan_of):
+    made = results()
+    plan = plan_of(made, tmp_path)
+    return plan, write_plots(made, plan)

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from permllm.errors import UserError
-from permllm.report.across import compare, to_csv, to_json
+from permllm.report.across import compare, options, to_csv, to_json
 from permllm.report.table import markdown_of
 
 FIGURE = "perplexity/python-docs"
@@ -101,13 +101,58 @@ def test_csv_is_plain_numbers(keep, study, results, pruned, failed) -> None:
     keep("a", study(none=[100.0, 120.0], cp=[80.0, None]))
     keep("b", results(failed(pruned("x, y", 1.0), "two\nlines")))
     rows = list(csv.DictReader(io.StringIO(to_csv(compare(["a", "b"]).rows))))
-    assert [row["method"] for row in rows] == ["dense", "none", "cp", "x, y"]
+    methods = [(row["method"], row["repeat"]) for row in rows]
+    assert methods == [
+        ("dense", "0"),
+        ("none", "0"),
+        ("none", "1"),
+        ("cp", "0"),
+        ("cp", "1"),
+        ("x, y", "0"),
+    ]
     assert rows[0]["from"] == "a b"
-    assert float(rows[1][FIGURE]) == 110.0
-    assert float(rows[1][f"{FIGURE} deviation"]) == pytest.approx(200**0.5)
-    assert float(rows[2][f"{FIGURE} gap closed"]) == 0.25
-    assert (rows[2]["n"], rows[2]["failed"], rows[2]["error"][:10]) == ("1", "1", "Arithmetic")
-    assert (rows[3]["n"], rows[3][FIGURE], rows[3]["error"]) == ("0", "", "two lines")
+    assert [row["layers.permutation"] for row in rows[:4]] == ["", "none", "none", "cp"]
+    assert [float(row[FIGURE]) for row in rows[1:4]] == [100.0, 120.0, 80.0]
+    assert float(rows[3][f"{FIGURE} gap closed"]) == 0.25
+    assert (rows[0]["seconds"], float(rows[3]["seconds"])) == ("", 83.2)
+    assert (rows[4][FIGURE], rows[4]["error"][:10]) == ("", "Arithmetic")
+    assert (rows[5][FIGURE], rows[5]["error"]) == ("", "two lines")
+
+
+def test_options_that_tell_runs_apart_are_columns(keep, results, pruned) -> None:
+    start = {"name": "cp", "rounds": 2, "seed": 0}
+    for folder, rounds in (("a", 2), ("b", 3)):
+        run = attrs.evolve(
+            pruned("cp", 50.0), options={"layers.permutation": start | {"rounds": rounds}}
+        )
+        keep(folder, results(run))
+    head, *_ = to_csv(compare(["a", "b"]).rows).splitlines()
+    assert head.startswith("method,from,repeat,layers.permutation,layers.permutation.rounds,")
+    assert "seed" not in head
+    assert "sparsity gap" not in head
+
+
+def test_options_are_flat_and_as_they_are_written(pruned) -> None:
+    run = attrs.evolve(
+        pruned("cp", 1.0),
+        options={
+            "layers.permutation": {"name": "cp", "start": {"name": "none"}, "rounds": 3},
+            "layers.skip": ["a", "b"],
+            "layers.foldable": True,
+            "pattern": "2:4",
+            "evaluate.0.length": None,
+        },
+    )
+    assert options(run) == {
+        "layers.permutation": "cp",
+        "layers.permutation.start": "none",
+        "layers.permutation.rounds": "3",
+        "layers.skip.0": "a",
+        "layers.skip.1": "b",
+        "layers.foldable": "true",
+        "pattern": "2:4",
+        "evaluate.0.length": "null",
+    }
 
 
 def test_json_takes_what_is_not_finite(keep, results, pruned) -> None:

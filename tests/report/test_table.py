@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
 
 import attrs
 import pytest
 from rich.console import Console
 
-from permllm.report.table import columns, comparison, markdown, rows_of, tables_of
+from permllm.report.table import (
+    columns,
+    comparison,
+    latex_of,
+    markdown,
+    rows_of,
+    short_error,
+    tables_of,
+)
 
 
 def cells(line: str) -> list[str]:
@@ -137,6 +146,42 @@ def test_without_perplexity_the_first_figure_is_compared(study, without) -> None
     head, *_, last = markdown(attrs.evolve(made, runs=tuple(runs))).splitlines()
     assert cells(head)[2:4] == ["retained score", "against none (higher in)"]
     assert cells(last)[3] == "+0.04375 ± 0.04375 (1 of 2)"
+
+
+def test_words_and_units_stay_whole(study) -> None:
+    long = "layers.permutation=a-very-long-name-of-somebodys-own-learner"
+    made = study(**{"none": [100.0, 120.0], f"{long} x": [80.0, 100.0]})
+    screen = Console(file=io.StringIO(), width=90, color_system=None)
+    for table in tables_of(rows_of(made), screen):
+        screen.print(table)
+    lines = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert any(long in line for line in lines)
+    assert any("22.5 %" in line for line in lines)
+    figures = [cell for line in lines for cell in re.split(r"[│ ]{2,}", line) if "±" in cell]
+    assert "± 3.5 %" in [cell.strip() for cell in figures]
+
+
+def test_latex_is_escaped(study, results, pruned) -> None:
+    head, *lines = latex_of(rows_of(study(none=[100.0, 120.0], cp_x=[80.0, 100.0]))).splitlines()
+    assert head == r"\begin{tabular}{lrrrrrrrr}"
+    assert lines[:1] + lines[2:3] + lines[-2:] == [
+        r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}"
+    ]  # fmt: skip
+    assert lines[5].startswith(r"cp\_x & 2 & 90.00 $\pm$ 14.14 & 22.5 $\pm$ 3.5 \% & $-$20.00 ")
+    assert lines[5].endswith(r" \\")
+    assert r"a\&b \{c\}\textbar{}" in latex_of(rows_of(results(pruned("a&b {c}|", 50.0))))
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("a reason", "a reason"),
+        ("ValueError: " + "word " * 20, "ValueError: " + "word " * 9 + "…"),
+        ("x" * 80 + " more", "x" * 80 + " …"),
+    ],
+)
+def test_errors_are_cut_between_words(failed, pruned, error: str, shown: str) -> None:
+    assert short_error(failed(pruned("cp", 1.0), error)) == shown
 
 
 def test_failed_runs_say_so(study, results, pruned, failed) -> None:

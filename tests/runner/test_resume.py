@@ -148,5 +148,12 @@ def test_a_finished_study_draws_nothing_anew(
     assert {picture: picture.stat().st_mtime_ns for picture in pictures} == pictures
     (out / "report.md").unlink()
     run_plan(make_plan(path, registry, out=out, resume=True), registry, resume=True)
-    assert all(picture.stat().st_mtime_ns > time for picture, time in pictures.items())
+    assert (out / "report.md").exists()
+    assert {picture: picture.stat().st_mtime_ns for picture in pictures} == pictures
+    (out / "report.md").unlink()
+    gone, *others = pictures
+    gone.unlink()
+    run_plan(make_plan(path, registry, out=out, resume=True), registry, resume=True)
+    assert gone.exists()
+    assert all(picture.stat().st_mtime_ns == pictures[picture] for picture in others)
     assert (out / "report.md").exists()

@@ -19,7 +19,7 @@ from permllm.pipeline.reading import read_mapping
 from permllm.pipeline.schema import Pipeline
 from permllm.pruners.sparsegpt import SparseGpt
 from permllm.registry import Registry
-from permllm.runner.selection import needed, pruned_groups, settings_of, settle
+from permllm.runner.selection import check_glob, needed, pruned_groups, settings_of, settle
 from permllm.testing.models import tiny_model
 
 UP = "model.layers.0.mlp.up_proj"
@@ -74,6 +74,23 @@ def test_what_does_not_fit_is_refused_with_a_way_out(
     with pytest.raises(UserError, match=message) as caught:
         settle(decoder, pipeline(**change))
     assert hint is None or hint.replace("\\", "") in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("glob", "near"),
+    [
+        ("model.layer.0.*", "model.layers.0.*"),
+        ("model.layers.0.self_atn.*", "model.layers.0.self_attn.*"),
+        ("modle.layers.*.mlp.*", "model.layers.*.mlp.*"),
+        ("*.upproj", "*.up_proj"),
+        ("model.layers.1.mlp.up_prj", "model.layers.1.mlp.up_proj"),
+    ],
+)
+def test_the_nearest_glob_matches(decoder: Decoder, glob: str, near: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_glob(glob, list(decoder.linears))
+    assert f"did you mean '{near}'?" in str(caught.value.hint)
+    check_glob(near, list(decoder.linears))
 
 
 def test_naming_the_head_does_no_harm(decoder: Decoder) -> None:

@@ -17,6 +17,8 @@ from permllm.core.patterns import Pattern, is_nm
 from permllm.errors import UserError
 from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
+from permllm.report.history import training_history
+from permllm.runs.events import read_events
 from permllm.runs.plan import make_plan
 from permllm.runs.windows import load_window
 
@@ -124,6 +126,23 @@ def test_cp_keeps_more_than_none_and_all_methods_run(
         assert none["retained"] <= cp["retained"]
     for layer in results["cp mask"].layers:
         assert layer.retained >= layer.retained_before - 1e-9
+
+
+def test_the_course_of_a_shared_window_is_in_every_record(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of another study with the same cache, and of the steps that a loss is no number in."""
+    path, cache = write_pipeline(), tmp_path / "cache"
+    histories = []
+    for out in (tmp_path / "first", tmp_path / "second"):
+        registry = Registry.load()
+        run_plan(make_plan(path, registry, out=out), registry, cache=cache)
+        histories.append(training_history(read_events(out)))
+        assert (out / "runs" / "lcp" / "plots" / "training.png").exists()
+    assert histories[0] == histories[1]
+    assert len(histories[0]["lcp"]["loss"]) == 3
+    steps = [event for event in read_events(out) if event["event"] == "training_step"]
+    assert all(step["replayed"] for step in steps)
 
 
 def test_runs_that_differ_in_their_pruner_share_the_order(

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from permllm.errors import UserError
 from permllm.results import Cost, LayerReport
-from permllm.runs.windows import PrunedWindow, load_window, save_window, window_path
+from permllm.runs.windows import PrunedWindow, TrainingStep, load_window, save_window, window_path
 
 REPORT = LayerReport("layers.0.up", "layers.0:up", (3, 4), "2:4", 0.7, 0.8, 0.5, 0.1)
 
@@ -29,6 +29,7 @@ def window() -> PrunedWindow:
         reports=(REPORT,),
         cost=Cost(1.5, 7),
         key="abc",
+        course=(TrainingStep("pruner", 1, 2, {"loss": 0.5}),),
     )
 
 
@@ -39,6 +40,7 @@ def test_a_window_comes_back(path: Path, window: PrunedWindow) -> None:
     assert back.permutations["layers.0:up"].equal(window.permutations["layers.0:up"])
     assert back.importance["layers.0:up"].equal(window.importance["layers.0:up"])
     assert (back.reports, back.cost, back.key) == ((REPORT,), Cost(1.5, 7), "abc")
+    assert back.course == window.course
 
 
 def test_weights_can_be_left_unread(path: Path, window: PrunedWindow) -> None:

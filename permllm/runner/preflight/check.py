@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import psutil
 
+from permllm.commands import own
 from permllm.components import components_in
 from permllm.errors import UserError
 from permllm.formats.manifest import MANIFEST, read_manifest
@@ -27,7 +28,7 @@ from permllm.runner.preflight.estimate import (
     measured_speed,
     workload_of,
 )
-from permllm.runner.selection import check_channels, settings_of
+from permllm.runner.selection import check_channels, check_glob, globs, settings_of
 from permllm.runs.plan import Plan
 from permllm.runs.units import memory
 
@@ -103,6 +104,7 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
         if isinstance(pipeline.model, DirectorySource):
             check_shapes(pipeline.model.path, shape)
     for run in plan.runs:
+        check_names(run.pipeline, shape, path)
         check_patterns(run.pipeline, shape)
         check_lengths(run.pipeline, shape)
     # Without a dtype, the weights stay as they are saved.
@@ -133,11 +135,15 @@ def check_not_exported(source: Source) -> None:
     Raises:
         UserError: it is one.
     """
-    if isinstance(source, DirectorySource) and (source.path / MANIFEST).is_file():
-        form = read_manifest(source.path).format
+    if not isinstance(source, DirectorySource) or not (source.path / MANIFEST).is_file():
+        return
+    form = read_manifest(source.path).format
+    # A masked one may be pruned further; whether it is, its weights tell.
+    if form != "masked":
         raise UserError(
             f"'{source.path}' is pruned already: it is a {form} export of permllm",
-            hint="name the dense model that it was made from; `permllm eval` measures an export",
+            hint="name the dense model that it was made from; "
+            f"{own('eval', source.path)} measures an export",
         )
 
 
@@ -218,6 +224,17 @@ def existing_parent(path: Path) -> Path:
     """The path itself or the nearest folder (or file) above it that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def check_names(pipeline: Pipeline, shape: ModelShape, path: Path | None) -> None:
+    """Whether every glob over the names of modules matches one.
+
+    Raises:
+        UserError: one does not, with the nearest that does.
+    """
+    for place, glob in globs(pipeline.layers):
+        with blaming(path, "layers", *place):
+            check_glob(glob, shape.matrices)
 
 
 def check_patterns(pipeline: Pipeline, shape: ModelShape) -> None:

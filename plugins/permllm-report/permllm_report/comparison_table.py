@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
-from rich.text import Text
 
-from permllm.report.table import comparison
+from permllm.report.table import columns, rows_of
 from permllm.results import Results, RunResult
 
 
@@ -58,30 +57,16 @@ class ComparisonTable:
 
 def comparison_table(results: Results) -> ComparisonTable:
     """The comparison of runs that ended."""
-    table = comparison(results)
-    # The first column holds the labels, which the page takes from the results.
-    columns = [[_plain(cell) for cell in column.cells] for column in table.columns[1:]]
-    lines = list(zip(*columns, strict=True))
+    settings = rows_of(results)
+    shown = columns(settings)
     rows = tuple(
-        Row(number, label, cells, runs)
-        for number, (cells, (label, runs)) in enumerate(
-            zip(lines, _labelled(results, len(lines)), strict=True), start=1
+        Row(
+            number,
+            row.setting.label,
+            tuple(column.show(row) for column in shown),
+            row.setting.every,
         )
+        for number, row in enumerate(settings, start=1)
     )
-    return ComparisonTable(tuple(_plain(column.header) for column in table.columns), rows)
-
-
-def _labelled(results: Results, rows: int) -> list[tuple[str, tuple[RunResult, ...]]]:
-    """Label and runs of each row: one run, or all repeats of a setting if they share a row."""
-    settings: dict[str, list[RunResult]] = {}
-    for run in results.runs:
-        settings.setdefault(run.setting, []).append(run)
-    if rows == len(settings):
-        return [(label, tuple(runs)) for label, runs in settings.items()]
-    return [(run.label, (run,)) for run in results.runs]
-
-
-def _plain(cell: object) -> str:
-    """The text of a cell, which may be aligned."""
-    inside = getattr(cell, "renderable", cell)
-    return inside.plain if isinstance(inside, Text) else str(inside)
+    headings = ("method", *(column.heading for column in shown))
+    return ComparisonTable(headings, rows)

@@ -173,8 +173,21 @@ def environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was run with what, but for the versions of packages."""
     rows = []
     for key, value in environment.items():
-        if key == "versions" or value is None or value == "":
-            continue
-        said = shlex.join(map(str, value)) if isinstance(value, list) else str(value)
-        rows.append((key.replace("_", " "), said))
+        if key != "versions" and (said := in_words(value)):
+            rows.append((key.replace("_", " "), said))
     return rows
+
+
+def in_words(value: Any) -> str:
+    """Plain data as people write it; empty where there is nothing to say.
+
+    >>> in_words({"permllm": "0.1.0", "own": None}), in_words(["permllm", "run", "a b.yaml"])
+    ('permllm 0.1.0, own', "permllm run 'a b.yaml'")
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {in_words(inner)}".strip() for key, inner in value.items())
+    if isinstance(value, list):
+        return shlex.join(map(in_words, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from permllm_report import comparison_table
-from permllm_report.page import render, write_page
+from permllm_report.page import environment_rows, render, write_page
 from permllm_report.record import read_record
 
 from permllm import UserError
@@ -147,25 +146,32 @@ def test_repeats_are_one_mark_with_their_numbers(study, made, page, tmp_path: Pa
     assert (texts.count("cp"), texts.count("lcp")) == (1, 1)
 
 
-def test_repeats_that_share_a_row(
-    study, made, page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeats_share_a_row(study, made, page, tmp_path: Path) -> None:
     runs = [
         made("cp"),
         made("cp #2", setting="cp", repeat=1),
         made("cp #3", setting="cp", repeat=2, error="RunFailed: x", windows=0),
     ]
     study(tmp_path, runs)
-    own = comparison_table.comparison
-    # A table with one row for all repeats, whatever it says of them.
-    monkeypatch.setattr(
-        comparison_table,
-        "comparison",
-        lambda results: own(attrs.evolve(results, runs=results.runs[:2])),
-    )
     *_, row = page(render(read_record(tmp_path))).one("table", "figures").all("tr")
     assert row.one("th").text == "2cp 1 of 3 failed"
-    assert cells(row)[1] == "40.00"
+    assert cells(row)[1:3] == ["2 of 3", "40.00 ± 0.00"]
+
+
+def test_the_setup_is_in_words() -> None:
+    environment = {
+        "versions": {"torch": "2.13.0"},
+        "plugins": {"permllm": "0.1.0", "permllm-report": "0.1.0"},
+        "plugin_files": {},
+        "command": ["permllm", "run", "a b.yaml"],
+        "cuda_device": None,
+        "threads": 2,
+    }
+    assert environment_rows(environment) == [
+        ("plugins", "permllm 0.1.0, permllm-report 0.1.0"),
+        ("command", "permllm run 'a b.yaml'"),
+        ("threads", "2"),
+    ]
 
 
 def test_many_settings_are_numbered(study, made, page, tmp_path: Path) -> None:
