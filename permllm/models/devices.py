@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from permllm.errors import UserError
@@ -14,12 +16,25 @@ DTYPES = {
 }
 
 
+def given_cores() -> int:
+    """The cores that this process may use: by its affinity and by its container's quota."""
+    # Imported late: it takes a moment.
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
 def pick_device(name: str) -> torch.device:
     """The device of that name; ``auto`` takes CUDA, else MPS, else the CPU.
+
+    PyTorch is held to the cores that the process was given, unless ``OMP_NUM_THREADS`` says
+    how many threads it may have.
 
     Raises:
         UserError: it is not there.
     """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), given_cores()))
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

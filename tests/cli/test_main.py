@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -70,3 +71,17 @@ def test_wrong_usage_exits_with_2(permllm, words: list[str]) -> None:
     assert done.returncode == 2
     assert "Usage:" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_threads_that_wait_sleep() -> None:
+    """Said before PyTorch starts them, and kept where the user says otherwise."""
+    program = (
+        "import os, sys; from permllm.cli import errors, main; "
+        "errors.call = lambda *_: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules); "
+        "main.main([])"
+    )
+    for given, expected in (({}, "PASSIVE False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE False")):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+        words = [sys.executable, "-c", program]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from permllm.errors import UserError
+from permllm.models import devices
 from permllm.models.devices import DTYPES, pick_device, pick_dtype
 
 
@@ -32,3 +35,27 @@ def test_auto_keeps_the_saved_dtype_only_where_half_precision_is_quick() -> None
     for name, dtype in DTYPES.items():
         assert pick_dtype(name, torch.device("cpu")) == dtype
         assert str(dtype) == f"torch.{name}"
+
+
+def test_no_more_threads_than_the_process_was_given_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        monkeypatch.setattr(devices, "given_cores", lambda: 2)
+        pick_device("cpu")
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(devices, "given_cores", lambda: 64)
+        pick_device("cpu")
+        assert torch.get_num_threads() == 2
+        # Who says how many wants so many.
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        monkeypatch.setattr(devices, "given_cores", lambda: 1)
+        pick_device("cpu")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_given_cores_are_those_of_the_affinity() -> None:
+    assert 1 <= devices.given_cores() <= len(os.sched_getaffinity(0))
