@@ -28,7 +28,7 @@ def read_json(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, dict[s
     Raises:
         UserError: the file cannot be read, or one is not JSON or no object.
     """
-    start = next((part for part in chunks(path, encoding) if part.strip()), "").lstrip()
+    start = next(chunks(path, encoding), "").lstrip()
     values = _items(path, encoding) if start.startswith("[") else _lines(path, encoding)
     for line, value in values:
         if not isinstance(value, dict):
