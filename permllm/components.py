@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 __all__ = [
     "KINDS",
     "Component",
+    "Conversation",
     "Dataset",
+    "Document",
     "Evaluator",
     "Exporter",
     "Metric",
@@ -235,16 +238,41 @@ class Evaluator(Component):
         """
 
 
+@attrs.frozen
+class Conversation:
+    """Messages that the tokenizer's chat template makes a text of.
+
+    Attributes:
+        messages: each a mapping with ``role`` and ``content``.
+        file, line: where they stand, for errors.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    file: str | None = None
+    line: int | None = None
+
+
+Document = str | Conversation
+"""What a source of text gives."""
+
+
 class Dataset(Component):
     """A source of text, for calibration and for evaluation."""
 
-    def texts(self, split: str) -> Iterator[str]:
-        """The documents, always in the same order.
+    def texts(self, split: str) -> Iterator[Document]:
+        """The documents that are not blank, always in the same order.
 
         Args:
             split: ``"train"`` or ``"test"``; a source without splits gives everything.
         """
         raise NotImplementedError
+
+    def rows(self, split: str) -> Iterator[Document]:
+        """The documents with the blank ones among them, which published protocols join too.
+
+        Only a source of rows, some of which are blank, has to say more than :meth:`texts`.
+        """
+        return self.texts(split)
 
     def check(self) -> None:
         """Raise a UserError for what is wrong and can be known without reading the text.
@@ -264,7 +292,8 @@ class Dataset(Component):
         """
         digest = hashlib.sha256()
         for text in self.texts(split):
-            digest.update(text.encode() + b"\0")
+            plain = text if isinstance(text, str) else json.dumps(text.messages, default=str)
+            digest.update(plain.encode() + b"\0")
         return digest.hexdigest()
 
 

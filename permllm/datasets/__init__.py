@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def permllm_datasets() -> Iterable[type[Dataset]]:
     """The built-in sources of text."""
     from permllm.datasets.huggingface import HuggingFace
-    from permllm.datasets.jsonl import JsonLines
+    from permllm.datasets.jsonl import Csv, JsonLines
     from permllm.datasets.python_docs import PythonDocs
     from permllm.datasets.text import Text
 
-    return [PythonDocs, Text, JsonLines, HuggingFace]
+    return [PythonDocs, Text, JsonLines, Csv, HuggingFace]

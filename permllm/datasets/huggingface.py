@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
 
-from permllm.components import Dataset
+from permllm.components import Dataset, Document
 from permllm.datasets.local_files import content_digest, label_of, matching_files
-from permllm.errors import UserError, did_you_mean
+from permllm.datasets.rows import Rows, document_of, is_blank, read_json, read_table
+from permllm.datasets.streams import check_encoding, uncompressed_name
+from permllm.errors import UserError
 from permllm.option import option
 
 FORMATS = {
@@ -19,8 +21,13 @@ FORMATS = {
     ".json": "json",
     ".jsonl": "json",
     ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
 }
-"""The builder of ``datasets`` for each suffix of local files."""
+"""The format of local files by their names' suffix, compression left aside."""
+
+READERS: dict[str, Callable[[Path, str], Rows]] = {"json": read_json, "csv": read_table}
+"""What reads formats with lines, which errors can name; ``datasets`` reads the others."""
 
 
 @attrs.frozen
@@ -36,11 +43,13 @@ class HuggingFace(Dataset):
     revision: str | None = option(None, help="branch, tag or commit on the hub")
     config: str | None = option(None, help="configuration of the dataset, such as en")
     path: Path | None = option(
-        None, help="in place of id: an Arrow, Parquet or JSON file, or a save_to_disk folder"
+        None, help="in place of id: a Parquet, Arrow, JSON or CSV file, or a save_to_disk folder"
     )
-    field: str = option("text", help="the column that holds the text")
+    field: str = option("text", help="what holds the text or the messages; if nested, meta.text")
+    encoding: str = option("utf-8", help="of local JSON and CSV files")
 
     def __attrs_post_init__(self) -> None:
+        check_encoding(self.encoding)
         if (self.id is None) == (self.path is None):
             raise ValueError("huggingface needs either id (a name on the hub) or path, not both")
         if self.path is not None and (self.revision or self.config):
@@ -49,33 +58,27 @@ class HuggingFace(Dataset):
     def check(self) -> None:
         """Whether local files are there and of a known format; says nothing about the hub."""
         if self.path is not None and not self.path.is_dir():
-            _builder(matching_files(self.path))
+            _format_of(matching_files(self.path))
 
-    def texts(self, split: str) -> Iterator[str]:
-        """The column's texts that are not blank.
+    def texts(self, split: str) -> Iterator[Document]:
+        """The column's documents that are not blank.
 
         Raises:
             UserError: the dataset, the split or the column is not there, or it has no
                 text.
         """
         empty = True
-        for row in self._rows(split):
-            if self.field not in row:
-                raise UserError(
-                    f"{self._described()} has no column '{self.field}'",
-                    hint=did_you_mean(self.field, row),
-                )
-            text = row[self.field]
-            if text is not None and not isinstance(text, str):
-                raise UserError(
-                    f"the column '{self.field}' of {self._described()} must hold text, "
-                    f"not {type(text).__name__}"
-                )
-            if text and text.strip():
+        for document in self.rows(split):
+            if not is_blank(document):
                 empty = False
-                yield text
+                yield document
         if empty:
-            raise UserError(f"{self._described()} has no text in its column '{self.field}'")
+            raise UserError(f"{self._described()} has no text in its field '{self.field}'")
+
+    def rows(self, split: str) -> Iterator[Document]:
+        """The column's documents, blank ones too."""
+        for file, line, row in self._rows(split):
+            yield document_of(row, self.field, file, line)
 
     def fingerprint(self, split: str) -> str:
         """The hash of the local files, or the commit that the hub has now.
@@ -84,7 +87,7 @@ class HuggingFace(Dataset):
             UserError: the hub does not answer.
         """
         if self.path is not None:
-            return f"{content_digest(self.path)} {self.field} {split}"
+            return f"{content_digest(self.path)} {self.field} {self.encoding} {split}"
         return f"{self.id} {self._commit()} {self.config} {self.field} {split}"
 
     def _commit(self) -> str:
@@ -106,19 +109,31 @@ class HuggingFace(Dataset):
     def _described(self) -> str:
         return f"'{self.path or self.id}'"
 
-    def _rows(self, split: str) -> Iterator[Mapping[str, Any]]:
+    def _rows(self, split: str) -> Iterator[tuple[str, int | None, Mapping[str, Any]]]:
+        """The rows of a split, with the file and the line of each where it has one."""
+        files = matching_files(self.path) if self.path and not self.path.is_dir() else []
+        read = READERS.get(_format_of(files)) if files else None
+        if read is None:
+            for row in self._streamed(split, files):
+                yield str(self.path or self.id), None, row
+        else:
+            for file in files:
+                for line, row in read(file, self.encoding):
+                    yield str(file), line, row
+
+    def _streamed(self, split: str, files: list[Path]) -> Iterator[Mapping[str, Any]]:
         # Late: datasets takes a second to import.
         import pyarrow
         from datasets.exceptions import DatasetsError
 
         try:
-            yield from self._open(split)
+            yield from self._open(split, files)
         except (OSError, ValueError, RuntimeError, DatasetsError, pyarrow.ArrowException) as error:
             first = str(error).partition("\n")[0] or type(error).__name__
             hint = "check the name, the revision and the connection" if self.id else None
             raise UserError(f"cannot read {self._described()}: {first}", hint=hint) from error
 
-    def _open(self, split: str) -> Any:
+    def _open(self, split: str, files: list[Path]) -> Any:
         """The rows of a split, streamed where that is possible."""
         import datasets
 
@@ -129,10 +144,12 @@ class HuggingFace(Dataset):
         if self.path.is_dir():
             dataset = datasets.load_from_disk(str(self.path))
             return _pick(dataset, split, self.path) if isinstance(dataset, dict) else dataset
-        files = matching_files(self.path)
         # Streamed, so that datasets writes no copy of the files to its cache.
         return datasets.load_dataset(
-            _builder(files), data_files=[str(file) for file in files], split="train", streaming=True
+            _format_of(files),
+            data_files=[str(file) for file in files],
+            split="train",
+            streaming=True,
         )
 
 
@@ -145,15 +162,16 @@ def _pick(splits: Mapping[str, Any], split: str, path: Path) -> Any:
     return splits[split]
 
 
-def _builder(files: list[Path]) -> str:
-    """The builder for some files, by their suffix."""
-    for file in files:
-        if file.suffix not in FORMATS:
+def _format_of(files: list[Path]) -> str:
+    """The format of some files, by their names."""
+    suffixes = {file: uncompressed_name(file).suffix for file in files}
+    for file, suffix in suffixes.items():
+        if suffix not in FORMATS:
             raise UserError(
                 f"'{file}' has no known format",
                 hint=f"known: {', '.join(FORMATS)}, and folders written by save_to_disk",
             )
-    builders = sorted({FORMATS[file.suffix] for file in files})
-    if len(builders) > 1:
-        raise UserError(f"the files are of more than one format: {', '.join(builders)}")
-    return builders[0]
+    formats = sorted({FORMATS[suffix] for suffix in suffixes.values()})
+    if len(formats) > 1:
+        raise UserError(f"the files are of more than one format: {', '.join(formats)}")
+    return formats[0]

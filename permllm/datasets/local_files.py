@@ -1,4 +1,4 @@
-"""Text files that a user named: finding and decoding them."""
+"""Text files that a user named: finding them and telling them apart."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import glob
 import hashlib
 from pathlib import Path
 
+from permllm.datasets.streams import uncompressed_name
 from permllm.errors import UserError, nearest
 
 
@@ -51,45 +52,9 @@ def content_digest(path: Path) -> str:
 def label_of(path: Path) -> str:
     """A short name for a path or a glob: the file's stem, or its folder's name."""
     if not glob.has_magic(path.name):
-        return path.stem
+        return uncompressed_name(path).stem
     plain = [part for part in path.parent.parts if not glob.has_magic(part)]
     return plain[-1].strip("/\\") or path.name if plain else path.name
-
-
-def decode(data: bytes, path: Path, *, start: int = 0, line: int | None = None) -> str:
-    """UTF-8 as text, without a byte order mark.
-
-    Args:
-        data: the bytes.
-        path: the file that they come from.
-        start: where in the file they stand.
-        line: their line, where they are one.
-
-    Raises:
-        UserError: they are not UTF-8; names the offset of the first wrong byte.
-    """
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"not UTF-8: byte {data[error.start]:#04x} at offset {start + error.start}",
-            file=str(path),
-            line=line,
-            hint="convert the file to UTF-8, for instance with iconv",
-        ) from error
-    return text.removeprefix("\ufeff") if start == 0 else text
-
-
-def read(path: Path) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror}") from error
 
 
 def _neighbour(path: Path) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm.components import Dataset
+from permllm.components import Conversation, Dataset, Document
 from permllm.errors import UserError
 
 CHAPTER_TOKENS = 1_000_000
@@ -99,20 +99,23 @@ def cut(
     return torch.cat(chosen)
 
 
-def token_stream(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
+def token_stream(texts: Iterable[Document], tokenizer: Any) -> Iterator[list[int]]:
     """Token ids, document by document, with the end-of-text token between documents.
 
-    No beginning-of-text or other special token is added.
+    No beginning-of-text or other special token is added, but those of a chat template.
+
+    Raises:
+        UserError: as for :func:`plain_text`.
     """
     end = tokenizer.eos_token_id
     for index, text in enumerate(texts):
         if index and end is not None:
             yield [end]
-        for piece in _pieces(text):
+        for piece in _pieces(plain_text(text, tokenizer)):
             yield tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def first_tokens(texts: Iterable[str], tokenizer: Any, limit: int | None) -> Tensor:
+def first_tokens(texts: Iterable[Document], tokenizer: Any, limit: int | None) -> Tensor:
     """The first ``limit`` tokens of some texts, or all of them: ``LongTensor[tokens]``."""
     tokens: list[int] = []
     for ids in token_stream(texts, tokenizer):
@@ -120,6 +123,37 @@ def first_tokens(texts: Iterable[str], tokenizer: Any, limit: int | None) -> Ten
         if limit is not None and len(tokens) >= limit:
             break
     return torch.tensor(tokens[:limit], dtype=torch.long)
+
+
+def plain_text(document: Document, tokenizer: Any) -> str:
+    """A document as text; a conversation as the tokenizer's chat template writes it.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or it does not take the messages.
+    """
+    if not isinstance(document, Conversation):
+        return document
+    try:
+        text = str(tokenizer.apply_chat_template(list(document.messages), tokenize=False))
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _no_chat(
+            document, "a message holds half of a character (a lone surrogate)"
+        ) from error
+    except Exception as error:
+        # Templates are programs of their own, which say in errors of any kind what they refuse.
+        if not getattr(tokenizer, "chat_template", None):
+            hint = "calibrate a model with one, or name one text: field: messages.0.content"
+            raise _no_chat(
+                document, "these are messages, and the tokenizer has no chat template", hint
+            ) from error
+        first = str(error).partition("\n")[0]
+        raise _no_chat(document, f"the chat template refuses these messages: {first}") from error
+    return text.replace("\r\n", "\n")
+
+
+def _no_chat(document: Conversation, what: str, hint: str | None = None) -> UserError:
+    return UserError(what, file=document.file, line=document.line, hint=hint)
 
 
 def too_short(dataset: Dataset, available: int, needed: int, wanted: str) -> UserError:

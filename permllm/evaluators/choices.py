@@ -12,8 +12,8 @@ import torch
 
 from permllm.components import Evaluator
 from permllm.contexts.evaluation import EvaluationContext
-from permllm.datasets.jsonl import is_whole, read_json_lines
 from permllm.datasets.local_files import label_of, matching_files
+from permllm.datasets.rows import is_whole, read_json
 from permllm.errors import RunFailed, UserError, did_you_mean
 from permllm.evaluators.likelihood import Request, log_likelihoods
 from permllm.models.checks import check_tokens, positions_of
@@ -105,7 +105,7 @@ def read_items(path: Path, limit: int | None = None) -> list[Item]:
     """
     items: list[Item] = []
     for file in matching_files(path):
-        for line, entry in read_json_lines(file):
+        for line, entry in read_json(file):
             if limit is not None and len(items) >= limit:
                 return items
             items.append(_item(entry, file, line))

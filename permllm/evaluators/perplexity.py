@@ -14,9 +14,12 @@ from permllm.components import EVALUATED_TOKENS, Dataset, Evaluator
 from permllm.contexts.cost import ComponentCost, Workload
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.datasets.python_docs import PythonDocs
-from permllm.datasets.sequences import first_tokens, too_short
+from permllm.datasets.sequences import first_tokens, plain_text, too_short
 from permllm.models.checks import check_tokens, not_finite
 from permllm.option import option
+
+LENGTHS = {"documents": 256, "published": 2048}
+"""Tokens that the model sees at once by each protocol, unless another number is given."""
 
 
 @attrs.frozen
@@ -31,6 +34,12 @@ class Perplexity(Evaluator):
     are scored. In the others, with a stride equal to the length, too; with a shorter
     stride their last ``stride`` tokens, so that no token is scored twice. The figure is
     ``exp`` of the sum of the scored tokens' negative log-likelihoods over their number.
+
+    With ``protocol: published`` it is the figure of the papers on GPTQ, SparseGPT and Wanda
+    for WikiText-2: all rows of the split, blank ones too, are joined by two line ends and
+    tokenised at once as the tokenizer does by itself, with a beginning-of-text token where it
+    adds one; the whole text is cut into windows of 2,048 tokens, of which all tokens but
+    the first are scored. The figure's name ends with ``/published``.
     """
 
     name: ClassVar[str] = "perplexity"
@@ -38,7 +47,17 @@ class Perplexity(Evaluator):
 
     dataset: Dataset = option(factory=PythonDocs, help="where the text comes from")
     split: str = option("test", help="the dataset's split", choices=("test", "train"))
-    length: int = option(256, help="tokens that the model sees at once", minimum=2, maximum=10**6)
+    protocol: str = option(
+        "documents",
+        help="how rows become tokens: each by itself, or joined as papers on pruning do",
+        choices=tuple(LENGTHS),
+    )
+    length: int | None = option(
+        None,
+        help="tokens that the model sees at once; null for 256, or 2048 as published",
+        minimum=2,
+        maximum=10**6,
+    )
     stride: int | None = option(
         None,
         help="tokens between the starts of two windows, at most length; null for length",
@@ -49,26 +68,32 @@ class Perplexity(Evaluator):
     )
 
     def __attrs_post_init__(self) -> None:
-        if self.stride is not None and self.stride > self.length:
+        length = self._length
+        if self.stride is not None and self.stride > length:
             raise ValueError(
-                f"stride ({self.stride}) must not be more than length ({self.length}): "
+                f"stride ({self.stride}) must not be more than length ({length}): "
                 "the tokens between windows would be left out"
             )
-        if self.max_tokens is not None and self.max_tokens < self.length:
-            raise ValueError(
-                f"max_tokens ({self.max_tokens}) must be at least length ({self.length})"
-            )
+        if self.max_tokens is not None and self.max_tokens < length:
+            raise ValueError(f"max_tokens ({self.max_tokens}) must be at least length ({length})")
+        if self.protocol == "published":
+            for name in ("stride", "max_tokens"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} must be left out with protocol: published, which takes the "
+                        "whole text in windows that do not overlap"
+                    )
 
     def cost(self, workload: Workload) -> ComponentCost:
         """Of the tokens that it reads, a window at a time."""
-        return ComponentCost(tokens=self.max_tokens or EVALUATED_TOKENS, longest=self.length)
+        return ComponentCost(tokens=self.max_tokens or EVALUATED_TOKENS, longest=self._length)
 
     def check(self) -> None:
         """Whether the text is there."""
         self.dataset.check()
 
     def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> dict[str, float]:
-        """``{"perplexity/<dataset>": …}``.
+        """``{"perplexity/<dataset>": …}``, or ``{"perplexity/<dataset>/published": …}``.
 
         Raises:
             UserError: the text is missing, shorter than one window, or longer windows
@@ -77,7 +102,7 @@ class Perplexity(Evaluator):
         """
         windows = self._windows(tokenizer)
         check_tokens("perplexity", windows, model, tokenizer)
-        overlap = self.length - (self.stride or self.length)
+        overlap = self._length - (self.stride or self._length)
         total, scored = 0.0, 0
         context.progress(0, len(windows))
         for start in range(0, len(windows), context.batch_size):
@@ -94,14 +119,30 @@ class Perplexity(Evaluator):
                 what = f"perplexity on '{self.dataset.label()}': the model's logits are not finite"
                 raise not_finite(what, model)
             context.progress(min(start + context.batch_size, len(windows)), len(windows))
-        return {f"perplexity/{self.dataset.label()}": _exp(total / scored)}
+        return {self._figure: _exp(total / scored)}
+
+    @property
+    def _length(self) -> int:
+        return self.length or LENGTHS[self.protocol]
+
+    @property
+    def _figure(self) -> str:
+        end = "/published" if self.protocol == "published" else ""
+        return f"perplexity/{self.dataset.label()}{end}"
 
     def _windows(self, tokenizer: Any) -> Tensor:
         """``LongTensor[windows, length]``."""
-        tokens = first_tokens(self.dataset.texts(self.split), tokenizer, self.max_tokens)
-        if len(tokens) < self.length:
-            raise too_short(self.dataset, len(tokens), self.length, "one window")
-        return tokens.unfold(0, self.length, self.stride or self.length)
+        tokens = self._tokens(tokenizer)
+        if len(tokens) < self._length:
+            raise too_short(self.dataset, len(tokens), self._length, "one window")
+        return tokens.unfold(0, self._length, self.stride or self._length)
+
+    def _tokens(self, tokenizer: Any) -> Tensor:
+        """``LongTensor[tokens]``."""
+        if self.protocol == "documents":
+            return first_tokens(self.dataset.texts(self.split), tokenizer, self.max_tokens)
+        rows = [plain_text(row, tokenizer) for row in self.dataset.rows(self.split)]
+        return torch.tensor(tokenizer("\n\n".join(rows), verbose=False)["input_ids"])
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from permllm.fields.declared import REFERENCE, default_of, key_of, option_fields
 from permllm.fields.errors import ERRORS, FieldError, at, each, leaves, shown
 from permllm.fields.once import Once
 from permllm.fields.options import check_range, option_types
-from permllm.fields.types import TYPES, FieldType, component_kind, members, type_text
+from permllm.fields.types import TYPES, FieldType, type_text
 from permllm.files import can_exist
 
 
@@ -122,10 +122,9 @@ class Reader:
             value = self.read(data[key], hint)
             check_range(key, data[key], field.metadata)
             return {key: value}
-        default = default_of(field)
-        if REFERENCE in field.metadata or _is_reference(default, hint):
+        if REFERENCE in field.metadata:
             try:
-                return {key: self.read(default, hint)}
+                return {key: self.read(default_of(field), hint)}
             except ERRORS as error:
                 raise _of_default(key, error) from None
         if field.default is attrs.NOTHING:
@@ -145,11 +144,6 @@ class Reader:
 
 STRICT = {cls: Reader().read for cls in (bool, int, float, str)}
 """How the types are read whose values Python and YAML spell alike."""
-
-
-def _is_reference(default: Any, hint: Any) -> bool:
-    """Whether a class gives a component by name as its default."""
-    return isinstance(default, (str, dict)) and any(map(component_kind, members(hint)))
 
 
 def _of_default(key: str, error: Exception) -> FieldError:

@@ -151,8 +151,10 @@ def parse_yaml(text: str, origin: Origin) -> Document:
         place = origin if mark is None else _at(origin, mark.line, mark.column)
         if isinstance(error, _TooMuch):
             raise place.error(str(error.problem)) from None
-        hint = _yaml_hint(text, mark)
-        raise place.error(f"this is not valid YAML: {_reason(error)}", hint) from error
+        opened = _opened(text, error.context_mark)
+        hint = _yaml_hint(text, mark, opened)
+        reason = _reason(error, opened, in_file=origin.setting is None)
+        raise place.error(f"this is not valid YAML: {reason}", hint) from error
     except YAMLError as error:
         raise origin.error(f"this is not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError:
@@ -169,16 +171,35 @@ def _at(origin: Origin, line: int, column: int) -> Origin:
     return attrs.evolve(origin, line=line + 1, column=column + 1)
 
 
-def _reason(error: MarkedYAMLError) -> str:
-    parts = [part for part in (error.context, error.problem) if part]
+CLOSING = {"[": "]", "{": "}", '"': '"', "'": "'"}
+"""What ends a list, a mapping or a text, by what opens it."""
+
+
+def _opened(text: str, mark: Any) -> str | None:
+    """The bracket or quote at a place, if one is there."""
+    lines = text.splitlines()
+    if mark is None or mark.line >= len(lines):
+        return None
+    bracket = lines[mark.line][mark.column : mark.column + 1]
+    return bracket if bracket in CLOSING else None
+
+
+def _reason(error: MarkedYAMLError, opened: str | None, *, in_file: bool) -> str:
+    context = error.context
+    if opened and error.context_mark:
+        # What was left open is noticed at the next key, or at the end of the file.
+        mark = error.context_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if in_file else ""
+        context = f"within what {opened} opens{where}"
+    parts = [part for part in (context, error.problem) if part]
     return " ".join(", ".join(parts).split()) or type(error).__name__
 
 
-def _yaml_hint(text: str, mark: Any) -> str | None:
+def _yaml_hint(text: str, mark: Any, opened: str | None) -> str | None:
     lines = text.splitlines()
     if mark is not None and mark.line < len(lines) and "\t" in lines[mark.line]:
         return "indent with blanks, not with tabs"
-    return None
+    return f"perhaps a {CLOSING[opened]} is missing" if opened else None
 
 
 def _is_merge(key: Node) -> bool:

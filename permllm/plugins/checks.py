@@ -6,6 +6,7 @@ import inspect
 import re
 import types
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import attrs
 import pluggy
@@ -90,7 +91,7 @@ def _needs_flaws(cls: type[Component]) -> Iterator[str]:
 def _option_flaws(cls: type[Component]) -> Iterator[str]:
     # Late: this module is imported where torch must not be, and these bring it in.
     from permllm.fields.declared import default_of, option_fields
-    from permllm.fields.errors import FieldError
+    from permllm.fields.errors import FieldError, shown
     from permllm.fields.options import check_range, option_types
     from permllm.fields.reading import STRICT
 
@@ -101,11 +102,34 @@ def _option_flaws(cls: type[Component]) -> Iterator[str]:
         key, default = field.alias or field.name, default_of(field)
         if default is attrs.NOTHING or getattr(field.default, "takes_self", False):
             continue
+        if kind := _kind_left_out(default, hints[key]):
+            base = KINDS[kind].__name__
+            yield (
+                f"has the option '{key}' with a default that is no {kind} but {shown(default)}; "
+                f"give one that is made: option(factory=My{base}, help=…)"
+            )
         try:
             STRICT.get(hints[key], lambda value, hint: value)(default, hints[key])
             check_range("it", default, field.metadata)
         except FieldError as error:
             yield f"has the option '{key}' with a default that no file could give: {error}"
+
+
+def _kind_left_out(default: Any, hint: Any) -> str | None:
+    """The kind of component of which a default should be one, but is its name, class or mapping.
+
+    Only pipeline files know components by name: in Python the option would be that name.
+    """
+    from permllm.fields.types import component_kind, kind_of, members
+
+    row = kind_of(hint)
+    if isinstance(default, (list, tuple)) and row is not None:
+        inner = [part for part in row.parts(hint) if part is not hint]
+        wrong = (_kind_left_out(item, part) for item in default for part in inner)
+        return next(filter(None, wrong), None)
+    fitting = tuple(member for member in members(hint) if isinstance(member, type))
+    kind = next(filter(None, map(component_kind, fitting)), None)
+    return None if isinstance(default, fitting) or default is None else kind
 
 
 def _preset_flaws(cls: type[Component]) -> Iterator[str]:

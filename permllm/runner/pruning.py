@@ -4,6 +4,7 @@ reports out."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 import torch
@@ -61,12 +62,8 @@ class LinearPruning:
         Raises:
             RunFailed: they are of another shape, negative or not finite.
         """
-        shape = tuple(self.decoder.weight(linear).shape)
-        if scores.shape != shape or not bool((scores >= 0).all() & scores.isfinite().all()):
-            raise RunFailed(
-                f"{whose} gave scores for {linear} that are not finite and non-negative of "
-                f"shape {shape}"
-            )
+        if fault := _fault_of(scores, tuple(self.decoder.weight(linear).shape)):
+            raise RunFailed(f"{whose} gave scores for {linear} that are {fault}")
 
     def prune(
         self,
@@ -262,6 +259,19 @@ def report(
         sparsity=zero_share(pruned),
         error=relative_error(dense, pruned, sums[SQUARE_SUM.name]),
     )
+
+
+def _fault_of(scores: Any, shape: tuple[int, ...]) -> str | None:
+    """Why scores cannot be used; None if they can."""
+    if not isinstance(scores, Tensor):
+        return f"no tensor, but {type(scores).__name__}"
+    if scores.shape != shape:
+        return f"of shape {tuple(scores.shape)}, where the weight has {shape}"
+    if unusable := scores.numel() - int(scores.isfinite().sum()):
+        return f"not finite ({unusable:,} of {scores.numel():,})"
+    if bool((scores < 0).any()):
+        return f"negative (the least is {float(scores.min()):.3g})"
+    return None
 
 
 def zero_share(weight: Tensor) -> float:

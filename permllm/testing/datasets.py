@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
-from permllm.components import Dataset
+from permllm.components import Conversation, Dataset
 from permllm.testing.expect import expect
 
 
@@ -30,7 +30,7 @@ def check_dataset(dataset: Dataset, *, documents: int = 100) -> None:
         expect(texts, f"{name}: the split '{split}' has no texts")
         for index, text in enumerate(texts):
             expect(
-                isinstance(text, str) and text.strip(),
+                isinstance(text, Conversation) or (isinstance(text, str) and text.strip()),
                 f"{name}: text {index} of '{split}' must be a str that is not blank",
             )
         again = list(islice(dataset.texts(split), documents))

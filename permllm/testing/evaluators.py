@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from typing import Any
 
 import attrs
 import torch
@@ -18,9 +19,9 @@ from permllm.testing.tokenizers import byte_tokenizer
 def check_evaluator(evaluator: Evaluator) -> None:
     """Fail unless an evaluator keeps to its interface.
 
-    On a small model it gives finite figures under names, the same every time and
-    whatever the batch size; the model stays as it is, in eval mode; and progress never
-    goes beyond its total.
+    On a small model it gives finite figures under names, the same names every time and
+    whatever the batch size, and the same figures unless it is not ``repeatable``; the model
+    stays as it is, in eval mode; and progress never goes beyond its total.
     """
     name = f"evaluator '{evaluator.name}'"
     evaluator.check()
@@ -35,6 +36,34 @@ def check_evaluator(evaluator: Evaluator) -> None:
         progress=lambda done, total: steps.append((done, total)),
     )
     figures = evaluator.evaluate(model, tokenizer, context)
+    _check_figures(name, figures)
+    for done, total in steps:
+        expect(0 <= done <= total, f"{name}: reports progress of {done} of {total}")
+    expect(not model.training, f"{name}: evaluate() must leave the model in eval mode")
+    for key, value in model.state_dict().items():
+        expect_equal(value, before[key], f"{name}: evaluate() changed {key}")
+    again = evaluator.evaluate(model, tokenizer, context)
+    alone = evaluator.evaluate(model, tokenizer, attrs.evolve(context, batch_size=1))
+    expect(alone.keys() == figures.keys(), f"{name}: the figures depend on the batch size")
+    if not evaluator.repeatable:
+        expect(again.keys() == figures.keys(), f"{name}: gives other figures the second time")
+        _check_figures(name, again)
+        _check_figures(name, alone)
+        return
+    expect(
+        again == figures,
+        f"{name}: gives {figures}, and then {again}; one whose figures vary, such as speed, has "
+        "repeatable = False",
+    )
+    for figure, value in figures.items():
+        expect(
+            math.isclose(alone[figure], value, rel_tol=1e-3, abs_tol=1e-5),
+            f"{name}: '{figure}' is {value} in batches of 2 and {alone[figure]} one by one",
+        )
+
+
+def _check_figures(name: str, figures: Any) -> None:
+    """Fail unless these are finite numbers by name."""
     expect(isinstance(figures, dict) and figures, f"{name}: evaluate() must give figures")
     for figure, value in figures.items():
         expect(
@@ -44,18 +73,4 @@ def check_evaluator(evaluator: Evaluator) -> None:
         expect(
             isinstance(value, float) and math.isfinite(value),
             f"{name}: the figure '{figure}' must be a finite float, not {value!r}",
-        )
-    for done, total in steps:
-        expect(0 <= done <= total, f"{name}: reports progress of {done} of {total}")
-    expect(not model.training, f"{name}: evaluate() must leave the model in eval mode")
-    for key, value in model.state_dict().items():
-        expect_equal(value, before[key], f"{name}: evaluate() changed {key}")
-    again = evaluator.evaluate(model, tokenizer, context)
-    expect(again == figures, f"{name}: gives {figures}, and then {again}")
-    alone = evaluator.evaluate(model, tokenizer, attrs.evolve(context, batch_size=1))
-    expect(alone.keys() == figures.keys(), f"{name}: the figures depend on the batch size")
-    for figure, value in figures.items():
-        expect(
-            math.isclose(alone[figure], value, rel_tol=1e-3, abs_tol=1e-5),
-            f"{name}: '{figure}' is {value} in batches of 2 and {alone[figure]} one by one",
         )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -46,10 +47,10 @@ def test_local_files(tmp_path: Path, suffix: str) -> None:
 
 def test_a_missing_column_is_refused_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"texts": "one"}\n')
-    with pytest.raises(UserError, match=r"no column 'text'\n.*did you mean 'texts'"):
+    with pytest.raises(UserError, match=r"no field 'text' in this line\n.*did you mean 'texts'"):
         list(HuggingFace(path=tmp_path / "a.jsonl").texts("train"))
     (tmp_path / "b.jsonl").write_text('{"text": 1}\n')
-    with pytest.raises(UserError, match="must hold text, not int"):
+    with pytest.raises(UserError, match="must hold a text, not 1"):
         list(HuggingFace(path=tmp_path / "b.jsonl").texts("train"))
 
 
@@ -60,14 +61,14 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"cannot read .*folder"):
         list(HuggingFace(path=tmp_path / "folder").texts("train"))
-    (tmp_path / "a.csv").write_text("text\none\n")
+    (tmp_path / "a.md").write_text("text\none\n")
     with pytest.raises(UserError, match="no known format"):
-        HuggingFace(path=tmp_path / "a.csv").check()
+        HuggingFace(path=tmp_path / "a.md").check()
 
 
 def test_an_empty_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
-    with pytest.raises(UserError, match="has no text in its column"):
+    with pytest.raises(UserError, match="has no text in its field"):
         list(HuggingFace(path=tmp_path / "a.jsonl").texts("train"))
 
 
@@ -90,3 +91,26 @@ def test_the_place_has_to_be_given_once() -> None:
         HuggingFace(id="a", path=Path("b"))
     with pytest.raises(ValueError, match="belong to id"):
         HuggingFace(path=Path("b"), revision="main")
+
+
+def test_json_and_csv_files_are_read_as_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"n,text\n1,one\n2,\n3,caf\xe9\n"))
+    dataset = HuggingFace(path=path, encoding="latin-1")
+    dataset.check()
+    assert list(dataset.texts("train")) == ["one", "café"]
+    assert list(dataset.rows("train")) == ["one", "", "café"]
+    (tmp_path / "b.json").write_text('[{"text": "a"},\n{"text": "b\\ud83d"}]')
+    with pytest.raises(UserError, match=r"b\.json:2: the field 'text' holds half"):
+        list(HuggingFace(path=tmp_path / "b.json").texts("train"))
+
+
+def test_nested_fields_messages_and_null_rows_of_parquet(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "Hi"}]
+    rows = [{"meta": {"text": "one\r\n"}, "chat": chat}, {"meta": None, "chat": None}]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
+    path = tmp_path / "a.parquet"
+    assert list(HuggingFace(path=path, field="meta.text").texts("train")) == ["one\n"]
+    assert list(HuggingFace(path=path, field="meta.text").rows("train")) == ["one\n", ""]
+    (conversation,) = HuggingFace(path=path, field="chat").texts("train")
+    assert conversation.messages == tuple(chat)

@@ -22,9 +22,3 @@ def test_a_missing_file_is_refused_with_the_nearest(tmp_path: Path, kind: type, 
         kind(tmp_path).check()
     with pytest.raises(UserError, match=r"the folder .* does not exist"):
         kind(tmp_path / "absent" / "a.txt").check()
-
-
-def test_bytes_that_are_not_utf8_are_named(tmp_path: Path, write) -> None:
-    path = write(tmp_path / "a.txt", b"caf\xe9 noir")
-    with pytest.raises(UserError, match="byte 0xe9 at offset 3"):
-        list(Text(path).texts("train"))

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from torch.nn.functional import cross_entropy
 
 from permllm.components import Dataset
 from permllm.contexts.evaluation import EvaluationContext
+from permllm.datasets.huggingface import HuggingFace
+from permllm.datasets.jsonl import JsonLines
 from permllm.errors import RunFailed, UserError
 from permllm.evaluators.perplexity import Perplexity
 from permllm.testing import check_evaluator
@@ -70,6 +75,84 @@ def test_max_tokens_takes_the_first() -> None:
 def test_contract() -> None:
     check_evaluator(Perplexity(dataset=Poem(), length=12, stride=5))
     check_evaluator(Perplexity(length=64, max_tokens=512))
+
+
+@attrs.frozen
+class Rows(Dataset):
+    """Lines as WikiText has them: with blanks around them, and blank ones between."""
+
+    name: ClassVar[str] = "rows"
+
+    def rows(self, split: str) -> Iterator[str]:
+        for number in range(9):
+            yield from ("", f" = Title {number} = \n", "", " It goes on and on . \n")
+
+    def texts(self, split: str) -> Iterator[str]:
+        return (row for row in self.rows(split) if row)
+
+
+@torch.no_grad()
+def published_loop(model: Any, tokenizer: Any, rows: list[str], seqlen: int) -> float:
+    """The evaluation of GPTQ and Wanda, written down from their code.
+
+    It keeps what is odd in it: each window's mean over its seqlen - 1 scored tokens counts
+    seqlen times.
+    """
+    testenc = tokenizer("\n\n".join(rows), return_tensors="pt").input_ids
+    nsamples = testenc.numel() // seqlen
+    nlls = []
+    for i in range(nsamples):
+        batch = testenc[:, (i * seqlen) : ((i + 1) * seqlen)]
+        lm_logits = model(batch).logits
+        shift_logits = lm_logits[:, :-1, :].contiguous()
+        shift_labels = batch[:, 1:]
+        loss = torch.nn.CrossEntropyLoss()(
+            shift_logits.view(-1, shift_logits.size(-1)), shift_labels.reshape(-1)
+        )
+        nlls.append(loss.float() * seqlen)
+    return float(torch.exp(torch.stack(nlls).sum() / (nsamples * seqlen)))
+
+
+def beginning_tokenizer() -> Any:
+    """One that puts a token before each text by itself, as those of Llama do."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "!"})
+    first = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer._tokenizer.post_processor = TemplateProcessing("!:0 $A:0", special_tokens=[first])
+    assert tokenizer("a")["input_ids"] == [tokenizer.bos_token_id, *byte_tokenizer()("a").input_ids]
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, beginning_tokenizer])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_the_published_protocol_is_that_of_the_papers(make: Any, batch_size: int) -> None:
+    model, tokenizer = tiny_model("llama-gqa"), make()
+    perplexity = Perplexity(dataset=Rows(), protocol="published", length=48)
+    found = perplexity.evaluate(model, tokenizer, EvaluationContext(batch_size=batch_size))
+    expected = published_loop(model, tokenizer, list(Rows().rows("test")), 48)
+    assert found == {"perplexity/rows/published": pytest.approx(expected, rel=1e-5)}
+
+
+def test_published_rows_of_a_file_are_joined_with_the_blank_ones(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("llama-gqa"), byte_tokenizer()
+    rows = list(Rows().rows("test"))
+    path = tmp_path / "wiki.jsonl"
+    path.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    for dataset in (JsonLines(path), HuggingFace(path=path)):
+        perplexity = Perplexity(dataset=dataset, protocol="published", length=48)
+        found = perplexity.evaluate(model, tokenizer, EvaluationContext())
+        expected = published_loop(model, tokenizer, rows, 48)
+        assert found == {"perplexity/wiki/published": pytest.approx(expected, rel=1e-5)}
+
+
+def test_the_published_protocol_takes_the_whole_text_in_windows_of_2048() -> None:
+    with pytest.raises(UserError, match="where 2,048 are needed"):
+        Perplexity(dataset=Poem(), protocol="published").evaluate(
+            tiny_model("llama-gqa"), byte_tokenizer(), EvaluationContext()
+        )
+    for options in ({"stride": 64}, {"max_tokens": 4096}):
+        with pytest.raises(ValueError, match="must be left out with protocol: published"):
+            Perplexity(protocol="published", **options)
 
 
 def test_bad_options_are_refused() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from permllm.components import Document
 from permllm.datasets.jsonl import JsonLines
 from permllm.datasets.sequences import calibration_sequences
 from permllm.pipeline.reading import load_plain_yaml
@@ -33,7 +34,7 @@ def test_json_lines(fuzz: Any, tmp_path: Path) -> None:
     def read(change: Any) -> None:
         path.write_bytes(lines(change, LINES))
         dataset.check()
-        assert all(isinstance(text, str) for text in dataset.texts("train"))
+        assert all(isinstance(text, Document) for text in dataset.texts("train"))
         dataset.fingerprint("train")
         calibration_sequences(dataset, tokenizer, length=4, sequences=2, held_out=1, seed=0)
 

@@ -146,7 +146,7 @@ class Perplexity(Evaluator):
     """Perplexity."""
 
     name = "perplexity"
-    dataset: Dataset = option("python-docs", help="the text")
+    dataset: Dataset = option(factory=Docs, help="the text")
     length: int = option(256, help="tokens of a window", minimum=2)
     sizes: tuple[int, ...] = option((), help="more lengths")
 

@@ -60,6 +60,31 @@ def test_refusals(text: str, message: str) -> None:
     assert message in refusal(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "place", "opened", "missing"),
+    [
+        ("a: [1\nb: 2\n", "a.yaml:2:2:", "[ opens in line 1, column 4", "]"),
+        ("a: [1\n\n\n", "a.yaml:4:1:", "[ opens in line 1, column 4", "]"),
+        ("x: 1\na:\n  - {b: 1\nc: 2", "a.yaml:4:2:", "{ opens in line 3, column 5", "}"),
+        ("a: [\n  {b: 1\n  ]\nc: 2", "a.yaml:3:3:", "{ opens in line 2, column 3", "}"),
+        ('a: "b\nc: 2\n', "a.yaml:3:1:", '" opens in line 1, column 4', '"'),
+        ("a: 'b\nc: 2\n", "a.yaml:3:1:", "' opens in line 1, column 4", "'"),
+    ],
+)
+def test_what_is_not_closed_is_named_where_it_was_opened(
+    text: str, place: str, opened: str, missing: str
+) -> None:
+    message = refusal(text)
+    assert message.startswith(place)
+    assert f"within what {opened}" in message
+    assert f"hint: perhaps a {missing} is missing" in message
+
+
+def test_a_setting_that_is_not_closed_has_no_line() -> None:
+    with pytest.raises(UserError, match=r"--set a: .* within what \[ opens, expected ',' or '\]'"):
+        parse_yaml("[1", Origin(setting="a"))
+
+
 def test_tabs_are_said() -> None:
     assert "indent with blanks" in refusal("a:\n\t- 1")
 

@@ -201,6 +201,39 @@ def default_of_another_type() -> Any:
     return Bad
 
 
+def component_by_name() -> Any:
+    @attrs.frozen
+    class Bad(Power):
+        """Bad."""
+
+        name = "bad"
+        inner: Metric = option("wanda", help="another metric")
+
+    return Bad
+
+
+def component_by_class() -> Any:
+    @attrs.frozen
+    class Bad(Power):
+        """Bad."""
+
+        name = "bad"
+        inner: Metric | None = option(Power, help="another metric")
+
+    return Bad
+
+
+def components_by_name() -> Any:
+    @attrs.frozen
+    class Bad(Power):
+        """Bad."""
+
+        name = "bad"
+        inner: tuple[Metric, ...] = option(("wanda",), help="other metrics")
+
+    return Bad
+
+
 @attrs.frozen
 class Part:
     """Options that stand below one key."""
@@ -236,6 +269,10 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (unspellable_part, "option 'number' has the type <class 'complex'>"),
     (bad_default, "option 'share' with a default that no file could give: it must be at most 1,"),
     (default_of_another_type, "'rounds' with a default that no file could give: expected a whole"),
+    (component_by_name, "option 'inner' with a default that is no metric but the text 'wanda'; gi"),
+    (component_by_name, "option(factory=MyMetric, help=…)"),
+    (component_by_class, "option 'inner' with a default that is no metric but <class"),
+    (components_by_name, "option 'inner' with a default that is no metric but"),
     (unknown_type, "the type of option 'numbers' cannot be found: name 'Nowhere'"),
     (bad_preset, "has a preset 'a' with an unknown option 'exponnt'; did you mean 'exponent'?"),
     (bad_needs, "needs 'needs' to be a tuple of statistics"),

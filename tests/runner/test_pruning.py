@@ -18,6 +18,7 @@ from permllm.errors import RunFailed
 from permllm.hookspecs import hookimpl
 from permllm.pruners.mask import Mask
 from permllm.registry import Registry
+from permllm.runner.pruning import LinearPruning
 from permllm.runs.plan import make_plan
 from permllm.runs.windows import load_window
 
@@ -99,3 +100,27 @@ def test_an_update_that_is_not_nm_is_refused(
     message = "pruner 'grown' updated model.layers.0.self_attn.q_proj where it had been cut to zero"
     with pytest.raises(RunFailed, match=message):
         run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)
+
+
+@pytest.mark.parametrize(
+    ("scores", "fault"),
+    [
+        (torch.ones(2, 4), None),
+        ([1.0], "no tensor, but list"),
+        (torch.ones(4, 2), r"of shape \(4, 2\), where the weight has \(2, 4\)"),
+        (torch.tensor([[1, -0.5, 1, 1]] * 2), r"negative \(the least is -0\.5\)"),
+        (torch.tensor([[1, torch.nan, torch.inf, 1]] * 2), r"not finite \(4 of 8\)"),
+        (torch.tensor([[1, -1, torch.nan, 1]] * 2), r"not finite \(2 of 8\)"),
+    ],
+)
+def test_refused_scores_say_what_is_wrong(scores: Any, fault: str | None) -> None:
+    class OneLinear:
+        def weight(self, linear: str) -> torch.Tensor:
+            return torch.zeros(2, 4)
+
+    pruning = LinearPruning(OneLinear(), {}, torch.device("cpu"))
+    if fault is None:
+        pruning.check_scores("metric 'mine'", "q_proj", scores)
+        return
+    with pytest.raises(RunFailed, match=f"^metric 'mine' gave scores for q_proj that are {fault}$"):
+        pruning.check_scores("metric 'mine'", "q_proj", scores)

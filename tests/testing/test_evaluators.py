@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import count
 from typing import Any, ClassVar
 
 import attrs
@@ -55,3 +57,25 @@ def change(model: Any, context: Any) -> dict[str, float]:
 def test_bad_evaluators(function: Callable[..., Any], message: str, fails) -> None:
     check_evaluator(AnyEvaluator(lambda model, context: {"a": 1.0}))
     fails(check_evaluator, AnyEvaluator(function), f"evaluator 'any': .*{message}")
+
+
+class Varying(AnyEvaluator):
+    """Figures that vary, such as a speed."""
+
+    repeatable: ClassVar[bool] = False
+
+
+def test_figures_that_vary_are_let_pass_where_that_is_said(fails) -> None:
+    clock = count()
+    varies = lambda model, context: {"speed": float(next(clock))}  # noqa: E731
+    check_evaluator(Varying(varies))
+    fails(check_evaluator, AnyEvaluator(varies), "gives .*, and then .* has repeatable = False")
+    fails(check_evaluator, Varying(change), "changed model.embed_tokens.weight")
+    other = lambda model, context: {f"speed {next(clock)}": 1.0}  # noqa: E731
+    fails(check_evaluator, Varying(other), "the figures depend on|other figures the second time")
+    broken = iter([1.0, math.nan, 1.0])
+    fails(
+        check_evaluator,
+        Varying(lambda model, context: {"speed": next(broken)}),
+        "the figure 'speed' must be a finite float",
+    )
