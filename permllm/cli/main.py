@@ -25,6 +25,7 @@ COMMANDS = (
     "verify",
     "inspect",
     "generate",
+    "bench",
     "cache",
     "plugins",
     "schema",
