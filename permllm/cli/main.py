@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from permllm.registry import Registry
 
 COMMANDS = (
+    "new",
     "run",
     "check",
     "show",
