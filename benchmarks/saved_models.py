@@ -18,23 +18,20 @@ Prefill is one pass over a prompt, decode one token after another with a cache; 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import statistics
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 import click
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import permllm
-from permllm.models.loading import quiet
+from permllm.formats.serving import Load, Subject, measure
+from permllm.models.sources import DirectorySource
 
 KINDS: dict[str, dict[str, Any]] = {
     "free": {},
@@ -99,42 +96,6 @@ def save(source: Mapping[str, Any], out: Path, dtype: str) -> list[Saved]:
     return saved
 
 
-def opened(saved: Saved) -> Any:
-    """The model, as a user opens it."""
-    if saved.folder.name == "masked":
-        from transformers import AutoModelForCausalLM
-
-        with quiet():
-            return AutoModelForCausalLM.from_pretrained(saved.folder).eval()
-    return permllm.load(saved.folder, sparse=saved.folder.name == "sparse").model
-
-
-def serve(saved: Saved, prompt: torch.Tensor, decode: int, pipe: Any) -> None:
-    """Open a model, and measure whenever the other end of the pipe asks for it."""
-    began = time.perf_counter()
-    with torch.inference_mode():
-        model = opened(saved)
-        seconds = time.perf_counter() - began
-        logits = model(input_ids=prompt).logits.float()
-        pipe.send((seconds, held(model), psutil.Process().memory_info().rss, logits.numpy()))
-        while pipe.recv():
-            began = time.perf_counter()
-            state = model(input_ids=prompt, use_cache=True)
-            first = time.perf_counter() - began
-            token = state.logits[:, -1:].argmax(-1)
-            began = time.perf_counter()
-            for _ in range(decode):
-                state = model(input_ids=token, past_key_values=state.past_key_values)
-                token = state.logits[:, -1:].argmax(-1)
-            pipe.send((first, time.perf_counter() - began))
-
-
-def held(model: Any) -> int:
-    """Bytes of a model's parameters and buffers, tied ones once."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum({one.data_ptr(): one.nbytes for one in tensors}.values())
-
-
 def size(folder: Path) -> int:
     """Bytes of the weights on disk."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -156,37 +117,27 @@ def main(model: Path | None, dtype: str, prefill: int, decode: int, rounds: int)
     table.add_column("export", no_wrap=True)
     for heading in HEADINGS:
         table.add_column(heading, justify="right")
-    processes = multiprocessing.get_context("spawn")
+    work = Load(prefill=prefill, decode=decode, rounds=rounds)
     with tempfile.TemporaryDirectory() as folder:
         saved = save(source, Path(folder), dtype)
-        prompt = torch.randint(1000, (1, prefill), generator=torch.Generator().manual_seed(0))
-        servers = []
-        for one in saved:
-            pipe, end = processes.Pipe()
-            processes.Process(target=serve, args=(one, prompt, decode, end), daemon=True).start()
-            servers.append((one, pipe, pipe.recv()))
-        times: dict[str, list[tuple[float, float]]] = {one.label: [] for one in saved}
-        for _ in range(rounds):
-            for one, pipe, _ in servers:
-                pipe.send(True)
-                times[one.label].append(pipe.recv())
-        for _, pipe, _ in servers:
-            pipe.send(False)
-        for one, _, (seconds, weights, process, found) in servers:
-            logits = torch.from_numpy(found)
+        subjects = [
+            Subject(one.label, DirectorySource(one.folder), sparse=one.folder.name == "sparse")
+            for one in saved
+        ]
+        for one, cost in zip(saved, measure(subjects, work), strict=True):
+            logits = cost.logits
             if one.folder.name == "masked":
                 masked = logits
-            first, after = (statistics.median(x) for x in zip(*times[one.label], strict=True))
             furthest = (logits - masked).abs().max() / masked.abs().max()
             agree = (logits.argmax(-1) == masked.argmax(-1)).float().mean()
             table.add_row(
                 one.label,
                 f"{size(one.folder) / 1e6:.1f}",
-                f"{weights / 1e6:.1f}",
-                f"{process / 1e6:,.0f}",
-                f"{seconds:.1f}",
-                f"{prefill / first:,.0f}",
-                f"{decode / after:.1f}",
+                f"{cost.weight_bytes / 1e6:.1f}",
+                f"{cost.process_bytes / 1e6:,.0f}",
+                f"{cost.load_seconds:.1f}",
+                f"{cost.prefill_speed:,.0f}",
+                f"{cost.decode_speed:.1f}",
                 f"{furthest:.1e}",
                 f"{agree:.1%}",
             )

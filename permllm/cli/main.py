@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from permllm.registry import Registry
 
 COMMANDS = (
+    "new",
     "run",
     "check",
     "show",
@@ -26,6 +27,7 @@ COMMANDS = (
     "verify",
     "inspect",
     "generate",
+    "bench",
     "cache",
     "plugins",
     "schema",

@@ -10,7 +10,7 @@ from permllm.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from permllm.models.loading import LoadedModel
+    from permllm.formats.loading import LoadedExport
     from permllm.models.sources import Source
 
 
@@ -36,12 +36,18 @@ def model_source(model: str) -> dict[str, str]:
     )
 
 
-def open_model(source: Source, device: torch.device) -> LoadedModel:
+def open_model(source: Source, device: torch.device, *, sparse: bool = False) -> LoadedExport:
     """Load a model to a device; an export whose inputs are gathered gets its gathers.
 
+    Args:
+        source: where it is.
+        device: where to.
+        sparse: have pruned linears multiply with packed weights where that is faster.
+
     Raises:
-        UserError: something is missing or damaged.
+        UserError: something is missing or damaged, or it cannot run sparse.
     """
+    from permllm.formats.loading import LoadedExport
     from permllm.formats.loading import load as load_export
     from permllm.formats.manifest import MANIFEST, read_manifest
     from permllm.models.devices import pick_dtype
@@ -49,15 +55,22 @@ def open_model(source: Source, device: torch.device) -> LoadedModel:
     from permllm.models.sources import DirectorySource
 
     dtype = pick_dtype("auto", device)
-    if (
-        isinstance(source, DirectorySource)
-        and (source.path / MANIFEST).is_file()
-        # A masked one is anybody's: they may have gone on with it.
-        and read_manifest(source.path).format != "masked"
-    ):
+    folder = source if isinstance(source, DirectorySource) else None
+    exported = folder if folder and (folder.path / MANIFEST).is_file() else None
+    if sparse and not exported:
+        raise UserError(
+            f"{source.describe()} is no export of permllm, so it cannot run sparse",
+            hint="name the folder of a permuted or sparse export, or leave --sparse out",
+        )
+    # A masked one is anybody's: they may have gone on with it.
+    if exported and (sparse or read_manifest(exported.path).format != "masked"):
         return load_export(
-            source.path, dtype=dtype, device=device, trust_remote_code=source.trust_remote_code
+            exported.path,
+            sparse=sparse,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=exported.trust_remote_code,
         )
     loaded = load(source, dtype)
     loaded.model.to(device)
-    return loaded
+    return LoadedExport(loaded.model, loaded.tokenizer, loaded.description)

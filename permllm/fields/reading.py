@@ -23,6 +23,21 @@ from permllm.fields.types import TYPES, FieldType, type_text
 from permllm.files import can_exist
 
 
+class Placed(str):
+    """A text whose relative path starts from a folder of its own.
+
+    Attributes:
+        folder: that folder.
+    """
+
+    folder: Path
+
+    def __new__(cls, text: str, folder: Path) -> Placed:
+        made = super().__new__(cls, text)
+        made.folder = folder
+        return made
+
+
 class Reader:
     """Makes values of plain data, of the very same list or mapping once.
 
@@ -47,6 +62,8 @@ class Reader:
         Raises:
             FieldError: it does not fit; or a tree of such errors.
         """
+        if isinstance(value, Placed) and Path not in members(hint):
+            value = str(value)
         return self.converter.structure(value, hint)
 
     def when(self, fits: Callable[[Any], bool], read: Callable[[Any, Any], Any]) -> None:
@@ -64,7 +81,8 @@ class Reader:
     def path(self, text: str) -> Path:
         """The absolute path that a text names."""
         try:
-            path = (self.base_dir / Path(text).expanduser()).absolute()
+            folder = text.folder if isinstance(text, Placed) else self.base_dir
+            path = (folder / Path(text).expanduser()).absolute()
         except (RuntimeError, UnicodeEncodeError) as error:
             raise FieldError(f"{shown(text)} is no path: {error}") from error
         if not can_exist(path):

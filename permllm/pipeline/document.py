@@ -6,6 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -26,6 +27,9 @@ MAX_DEPTH = 50
 MAX_DIGITS = 400
 """The longest number. The largest floating-point number has 309 digits, and Python takes a
 time that grows with the square for whole numbers of other bases."""
+
+MAX_BYTES = 2**20
+"""The largest pipeline file; larger ones are surely something else."""
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -162,6 +166,32 @@ def parse_yaml(text: str, origin: Origin) -> Document:
     if node is None:
         return plain_document(None, _at(origin, 0, 0))
     return _Reader(yaml, origin).read(node)
+
+
+def parse_file(path: Path) -> Document:
+    """Read a YAML file.
+
+    Raises:
+        UserError: it cannot be read, or as for :func:`parse_yaml`.
+    """
+    return parse_yaml(_file_text(path), Origin(file=str(path)))
+
+
+def _file_text(path: Path) -> str:
+    file = str(path)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError("there is no such file", file=file) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=file) from None
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{len(data)} bytes are too many for a pipeline file", file=file)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError("this is not UTF-8 text", file=file, line=line) from None
 
 
 def _at(origin: Origin, line: int, column: int) -> Origin:
@@ -387,6 +417,9 @@ def identity(value: Any) -> Hashable:
         return frozenset((key, identity(item)) for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return tuple(identity(item) for item in value)
+    if isinstance(value, str):
+        # A base's texts know their folder.
+        return str, str(value)
     return type(value), value
 
 

@@ -11,6 +11,7 @@ from permllm.fields.options import describe_options
 from permllm.fields.schemas import object_schema, with_constant
 from permllm.fields.types import Schema
 from permllm.pipeline.dotted_keys import EXCLUDE, INCLUDE, REPEAT
+from permllm.pipeline.extending import EXTENDS
 from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.matrix.shape import MAX_REPEAT
 from permllm.pipeline.schema import Pipeline
@@ -28,6 +29,14 @@ def pipeline_schema(registry: Lookup) -> Schema:
         registry: whose components' options the schema knows.
     """
     schema = object_schema(describe_options(Pipeline), optional=("name",))
+    schema["properties"][EXTENDS] = {
+        "type": "string",
+        "minLength": 1,
+        "description": "another pipeline file, whose values stand where this one has no others",
+    }
+    # What a file has to say, the one that it extends may.
+    required = schema.pop("required")
+    schema["anyOf"] = [{"required": [EXTENDS]}, {"required": required}]
     schema["properties"]["track"] = _track(registry) | _described(Pipeline, "track")
     schema["properties"]["matrix"] = _matrix() | _described(Pipeline, "matrix")
     definitions = {kind: _component(kind, registry) for kind in KINDS}

@@ -13,8 +13,9 @@ import attrs
 from permllm.commands import pip_install
 from permllm.errors import UserError
 from permllm.fields.errors import shown
-from permllm.pipeline.document import Document, Origin, parse_yaml, plain_document
+from permllm.pipeline.document import Document, Origin, parse_file, parse_yaml, plain_document
 from permllm.pipeline.dotted_keys import MATRIX, apply_settings
+from permllm.pipeline.extending import EXTENDS, extended
 from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.matrix.cells import Cell, only_cell
 from permllm.pipeline.matrix.expansion import base_of, expand
@@ -39,9 +40,6 @@ __all__ = [
 ]
 
 PLUGINS = "plugins"
-
-MAX_BYTES = 2**20
-"""The largest pipeline file; larger ones are surely something else."""
 
 
 @attrs.frozen
@@ -82,7 +80,9 @@ def read_study(
         UserError: anything that is wrong with the file, at its line and column.
     """
     path = Path(path)
-    return study_of_text(_file_text(path), str(path), path.parent, registry, settings, recorded)
+    return _study(
+        parse_file(path), _default_name(str(path)), path.parent, registry, settings, recorded
+    )
 
 
 def study_of_text(
@@ -143,7 +143,7 @@ def load_plain_yaml(path: Path) -> Any:
     Raises:
         UserError: it cannot be read, or is no longer valid YAML.
     """
-    return parse_yaml(_file_text(path), Origin(file=str(path))).data
+    return parse_file(path).data
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def blaming(path: Path | None, *keys: str | int) -> Iterator[None]:
         yield
     except UserError as error:
         if path is not None and error.file is None:
-            origin = parse_yaml(_file_text(path), Origin(file=str(path))).origin(keys)
+            origin = extended(parse_file(path), path.parent).origin(keys)
             error.file, error.line, error.column = origin.file, origin.line, origin.column
         raise
 
@@ -178,8 +178,13 @@ def _study(
             f"a pipeline file must be a mapping, but it is {kind}",
             "start from 'model:', 'pattern:' and 'layers:'",
         )
+    document = extended(document, base_dir)
     document = attrs.evolve(document, data={"name": name} | document.data)
     document = apply_settings(document, settings)
+    if EXTENDS in document.data:
+        raise document.origin((EXTENDS,), key=True).error(
+            "only a file can extend another", f"write '{EXTENDS}: base.yaml' into it"
+        )
     _check_version(document)
     check_shape(document)
     resolver = Resolver(registry, base_dir.absolute())
@@ -220,23 +225,6 @@ def _check_version(document: Document) -> None:
             f"and this permllm reads up to {VERSION}",
             pip_install("--upgrade", "permllm"),
         )
-
-
-def _file_text(path: Path) -> str:
-    file = str(path)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError("there is no such file", file=file) from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", file=file) from None
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{len(data)} bytes are too many for a pipeline file", file=file)
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError("this is not UTF-8 text", file=file, line=line) from None
 
 
 def _default_name(file: str) -> str:

@@ -100,8 +100,15 @@ def my_metric() -> str:
     return block.text
 
 
+def base() -> str:
+    """The pipeline file that another one in the docs extends."""
+    (block,) = (block for block in all_blocks("yaml") if block.text.startswith("# base.yaml"))
+    return block.text
+
+
 @pytest.mark.parametrize("block", all_blocks("yaml"), ids=str)
 def test_pipeline_file_is_read(block: Block, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(base(), encoding="utf-8")
     (tmp_path / "my_metric.py").write_text(my_metric(), encoding="utf-8")
     pipeline = read_text(block.text, "shown.yaml", tmp_path, Registry.load())
     assert pipeline.name

@@ -51,6 +51,12 @@ def test_accepts(validator: Draft202012Validator, read: Any, text: str) -> None:
         assert validator.is_valid(resolved(read(text)))
 
 
+def test_what_a_base_has_need_not_be_said_again(validator: Draft202012Validator) -> None:
+    assert validator.is_valid({"extends": "base.yaml", "seed": 1})
+    assert not validator.is_valid({"seed": 1})
+    assert not validator.is_valid({"extends": ["base.yaml"]})
+
+
 @pytest.mark.parametrize(
     "text",
     [
