@@ -19,7 +19,7 @@ from permllm.fields.declared import REFERENCE, default_of, key_of, option_fields
 from permllm.fields.errors import ERRORS, FieldError, at, each, leaves, shown
 from permllm.fields.once import Once
 from permllm.fields.options import check_range, option_types
-from permllm.fields.types import TYPES, FieldType, type_text
+from permllm.fields.types import TYPES, FieldType, members, type_text
 from permllm.files import can_exist
 
 
