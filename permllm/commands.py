@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 import shlex
 import shutil
@@ -35,11 +35,20 @@ def program(name: str, *words: str | Path) -> str:
 
 def pip_install(*words: str) -> str:
     """The command that installs packages where permllm is installed."""
-    if importlib.util.find_spec("pip") is None and shutil.which("uv"):
+    if not _has_pip() and shutil.which("uv"):
         return _joined(["uv", "pip", "install", *words, "--python", sys.executable])
     if _finds(_beside("pip")):
         return _joined(["pip", "install", *words])
     return _joined([*_python("pip"), "install", *words])
+
+
+def _has_pip() -> bool:
+    """Whether pip is installed; to look for the module would have setuptools swap distutils."""
+    try:
+        importlib.metadata.distribution("pip")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _joined(words: list[str | Path]) -> str:

@@ -68,7 +68,7 @@ def test_another_environment_is_not_called(here: Path, monkeypatch: pytest.Monke
 
 
 def test_without_pip_uv_installs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(commands, "_has_pip", lambda: False)
     (here.parent / "uv").write_text("")
     (here.parent / "uv").chmod(0o755)
     said = commands.pip_install("x")

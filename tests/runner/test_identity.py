@@ -49,6 +49,12 @@ def run(write_pipeline: Callable[..., Path], tmp_path: Path) -> Callable[..., tu
     return once
 
 
+@pytest.fixture(autouse=True)
+def any_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many threads as a test sets, however few cores there are."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 def change_state(run_folder: Path, **parts: object) -> None:
     """Let a run seem to have been begun under other circumstances."""
     state = read_sealed(run_folder / "state.json")
