@@ -43,7 +43,7 @@ def plain(text: object) -> str:
 
 
 def marked(text: object) -> str:
-    """The same for where rich reads markup: brackets stay brackets.
+    """The same for where rich reads markup, as a whole: brackets stay brackets.
 
     >>> marked("[/b]")
     '\\\\[/b]'
@@ -51,7 +51,11 @@ def marked(text: object) -> str:
     # Late: most commands print no tables.
     from rich.markup import escape
 
-    return escape(plain(text))
+    shown = plain(text)
+    escaped = escape(shown)
+    # Rich doubles a single backslash at the end, lest it hide a tag after it: here is none.
+    doubled = shown.endswith("\\") and not shown.endswith("\\\\")
+    return escaped[:-1] if doubled else escaped
 
 
 def console() -> Console:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import attrs
 import torch
 
 from permllm.core.patterns import Pattern
 from permllm.errors import RunFailed
 from permllm.files import listing
-from permllm.folding.plan import StoragePlan
+from permllm.folding.plan import StoragePlan, StoredGroup
 from permllm.formats.export_files import check_files, tensor_entries
 from permllm.formats.loading import load
 from permllm.formats.logits import (
@@ -67,19 +68,7 @@ def finish(
         permllm=SCHEMA,
         version=__version__,
         format=kind,
-        groups=tuple(
-            GroupEntry(
-                name=group.name,
-                linears=group.linears,
-                pattern=_pattern(group.linears, patterns),
-                channels=group.channels,
-                order=group.order,
-                into=group.into,
-                at=group.at,
-                reason=group.reason,
-            )
-            for group in storage.groups
-        ),
+        groups=_groups(storage.groups, patterns),
         tensors=tensor_entries(directory, held) if entries is None else entries,
         logits=record_logits(tokens, expected),
         residual=tuple(storage.axes) if storage.stream is not None else (),
@@ -121,26 +110,34 @@ def finish_masked(
         dtype: in which floating-point tensors were saved; their own where it is None.
     """
     tokens = fixed_tokens(decoder.model)
+    unmoved = [
+        StoredGroup(group.name, group.linears, group.channels, "stored")
+        for group in decoder.groups.values()
+    ]
     manifest = Manifest(
         permllm=SCHEMA,
         version=__version__,
         format="masked",
-        groups=tuple(
-            GroupEntry(
-                name=group.name,
-                linears=group.linears,
-                pattern=_pattern(group.linears, patterns),
-                channels=group.channels,
-                order="stored",
-            )
-            for group in decoder.groups.values()
-        ),
+        groups=_groups(unmoved, patterns),
         tensors=tensor_entries(directory, {}),
         logits=record_logits(tokens, float32_logits(decoder.model, tokens, through=dtype)),
         contents=listing(directory),
     )
     write_manifest(directory, manifest)
     return manifest
+
+
+def _groups(
+    groups: Iterable[StoredGroup], patterns: Mapping[str, Pattern]
+) -> tuple[GroupEntry, ...]:
+    """What the manifest says of groups; its fields are theirs, and the pattern."""
+    return tuple(
+        GroupEntry(
+            pattern=_pattern(group.linears, patterns),
+            **attrs.asdict(group, recurse=False),
+        )
+        for group in groups
+    )
 
 
 def _pattern(linears: tuple[str, ...], patterns: Mapping[str, Pattern]) -> str | None:

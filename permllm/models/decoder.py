@@ -380,7 +380,7 @@ def _check_causal(model: Any, probe: Tensor, logits: Tensor) -> None:
         UserError: they do.
     """
     changed = probe.clone()
-    changed[:, -1] = probe[:, 0].where(probe[:, 0] != probe[:, -1], probe[:, -1] ^ 1)
+    changed[:, -1] = (probe[:, -1] + 1) % model.get_input_embeddings().num_embeddings
     wide, other = logits.float(), model(input_ids=changed, use_cache=False).logits.float()
     limit = _tolerance(logits) * float(wide.abs().max().clamp_min(1e-6))
     if float((wide - other)[:, :-1].abs().max()) > limit:

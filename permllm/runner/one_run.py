@@ -16,7 +16,6 @@ from permllm.contexts.export import ExportContext
 from permllm.core.digest import tensor_digest
 from permllm.errors import RunFailed
 from permllm.files import completing
-from permllm.models.origin import origin_of
 from permllm.pipeline.reading import dump_yaml, published, resolved
 from permllm.results import DENSE, RunResult
 from permllm.runner.caching.keys import component_key
@@ -105,6 +104,8 @@ class OneRun:
             setting=run.setting,
             repeat=run.repeat,
         )
+        if not run.pipeline.export:
+            return result
         context = ExportContext(
             model=shared.model.model,
             tokenizer=shared.model.tokenizer,
@@ -119,7 +120,7 @@ class OneRun:
             patterns={name: one.pattern for name, one in loop.settings.items()},
             layout=shared.layout,
             dtype=shared.model.saved_dtype if run.pipeline.dtype == "auto" else None,
-            origin=origin_of(run.pipeline.model),
+            origin=shared.origin,
         )
         return attrs.evolve(result, exports=self._export(pruned, context))
 

@@ -15,6 +15,7 @@ from permllm.models.decoder import Decoder
 from permllm.models.devices import pick_device, pick_dtype
 from permllm.models.fingerprint import fingerprint
 from permllm.models.loading import LoadedModel, load, load_tokenizer
+from permllm.models.origin import Origin, origin_of
 from permllm.pipeline.schema import Calibration, Layers
 from permllm.registry import Registry
 from permllm.runner.caching.keys import (
@@ -69,6 +70,11 @@ class Shared:
         model = load(self.plan.pipeline.model, self.dtype, self.tokenizer)
         self.reporter.progress("loading the model", 1, 1)
         return model
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Which published model it is; to read that from a GGUF file takes seconds."""
+        return origin_of(self.plan.pipeline.model)
 
     @cached_property
     def tokenizer(self) -> Any:

@@ -189,6 +189,10 @@ def test_a_model_that_sees_the_future_is_refused() -> None:
     assert "is_decoder" in str(caught.value.hint)
 
 
+def test_the_last_token_of_the_vocabulary_is_changed_as_any() -> None:
+    assert len(Decoder.trace(Plain(), torch.full((2, 4), 49)).layers) == 3
+
+
 class Turned(Plain):
     """Tokens come first between its layers."""
 

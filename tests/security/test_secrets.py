@@ -59,3 +59,9 @@ def test_secrets_of_a_tracking_uri_are_nowhere(
     shown_uri = "***@127.0.0.1:9" if store == "that is away" else "store.db?mode=***"
     for name in ("pipeline.yaml", "report.md"):
         assert shown_uri in (project / "out" / name).read_text(), name
+    # Others read exports, and where this machine tracks its runs is not their business.
+    for export in (run / "exports/masked", project / "sparse"):
+        for name in ("pipeline.yaml", "README.md"):
+            text = (export / name).read_text()
+            assert "127.0.0.1:9" not in text, name
+            assert "store.db" not in text, name
