@@ -23,6 +23,7 @@ from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
 from permllm.report.outcome import write_outcome
 from permllm.results import LayerReport, Results, RunResult
+from permllm.runner.allocating import allocated
 from permllm.runner.caching.store import DEFAULT_LIMIT
 from permllm.runner.calibration import read_sequences, wished_sequences
 from permllm.runner.one_run import overall
@@ -131,7 +132,9 @@ def prune(
 
     def pruning(run: Run) -> PrunedWindow:
         device, hook = pick_device(pipeline.device), registry.manager.hook
-        return WindowLoop.of(decoder, run, sequences, device, hook, constraints=constraints).prune()
+        chain = decoder, run, sequences, device, hook
+        settings = allocated(*chain)
+        return WindowLoop.of(*chain, constraints=constraints, settings=settings).prune()
 
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory()) if out is None else out

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,6 +34,7 @@ from permllm.option import option
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from permllm.contexts.allocation import PrunedLinear
     from permllm.contexts.cost import ComponentCost, Workload
     from permllm.contexts.evaluation import EvaluationContext
     from permllm.contexts.export import ExportContext
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "Allocation",
     "Component",
     "Conversation",
     "Dataset",
@@ -99,6 +101,75 @@ class Metric(Component):
         """
         raise NotImplementedError
 
+    def window_scores(self, window: Window, linears: Sequence[str]) -> dict[str, Tensor]:
+        """Importance of every weight of some linears, from a look at the whole window.
+
+        By default what :meth:`scores` gives for each. A metric overrides it that wants to
+        know more than a weight and its statistics: names, the place in the model
+        (``window.layer_of``), a seed (``window.seed``), or what the window gives and its
+        gradients (``window.outputs``, ``window.gradients``). It is called once a window, while
+        :meth:`scores` is called again for every layer where a pruner is sequential.
+
+        Args:
+            window: the window, which has no scores yet.
+            linears: those that the metric is wanted for.
+
+        Returns:
+            ``[C_out, C_in]`` for each of ``linears``, as from :meth:`scores`.
+        """
+        return {
+            linear: self.scores(window.weight(linear), window.statistics(window.group_of(linear)))
+            for linear in linears
+        }
+
+    @classmethod
+    def looks(cls) -> bool:
+        """Whether scores depend on more than a weight and its statistics."""
+        return cls.window_scores is not Metric.window_scores
+
+
+class Allocation(Component):
+    """Says how much of each linear is kept, within what the pipeline's pattern keeps of all."""
+
+    needs: ClassVar[tuple[Statistic, ...]] = ()
+    """Statistics that :meth:`figures` reads beyond those of the metric."""
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """What it takes in a run; by default a pass of the calibration through the model."""
+        from permllm.contexts.cost import ComponentCost
+
+        once = ComponentCost(tokens=workload.sequences * workload.length)
+        return once + super().cost(workload)
+
+    def figures(self, window: Window) -> dict[str, float]:
+        """What it wants to know of the linears of one decoder layer.
+
+        Called once for every decoder layer that has linears to prune, before any is pruned.
+
+        Args:
+            window: that layer with its metric's scores; nothing before it is pruned.
+
+        Returns:
+            numbers by name, such as by the linear's; no two layers' share one.
+        """
+        raise NotImplementedError
+
+    def allocate(
+        self, figures: Mapping[str, float], linears: Mapping[str, PrunedLinear]
+    ) -> dict[str, Pattern]:
+        """The pattern of each linear.
+
+        Args:
+            figures: those of all layers.
+            linears: those that get the pipeline's pattern, at least one. What an override
+                gives a pattern of its own is not among them.
+
+        Returns:
+            patterns by linear, one for all of a permutation group, which keep no more weights
+            than the pipeline's pattern in sum. Linears that it leaves out keep that.
+        """
+        raise NotImplementedError
+
 
 class PermutationLearner(Component):
     """Finds the order of the input channels of each permutation group of a window."""
@@ -148,6 +219,10 @@ class Pruner(Component):
     sequential: ClassVar[bool] = False
     """True if weights change, so that each layer wants statistics of pruned inputs."""
 
+    refines_first: ClassVar[bool] = False
+    """True if :meth:`refine` does not depend on permutations: it is then called before they are
+    learned, with every group in its original order, so that learners see its scores, too."""
+
     def sequences(self, calibration: int) -> int:
         """How many learning sequences it wants, given that ``calibration`` are asked for."""
         return calibration
@@ -156,7 +231,8 @@ class Pruner(Component):
         """Scores in place of the metric's, from a look at the whole window.
 
         Called once a window, before any of its linears is pruned, so that a pruner can
-        learn what to keep through the window. Most pruners have no use for it.
+        learn what to keep through the window; with ``refines_first``, before permutations are
+        learned. Most pruners have no use for it.
 
         Args:
             window: all groups of the window, pruned by this pruner or by others;
@@ -344,6 +420,7 @@ class Observer(Component):
 
 KINDS: dict[str, type[Component]] = {
     "metric": Metric,
+    "allocation": Allocation,
     "permutation": PermutationLearner,
     "pruner": Pruner,
     "evaluator": Evaluator,

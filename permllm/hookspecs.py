@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import click
 
     from permllm.components import (
+        Allocation,
         Dataset,
         Evaluator,
         Exporter,
@@ -49,6 +50,19 @@ def permllm_metrics() -> Iterable[type[Metric]]:
         def permllm_metrics():
             from my_package.power import Power
             return [Power]
+    """
+
+
+@hookspec
+def permllm_allocations() -> Iterable[type[Allocation]]:
+    """Allocations that the plugin adds: how much of each linear is kept.
+
+    Called once, when plugins are loaded. Return component classes::
+
+        @permllm.hookimpl
+        def permllm_allocations():
+            from my_package.by_depth import ByDepth
+            return [ByDepth]
     """
 
 

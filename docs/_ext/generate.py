@@ -28,6 +28,7 @@ SECTIONS = {
 }
 PLURALS = {
     "metric": "Metrics",
+    "allocation": "Allocations",
     "permutation": "Permutation learners",
     "pruner": "Pruners",
     "evaluator": "Evaluators",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from permllm.contexts.sequences import Sequences
 from permllm.core.patterns import Pattern
+from permllm.errors import RunFailed
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 
@@ -79,7 +80,13 @@ class WholeTensors:
         return self.decoder.weight(linear).to(self.device)
 
     def scores(self, linear: str) -> Tensor:
-        """The scores ``[C_out, C_in]`` on the device."""
+        """The scores ``[C_out, C_in]`` on the device.
+
+        Raises:
+            RunFailed: there are none yet: a metric asks for what it is to find.
+        """
+        if linear not in self.all_scores:
+            raise RunFailed(f"the scores of {linear} were asked for before a metric gave them")
         return self.all_scores[linear].to(self.device)
 
     def statistics(self, group: str) -> Mapping[str, Tensor]:
@@ -182,6 +189,19 @@ class Window:
         """The linears that ``pruner`` prunes, and those of which nothing is said."""
         return [name for name in self.linears if self.pruners.get(name, pruner) == pruner]
 
+    def group_of(self, linear: str) -> str:
+        """The name of the group that a linear is in."""
+        return next(name for name, group in self.groups.items() if linear in group.linears)
+
+    def layer_of(self, linear: str) -> int:
+        """The decoder layer of a linear, from 0 to ``model_layers - 1``."""
+        return self.groups[self.group_of(linear)].layer
+
+    @property
+    def model_layers(self) -> int:
+        """How many decoder layers the whole model has."""
+        return len(self.decoder.layers)
+
     def pattern(self, group: str) -> Pattern:
         """The N:M of a group."""
         return self.patterns[group]
@@ -239,6 +259,29 @@ class Window:
             ``[b, L, H]`` for each layer; the last are :meth:`outputs`.
         """
         return list(self._states(self.pruned_inputs, rows, weights, recompute))
+
+    def gradients(
+        self, linears: Sequence[str], loss: Callable[[Tensor, Tensor], Tensor]
+    ) -> Iterator[dict[str, Tensor]]:
+        """The gradients of a loss with respect to the dense weights, one sequence at a time.
+
+        Over the sequences of the calibration. Their squares may be summed to a regional
+        gradient score (Wanda++), or to the diagonal of a Fisher matrix.
+
+        Args:
+            linears: whose weights.
+            loss: of the hidden states ``[1, L, H]`` at the window's end and the row
+                ``LongTensor[1]`` that they belong to; a number.
+
+        Yields:
+            ``[C_out, C_in]`` by linear, in the weights' dtype.
+        """
+        for row in self.learning[: self.calibration].split(1):
+            weights = {name: self.weight(name).detach().requires_grad_() for name in linears}
+            with torch.enable_grad():
+                value = loss(self.outputs(weights, row, recompute=True), row)
+            found = torch.autograd.grad(value, tuple(weights.values()), materialize_grads=True)
+            yield dict(zip(weights, found, strict=True))
 
     def targets(self, rows: Tensor) -> Tensor:
         """The dense model's hidden states ``[b, L, H]`` at the window's end.

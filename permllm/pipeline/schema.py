@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import attrs
 
 from permllm.components import (
+    Allocation,
     Dataset,
     Evaluator,
     Exporter,
@@ -100,6 +101,11 @@ class Layers:
     """What is done to the decoder layers."""
 
     metric: Metric = reference("wanda", help="how important each weight is")
+    allocation: Allocation | None = option(
+        None,
+        help="how much of each linear is kept, within what the pattern keeps of all; null: the "
+        "pattern everywhere",
+    )
     permutation: PermutationLearner = reference("lcp", help="how the channels' order is found")
     pruner: Pruner = reference("mask", help="how weights are cut to the pattern")
     window: int | Literal["all"] = attrs.field(

@@ -21,16 +21,17 @@ HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("permllm_"))
 COMPONENT_HOOKS = {kind: f"permllm_{kind}s" for kind in KINDS}
 """The hook through which each kind of component comes in."""
 
-METHODS = {
-    "metric": "scores",
-    "permutation": "learn",
-    "pruner": "prune",
-    "evaluator": "evaluate",
-    "dataset": "texts",
-    "exporter": "export",
-    "observer": "watch",
+METHODS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "metric": (("scores", "window_scores"),),
+    "allocation": (("figures",), ("allocate",)),
+    "permutation": (("learn",),),
+    "pruner": (("prune",),),
+    "evaluator": (("evaluate",),),
+    "dataset": (("texts",),),
+    "exporter": (("export",),),
+    "observer": (("watch",),),
 }
-"""The method that each kind of component has to have."""
+"""The methods that each kind of component has to have: of every set of names at least one."""
 
 RESERVED = {"name", "preset", "source"}
 """Keys of a component's mapping in a pipeline file that cannot be options."""
@@ -63,7 +64,9 @@ def wrong_component(kind: str, offered: object) -> str | None:
     return flaw and f"{shown} {flaw}"
 
 
-def _flaws(cls: type[Component], base: type[Component], method: str) -> Iterator[str]:
+def _flaws(
+    cls: type[Component], base: type[Component], methods: tuple[tuple[str, ...], ...]
+) -> Iterator[str]:
     """What is wrong with a class; each check relies on those before it."""
     frozen = getattr(cls.__setattr__, "__name__", "") == "_frozen_setattrs"
     if not frozen or "__attrs_attrs__" not in vars(cls):
@@ -76,7 +79,7 @@ def _flaws(cls: type[Component], base: type[Component], method: str) -> Iterator
     yield from _needs_flaws(cls)
     yield from _option_flaws(cls)
     yield from _preset_flaws(cls)
-    yield from _method_flaws(cls, base, method)
+    yield from _method_flaws(cls, base, methods)
 
 
 def _needs_flaws(cls: type[Component]) -> Iterator[str]:
@@ -142,13 +145,30 @@ def _preset_flaws(cls: type[Component]) -> Iterator[str]:
             yield f"has a preset '{preset}' with an unknown option '{unknown}'{near}"
 
 
-def _method_flaws(cls: type[Component], base: type[Component], name: str) -> Iterator[str]:
+def _method_flaws(
+    cls: type[Component], base: type[Component], ways: tuple[tuple[str, ...], ...]
+) -> Iterator[str]:
+    for names in ways:
+        lacking = [
+            name
+            for name in names
+            if inspect.getattr_static(cls, name) is inspect.getattr_static(base, name)
+        ]
+        if len(lacking) == len(names):
+            yield f"lacks the method {_wanted(base, names[0])}"
+        for name in names:
+            yield from _signature_flaws(cls, base, name)
+
+
+def _wanted(base: type[Component], name: str) -> str:
+    return f"{name}({', '.join(inspect.signature(getattr(base, name)).parameters)})"
+
+
+def _signature_flaws(cls: type[Component], base: type[Component], name: str) -> Iterator[str]:
     # Names alone: types may be written in many ways.
     arguments = list(inspect.signature(getattr(base, name)).parameters)
-    wanted = f"{name}({', '.join(arguments)})"
+    wanted = _wanted(base, name)
     method, signature = inspect.getattr_static(cls, name), inspect.signature(getattr(cls, name))
-    if method is inspect.getattr_static(base, name):
-        yield f"lacks the method {wanted}"
     try:
         # Static methods and those of the class are given no self.
         signature.bind(*arguments[0 if isinstance(method, types.FunctionType) else 1 :])

@@ -52,6 +52,11 @@ class Distil(TrainingOptions, Pruner):
         """As the pruner that says what is kept."""
         return self.mask.sequential
 
+    @property
+    def refines_first(self) -> bool:  # type: ignore[override]
+        """As the pruner that says what is kept."""
+        return self.mask.refines_first
+
     def sequences(self, calibration: int) -> int:
         """As many as training or the other pruner wants."""
         return max(super().sequences(calibration), self.mask.sequences(calibration))

@@ -18,6 +18,7 @@ from permllm.errors import RunFailed
 from permllm.files import completing
 from permllm.pipeline.reading import dump_yaml, published, resolved
 from permllm.results import DENSE, RunResult
+from permllm.runner.allocating import allocated
 from permllm.runner.caching.keys import component_key
 from permllm.runner.memory import PeakMemory
 from permllm.runner.room import room_for
@@ -82,15 +83,14 @@ class OneRun:
         if self._stores_permutations():
             # Before anything is learned.
             shared.layout.check_storable(filter(constraints.leaves_free, self._pruned_groups()))
+        chain = shared.decoder, run, sequences, shared.device, shared.reporter.hook
+        settings = allocated(*chain, stages=shared.stages)
         loop = WindowLoop.of(
-            shared.decoder,
-            run,
-            sequences,
-            shared.device,
-            shared.reporter.hook,
+            *chain,
             directory=windows,
             stages=shared.stages,
             constraints=constraints,
+            settings=settings,
         )
         pruned = loop.prune()
         figures = overall(pruned, shared.decoder.entries) | self._evaluate(pruned, windows)

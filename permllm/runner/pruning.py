@@ -3,8 +3,8 @@ reports out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import attrs
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from permllm.components import Pruner
 from permllm.contexts.window import WholeTensors, Window
 from permllm.core.patterns import is_nm, retained_share
-from permllm.core.permutations import invert
+from permllm.core.permutations import identity, invert
 from permllm.core.statistics import SQUARE_SUM
 from permllm.errors import RunFailed
 from permllm.models.decoder import Decoder
@@ -23,8 +23,25 @@ from permllm.runner.reporting import Reporter
 from permllm.runner.selection import LinearSettings, needed
 from permllm.runner.statistics import Gathering
 
+T = TypeVar("T")
+
 GroupSums = Mapping[str, Mapping[str, Tensor]]
 """By group, by statistic."""
+
+
+@attrs.frozen(eq=False)
+class ScoredWindow:
+    """A window with the scores that learners see, and what these come from.
+
+    Attributes:
+        window: with the scores.
+        metric_scores: ``[C_out, C_in]`` by linear: the metrics'.
+        refined: those that pruners put in their place before permutations are learned.
+    """
+
+    window: Window
+    metric_scores: Mapping[str, Tensor]
+    refined: Mapping[str, Tensor]
 
 
 @attrs.frozen(eq=False)
@@ -41,22 +58,47 @@ class LinearPruning:
     settings: Mapping[str, LinearSettings]
     device: torch.device
 
-    def tensors(self, groups: Mapping[str, Group], sums: GroupSums) -> WholeTensors:
-        """Weights, scores and statistics of some groups, for a window."""
-        return WholeTensors(self.decoder, self.device, self.scores(groups, sums), sums)
+    def tensors(self, sums: GroupSums, scores: Mapping[str, Tensor]) -> WholeTensors:
+        """Weights, scores and statistics, for a window."""
+        return WholeTensors(self.decoder, self.device, scores, sums)
 
-    def scores(self, groups: Mapping[str, Group], sums: GroupSums) -> dict[str, Tensor]:
-        """The scores of every linear of some groups."""
+    def scored(self, window: Window, sums: GroupSums) -> ScoredWindow:
+        """A window that has no scores, with those of its metrics and pruners."""
+        found: dict[str, Tensor] = {}
+        for metric in _distinct(self.settings[linear].metric for linear in window.linears):
+            linears = [name for name in window.linears if self.settings[name].metric == metric]
+            scores = metric.window_scores(window, linears)
+            for linear in linears:
+                self.check_scores(f"metric '{metric.name}'", linear, scores.get(linear))
+                found[linear] = scores[linear]
+        scores = {linear: found[linear] for linear in window.linears}
+        window = attrs.evolve(window, tensors=self.tensors(sums, scores))
+        original = {name: identity(group.channels) for name, group in window.groups.items()}
+        refined = self.refine(window, original, first=True)
+        if refined:
+            window = attrs.evolve(window, tensors=self.tensors(sums, scores | refined))
+        return ScoredWindow(window, scores, refined)
+
+    def scores_anew(
+        self, window: ScoredWindow, groups: Mapping[str, Group], sums: GroupSums
+    ) -> dict[str, Tensor]:
+        """The scores of some groups' linears from other statistics.
+
+        Those of metrics that look at the whole window stay.
+        """
         scores = {}
         for name, group in groups.items():
             for linear in group.linears:
                 metric = self.settings[linear].metric
+                if metric.looks():
+                    scores[linear] = window.metric_scores[linear]
+                    continue
                 weight = self.decoder.weight(linear).to(self.device)
                 scores[linear] = metric.scores(weight, sums[name])
                 self.check_scores(f"metric '{metric.name}'", linear, scores[linear])
         return scores
 
-    def check_scores(self, whose: str, linear: str, scores: Tensor) -> None:
+    def check_scores(self, whose: str, linear: str, scores: object) -> None:
         """Refuse scores that cannot be used.
 
         Raises:
@@ -105,10 +147,18 @@ class LinearPruning:
                 weights[linear] = pruned.cpu()
         return weights, reports
 
-    def refine(self, window: Window, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The scores that pruners put in place of the metric's, each for its own linears."""
+    def refine(
+        self, window: Window, permutations: Mapping[str, Tensor], *, first: bool
+    ) -> dict[str, Tensor]:
+        """The scores that pruners put in place of the metric's, each for its own linears.
+
+        Args:
+            window: with the metrics' scores.
+            permutations: ``LongTensor[C_in]`` by group.
+            first: of pruners that refine before permutations are learned, or of the others.
+        """
         refined: dict[str, Tensor] = {}
-        for pruner in self._pruners(window):
+        for pruner in (one for one in self._pruners(window) if one.refines_first == first):
             for linear, scores in pruner.refine(window, permutations).items():
                 if self.settings[linear].pruner == pruner:
                     self.check_scores(f"pruner '{pruner.name}'", linear, scores)
@@ -140,7 +190,7 @@ class LinearPruning:
         )
 
     def _pruners(self, window: Window) -> list[Pruner]:
-        return list(dict.fromkeys(self.settings[linear].pruner for linear in window.linears))
+        return _distinct(self.settings[linear].pruner for linear in window.linears)
 
     def _pruned(
         self,
@@ -192,13 +242,14 @@ class LayerPruning:
     reporter: Reporter
 
     def prune(
-        self, window: Window, permutations: Mapping[str, Tensor]
+        self, scored: ScoredWindow, permutations: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], list[LayerReport]]:
         """The pruned weights of a window's linears, and a report on each.
 
         A pruner that changes what it keeps wants to know what the pruned layers before
         it give: statistics and scores are then taken anew for every layer.
         """
+        window = scored.window
         weights: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
         reports: list[LayerReport] = []
@@ -206,8 +257,8 @@ class LayerPruning:
         in_turn = any(settings.pruner.sequential for settings in used)
         wanted = needed([part for settings in used for part in (settings.metric, settings.pruner)])
         stream = self.gathering.stream() if in_turn else []
-        refined = self.linears.refine(window, permutations)
-        scores = {linear: window.scores(linear) for linear in window.linears}
+        refined = {**scored.refined, **self.linears.refine(window, permutations, first=False)}
+        scores = dict(scored.metric_scores)
         sums: GroupSums = {group: window.statistics(group) for group in window.groups}
         run = self.reporter.run
         stage, total = f"pruning, {run.label if run else window.name}", len(window.layers)
@@ -216,7 +267,7 @@ class LayerPruning:
             here = {name: group for name, group in window.groups.items() if group.layer == layer}
             if in_turn:
                 sums = self.gathering.of_layer(layer, stream, wanted)
-                scores = self.linears.scores(here, sums)
+                scores = self.linears.scores_anew(scored, here, sums)
             pruned, layer_reports = self.linears.prune(here, permutations, scores, refined, sums)
             weights |= pruned
             reports += layer_reports
@@ -272,6 +323,15 @@ def _fault_of(scores: Any, shape: tuple[int, ...]) -> str | None:
     if bool((scores < 0).any()):
         return f"negative (the least is {float(scores.min()):.3g})"
     return None
+
+
+def _distinct(components: Iterable[T]) -> list[T]:
+    """Each once; options may be mappings, so that components have no hash."""
+    distinct: list[T] = []
+    for component in components:
+        if component not in distinct:
+            distinct.append(component)
+    return distinct
 
 
 def zero_share(weight: Tensor) -> float:

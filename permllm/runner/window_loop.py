@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from permllm.contexts.sequences import Sequences
 from permllm.contexts.window import Window, cut_windows, span
+from permllm.core.statistics import Statistic
 from permllm.errors import UserError
 from permllm.folding.constraints import Constraints
 from permllm.models.decoder import Decoder
@@ -21,7 +23,7 @@ from permllm.results import Cost
 from permllm.runner.caching.chain_keys import ChainKeys
 from permllm.runner.caching.memo import Meter, Stages
 from permllm.runner.learning import Learning
-from permllm.runner.pruning import LayerPruning, LinearPruning
+from permllm.runner.pruning import LayerPruning, LinearPruning, ScoredWindow
 from permllm.runner.reporting import Reporter
 from permllm.runner.room import room_for
 from permllm.runner.selection import LinearSettings, needed, pruned_groups, settle
@@ -82,6 +84,7 @@ class WindowLoop:
         directory: Path | None = None,
         stages: Stages | None = None,
         constraints: Constraints | None = None,
+        settings: dict[str, LinearSettings] | None = None,
     ) -> WindowLoop:
         """The loop of a run.
 
@@ -94,12 +97,13 @@ class WindowLoop:
             directory: where finished windows are kept; nowhere if it is None.
             stages: computes results, or finds them; they are all computed if it is None.
             constraints: what permutations the groups may get; any if it is None.
+            settings: of every linear, where not all are as the pipeline says.
 
         Raises:
             UserError: the pipeline does not fit the model.
         """
         pipeline, stages = run.pipeline, stages or Stages()
-        settings = settle(decoder, pipeline)
+        settings = settings or settle(decoder, pipeline)
         layer_of = {name: linear.layer for name, linear in decoder.linears.items()}
         reporter = Reporter(hook, run)
         keys = ChainKeys(stages, pipeline, sequences, settings, layer_of)
@@ -145,7 +149,22 @@ class WindowLoop:
 
     def window(self, index: int, layers: range) -> Window:
         """The window over some layers as the learner sees it: inputs, statistics, scores."""
-        return self._window(index, layers)[0]
+        return self._window(index, layers, self.pipeline.layers.permutation.needs)[0].window
+
+    def dense_windows(self, needs: tuple[Statistic, ...]) -> Iterator[Window]:
+        """Every window that has linears to prune, the layers before it being dense.
+
+        Args:
+            needs: statistics beyond those of the metrics.
+        """
+        spans = cut_windows(len(self.decoder.layers), self.pipeline.layers.window)
+        for index, layers in enumerate(spans):
+            if pruned_groups(self.decoder, self.settings, layers):
+                with self._room("the allocation", layers):
+                    self.streams.catch_up()
+                    self.decoder.place(self.device, layers)
+                    yield self._window(index, layers, needs)[0].window
+            self.streams.later(layers, {})
 
     def _kept(self, index: int, layers: range, key: str | None) -> PrunedWindow | None:
         """The window from an earlier attempt or from another run, if there is one."""
@@ -177,7 +196,9 @@ class WindowLoop:
             self.streams.catch_up()
             self.decoder.place(self.device, layers)
         with self._room("the statistics", layers):
-            window, before = self._window(index, layers)
+            needs = self.pipeline.layers.permutation.needs
+            scored, before = self._window(index, layers, needs)
+        window = scored.window
         learner = self.pipeline.layers.permutation
         with self._room(f"learning the order ({learner.name})", layers):
             outcome = self.learning.within_constraints(learner, window)
@@ -186,7 +207,7 @@ class WindowLoop:
                 group: window.group_scores(group).sum(0, dtype=torch.float32).cpu()
                 for group in window.groups
             }
-            weights, reports = self.pruning.prune(window, outcome.tensors)
+            weights, reports = self.pruning.prune(scored, outcome.tensors)
         cost = before + outcome.cost + meter.cost
         result = PrunedWindow(
             weights,
@@ -206,12 +227,13 @@ class WindowLoop:
     def _room(self, what: str, layers: range) -> AbstractContextManager[None]:
         return room_for(f"{what}, {span(layers)}", self.pipeline, len(layers))
 
-    def _window(self, index: int, layers: range) -> tuple[Window, Cost]:
+    def _window(
+        self, index: int, layers: range, extra: tuple[Statistic, ...]
+    ) -> tuple[ScoredWindow, Cost]:
         groups = pruned_groups(self.decoder, self.settings, layers)
         used = [self.settings[linear] for group in groups.values() for linear in group.linears]
         metrics = [settings.metric for settings in used]
         pruners = [settings.pruner for settings in used if not settings.pruner.sequential]
-        extra = self.pipeline.layers.permutation.needs
         sums, cost = self.gathering.of_window(layers, needed([*metrics, *pruners], extra))
         window = Window(
             index=index,
@@ -225,7 +247,7 @@ class WindowLoop:
             patterns={
                 name: self.settings[group.linears[0]].pattern for name, group in groups.items()
             },
-            tensors=self.pruning.linears.tensors(groups, sums),
+            tensors=self.pruning.linears.tensors(sums, {}),
             seed=(self.pipeline.seed * 1_000_003 + index) % 2**63,
             pruners={
                 linear: self.settings[linear].pruner
@@ -241,4 +263,6 @@ class WindowLoop:
                 self.learning.permutations(learner, window).tensors  # type: ignore[arg-type]
             ),
         )
-        return window, cost
+        with Meter().running() as meter:
+            scored = self.pruning.linears.scored(window, sums)
+        return scored, cost + meter.cost

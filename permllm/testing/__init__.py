@@ -11,6 +11,7 @@ A plugin's own tests call the function for its kind of component, and
 
 from __future__ import annotations
 
+from permllm.testing.allocations import check_allocation
 from permllm.testing.datasets import check_dataset
 from permllm.testing.evaluators import check_evaluator
 from permllm.testing.exporters import check_exporter
@@ -21,6 +22,7 @@ from permllm.testing.plugins import check_plugin
 from permllm.testing.pruners import check_pruner
 
 __all__ = [
+    "check_allocation",
     "check_dataset",
     "check_evaluator",
     "check_exporter",

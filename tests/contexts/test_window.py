@@ -9,6 +9,8 @@ import attrs
 import pytest
 import torch
 
+from permllm.contexts.window import WholeTensors
+from permllm.errors import RunFailed
 from permllm.testing.windows import toy_window
 from permllm.training.loop import batches
 
@@ -82,3 +84,43 @@ def test_a_training_that_ends_early_wants_no_other_dense_states() -> None:
     for rows in islice(batches(window, 2, fresh=True), 2):
         window.targets(rows)
     assert made == [window.learning[:2].tolist(), window.learning[2:4].tolist()]
+
+
+def test_gradients_are_those_of_the_models_own_weights() -> None:
+    window = toy_window(layers=range(1))
+    model, linears = window.decoder.model, window.linears[::2]
+    rows = window.learning[: window.calibration].split(1)
+    seen: list[torch.Tensor] = []
+
+    def loss(hidden: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        seen.append(row)
+        return hidden.square().sum()
+
+    found = list(window.gradients(linears, loss))
+    assert seen == list(rows)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    weights = {linear: model.get_parameter(f"{linear}.weight") for linear in linears}
+    for row, gradients in zip(rows, found, strict=True):
+        assert list(gradients) == linears
+        states = model.requires_grad_()(window.tokens[row], output_hidden_states=True)
+        loss(states.hidden_states[1], row).backward()
+        for linear, weight in weights.items():
+            torch.testing.assert_close(gradients[linear], weight.grad)
+        model.zero_grad()
+
+
+def test_a_linear_knows_its_group_and_its_place() -> None:
+    window = toy_window(layers=range(1, 2))
+    assert window.model_layers == 2
+    for name, group in window.groups.items():
+        for linear in group.linears:
+            assert window.group_of(linear) == name
+            assert window.layer_of(linear) == 1
+
+
+def test_a_window_without_scores_says_so() -> None:
+    window = toy_window()
+    bare = WholeTensors(window.decoder, window.device, {}, {})
+    linear = window.linears[0]
+    with pytest.raises(RunFailed, match=f"the scores of {linear} were asked for before"):
+        attrs.evolve(window, tensors=bare).scores(linear)

@@ -43,7 +43,8 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Any:
             return type(name, (), {}) if name[:1].isupper() else Anything(name)
 
     # Their component classes stand for those of a reader.
-    for module in ("", ".power", ".annealing", ".admm", ".latency", ".wiki", ".onnx", ".slack"):
+    modules = ["power", "by_depth", "annealing", "admm", "latency", "wiki", "onnx", "slack"]
+    for module in ("", *(f".{name}" for name in modules)):
         monkeypatch.setitem(sys.modules, f"my_package{module}", Anything(f"my_package{module}"))
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(hookspecs)

@@ -25,6 +25,20 @@ class Power(Metric):
         return weight
 
 
+@attrs.frozen
+class Looking(Metric):
+    """Scores of a whole window, and none of a weight alone."""
+
+    name = "looking"
+
+    def window_scores(self, window: Any, linears: Any) -> Any:
+        return {}
+
+
+def test_a_metric_may_look_at_windows_alone() -> None:
+    assert with_metrics(Looking)[0].component("metric", "looking") is Looking
+
+
 def metrics_plugin(*classes: Any) -> object:
     """A plugin that adds these metrics."""
 

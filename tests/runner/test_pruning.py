@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pytest
 import torch
 
 from permllm.api import run_plan
-from permllm.components import Pruner
+from permllm.components import Metric, Pruner, option
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import RunFailed
@@ -124,3 +124,103 @@ def test_refused_scores_say_what_is_wrong(scores: Any, fault: str | None) -> Non
         return
     with pytest.raises(RunFailed, match=f"^metric 'mine' gave scores for q_proj that are {fault}$"):
         pruning.check_scores("metric 'mine'", "q_proj", scores)
+
+
+@attrs.frozen
+class FirstHalf(Mask):
+    """Keeps the channels of the first half, whatever the metric says."""
+
+    name = "first-half"
+    first: bool = True
+
+    @property
+    def refines_first(self) -> bool:  # type: ignore[override]
+        return self.first
+
+    def refine(self, window: Any, permutations: Any) -> dict[str, torch.Tensor]:
+        if self.first:
+            for name, permutation in permutations.items():
+                assert permutation.equal(torch.arange(window.groups[name].channels))
+        halves = {}
+        for linear in window.linears:
+            halves[linear] = torch.zeros_like(window.weight(linear))
+            halves[linear][:, : halves[linear].shape[1] // 2] = 1
+        return halves
+
+
+class FirstHalfPlugin:
+    @hookimpl
+    def permllm_pruners(self) -> list[type[Pruner]]:
+        return [FirstHalf]
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        {"name": "first-half"},
+        {"name": "distil", "steps": 1, "learning_rate": 0.0, "mask": "first-half"},
+    ],
+)
+def test_learners_see_what_a_pruner_refines_first(
+    pruner: dict[str, Any], write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    registry = Registry.load()
+    registry.add(FirstHalfPlugin(), "half")
+    layers = {"permutation": "cp", "pruner": pruner}
+    plan = make_plan(write_pipeline(layers=layers, evaluate=[]), registry, out=tmp_path / "out")
+    run_plan(plan, registry)
+    window = load_window(plan.runs[0].directory / "windows/000.safetensors")
+    for report in window.reports:
+        pruned = window.weights[report.linear] != 0
+        first, second = pruned.chunk(2, dim=1)
+        assert bool(first.any()), report.linear
+        assert not bool(second.any()), report.linear
+        # By the scores that decide it would be 1.
+        assert report.retained < 0.9, report.linear
+
+
+@attrs.frozen
+class Seen(Metric):
+    """Scores from everything that a metric may see; writes down when it was asked."""
+
+    name = "seen"
+    asked: ClassVar[list[list[str]]] = []
+    options: dict[str, int] = option(factory=dict, help="anything")
+
+    def window_scores(self, window: Any, linears: Any) -> dict[str, torch.Tensor]:
+        self.asked.append(list(linears))
+        totals = {name: torch.zeros_like(window.weight(name)) for name in linears}
+        for gradients in window.gradients(linears, lambda hidden, row: hidden.norm()):
+            for name, gradient in gradients.items():
+                totals[name] += gradient.square()
+        return {
+            name: (total.sqrt() + window.seed % 7 + 1) * (1 + window.layer_of(name)) + len(name)
+            for name, total in totals.items()
+        }
+
+
+class SeenPlugin:
+    @hookimpl
+    def permllm_metrics(self) -> list[type[Metric]]:
+        return [Seen]
+
+
+def test_a_metric_may_look_at_the_whole_window(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    registry = Registry.load()
+    registry.add(SeenPlugin(), "seen")
+    Seen.asked.clear()
+    layers = {
+        "permutation": "cp",
+        "metric": {"name": "seen", "options": {"any": 1}},
+        "pruner": "sparsegpt",
+        "overrides": [{"match": "*.down_proj", "metric": "wanda"}],
+        "window": "all",
+    }
+    plan = make_plan(write_pipeline(layers=layers, evaluate=[]), registry, out=tmp_path / "out")
+    run_plan(plan, registry)
+    window = load_window(plan.runs[0].directory / "windows/000.safetensors")
+    wanted = [one.linear for one in window.reports if not one.linear.endswith("down_proj")]
+    # Once for the window, where others' scores are taken anew for every layer.
+    assert Seen.asked == [wanted]

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from permllm.components import PermutationLearner, Pruner
+from permllm.components import Allocation, PermutationLearner, Pruner
 from permllm.core.digest import tensor_digest
 from permllm.core.statistics import Statistic
 from permllm.pipeline.schema import Pipeline
@@ -67,6 +67,11 @@ class ChainKeys:
             lambda: [self._inputs(), _ends(layers), self.calibration, statistic_key(statistic)],
         )
 
+    def allocation(self, allocation: Allocation) -> list[Any]:
+        """What an allocation's figures of all layers depend on."""
+        linears = [[name, *_scorers(settings)] for name, settings in self.settings.items()]
+        return [component_key(allocation, "train"), self.everything, self.pipeline.seed, linears]
+
     def permutations(self, learner: PermutationLearner, layers: range) -> str | None:
         """Of what a learner finds for a window."""
         return self.stages.key("permutations", lambda: self._order(learner, layers))
@@ -84,18 +89,18 @@ class ChainKeys:
         return self.stages.key("windows", parts)
 
     def _order(self, learner: PermutationLearner, layers: range) -> list[Any]:
-        linears = [
-            [name, str(settings.pattern), component_key(settings.metric)]
-            for name, settings in self._here(layers).items()
-        ]
-        tokens = self.calibration if learner.only_scores else self.everything
+        here = self._here(layers)
+        looks = any(
+            settings.metric.looks() or settings.pruner.refines_first for settings in here.values()
+        )
+        tokens = self.calibration if learner.only_scores and not looks else self.everything
         return [
             self._inputs(),
             _ends(layers),
             # The window's seed depends on its index.
             [len(self.before), self.pipeline.seed],
             component_key(learner, "train"),
-            linears,
+            [[name, str(settings.pattern), *_scorers(settings)] for name, settings in here.items()],
             [self.pipeline.layers.foldable, self.pipeline.layers.residual],
             [self.calibration, tokens],
         ]
@@ -114,6 +119,12 @@ class ChainKeys:
             for name, settings in self.settings.items()
             if self.layer_of[name] in layers
         }
+
+
+def _scorers(settings: LinearSettings) -> list[Any]:
+    """What decides about the scores that learners see."""
+    pruners = [settings.pruner] if settings.pruner.refines_first else []
+    return [component_key(one) for one in (settings.metric, *pruners)]
 
 
 def _looks(pruner: Pruner) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
+import torch
 
 from permllm.core.statistics import GRAM, SQUARE_SUM
+from permllm.metrics.wanda import Wanda
 from permllm.permutations.cp import Cp
 from permllm.permutations.lcp import Lcp
+from permllm.pruners.mask import Mask
 from permllm.runner.caching.chain_keys import ChainKeys
 
 FIRST, SECOND = range(1), range(1, 2)
@@ -69,3 +73,41 @@ def test_after_a_window_without_a_key_nothing_is_kept(keys) -> None:
     assert one.model() == ""
     assert one.statistic(GRAM, SECOND) is None
     assert one.window(SECOND) is None
+
+
+@attrs.frozen
+class Looking(Wanda):
+    """Looks at the whole window."""
+
+    def window_scores(self, window, linears):
+        return super().window_scores(window, linears)
+
+
+@attrs.frozen
+class RefinesFirst(Mask):
+    """Refines before permutations are learned."""
+
+    refines_first = True
+    level: int = 0
+
+
+def changed(loop, rows: int, **changes) -> ChainKeys:
+    """The keys with other components and so many learning rows, the same calibration."""
+    sequences = attrs.evolve(loop.sequences, learning=torch.arange(rows))
+    settings = {name: attrs.evolve(one, **changes) for name, one in loop.settings.items()}
+    keys = loop.keys
+    return ChainKeys(keys.stages, keys.pipeline, sequences, settings, keys.layer_of)
+
+
+@pytest.mark.parametrize(
+    ("changes", "depends"),
+    [({}, False), ({"metric": Looking()}, True), ({"pruner": RefinesFirst()}, True)],
+)
+def test_scores_from_the_whole_window_depend_on_all_text(loop_of, changes, depends) -> None:
+    four, six = (changed(loop_of(), rows, **changes) for rows in (4, 6))
+    assert (four.permutations(Cp(), FIRST) != six.permutations(Cp(), FIRST)) == depends
+
+
+def test_a_pruner_that_refines_first_matters_for_the_permutations(loop_of) -> None:
+    one, other = (changed(loop_of(), 4, pruner=RefinesFirst(level)) for level in (0, 1))
+    assert one.permutations(Cp(), FIRST) != other.permutations(Cp(), FIRST)
