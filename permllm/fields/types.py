@@ -60,6 +60,7 @@ class FieldType:
         read: makes a value of plain data, strictly: true is no number, "3" is none either.
         schema: the JSON Schema of what is read; takes the hint and the schema of its parts.
             None where it is made of a class' fields.
+        holds: whether a value of Python, such as a default, is of the type.
         parts: the types that it is made of.
         cls: the only type of this kind, where it is a class.
         as_text: plain data has its values as texts, rather than as they are.
@@ -69,6 +70,7 @@ class FieldType:
     words: Callable[[Any], str]
     read: Callable[[Any, Any, Reading], Any]
     schema: Callable[[Any, Callable[[Any], Schema]], Schema] | None
+    holds: Callable[[Any, Any], bool] = isinstance
     parts: Callable[[Any], tuple[Any, ...]] = lambda hint: ()
     cls: type | None = None
     as_text: bool = False
@@ -77,6 +79,12 @@ class FieldType:
 def kind_of(hint: Any) -> FieldType | None:
     """The row of a type, or None if no field may have it."""
     return next((row for row in TYPES if row.fits(hint)), None)
+
+
+def holds(value: Any, hint: Any) -> bool:
+    """Whether a value of Python is of a type."""
+    row = kind_of(hint)
+    return row is not None and row.holds(value, hint)
 
 
 def type_text(hint: Any) -> str:
@@ -123,12 +131,14 @@ def _scalar(
     read: Callable[[Any, Any, Reading], Any],
     *,
     as_text: bool = False,
+    holds: Callable[[Any, Any], bool] = isinstance,
 ) -> FieldType:
     return FieldType(
         fits=lambda hint: hint is cls,
         words=lambda hint: words,
         read=read,
         schema=lambda hint, of: dict(schema),
+        holds=holds,
         cls=None if cls is Any else cls,
         as_text=as_text,
     )
@@ -155,6 +165,15 @@ def _number(value: Any, hint: Any, reader: Reading) -> float:
     if not math.isfinite(value) or abs(value) > LARGEST:
         raise FieldError(f"expected a finite number of usual size, not {shown(value)}")
     return float(value)
+
+
+def _is_number(value: Any, hint: Any) -> bool:
+    """Whether a number is of a type; whole ones are numbers, too, and true is neither."""
+    return isinstance(value, (hint, int)) and not isinstance(value, bool)
+
+
+def _any_holds(value: Any, hint: Any) -> bool:
+    return any(holds(value, member) for member in members(hint))
 
 
 def _path(value: Any, hint: Any, reader: Reading) -> Path:
@@ -271,8 +290,8 @@ _DURATION = {"type": "string", "pattern": r"^([0-9.]+h)?([0-9.]+m)?([0-9.]+s)?$"
 
 TYPES: tuple[FieldType, ...] = (
     _scalar(bool, "true or false", {"type": "boolean"}, _instance),
-    _scalar(int, "a whole number", {"type": "integer"}, _whole),
-    _scalar(float, "a number", {"type": "number"}, _number),
+    _scalar(int, "a whole number", {"type": "integer"}, _whole, holds=_is_number),
+    _scalar(float, "a number", {"type": "number"}, _number, holds=_is_number),
     _scalar(str, "a text", {"type": "string"}, _instance),
     _scalar(Path, "a path", {"type": "string", "minLength": 1}, _path, as_text=True),
     _scalar(Pattern, 'a pattern such as "2:4"', _PATTERN, _parsed(), as_text=True),
@@ -280,18 +299,20 @@ TYPES: tuple[FieldType, ...] = (
         Duration, "a time such as 30s or 5m", _DURATION, _parsed("write 90s or 5m"), as_text=True
     ),
     _scalar(NoneType, "null", {"type": "null"}, _instance),
-    _scalar(Any, "a value", {}, lambda value, hint, reader: value),
+    _scalar(Any, "a value", {}, lambda value, hint, reader: value, holds=lambda *_: True),
     FieldType(
         fits=lambda hint: typing.get_origin(hint) is Literal,
         words=lambda hint: " or ".join(map(repr, typing.get_args(hint))),
         read=_choice,
         schema=lambda hint, of: {"enum": list(typing.get_args(hint))},
+        holds=lambda value, hint: value in typing.get_args(hint),
     ),
     FieldType(
         fits=_is_tagged,
         words=lambda hint: "a mapping",
         read=_tagged,
         schema=_any_of,
+        holds=_any_holds,
         parts=members,
     ),
     FieldType(
@@ -299,6 +320,7 @@ TYPES: tuple[FieldType, ...] = (
         words=lambda hint: " or ".join(map(type_text, members(hint))),
         read=_union,
         schema=_any_of,
+        holds=_any_holds,
         parts=members,
     ),
     FieldType(
@@ -306,6 +328,9 @@ TYPES: tuple[FieldType, ...] = (
         words=lambda hint: f"a list of {_plural(type_text(*_element(hint)))}",
         read=sequence,
         schema=lambda hint, of: {"type": "array", "items": of(*_element(hint))},
+        holds=lambda value, hint: (
+            isinstance(value, (list, tuple)) and all(holds(item, *_element(hint)) for item in value)
+        ),
         parts=_element,
     ),
     FieldType(
@@ -313,6 +338,10 @@ TYPES: tuple[FieldType, ...] = (
         words=lambda hint: "a mapping",
         read=_mapping,
         schema=lambda hint, of: {"type": "object", "additionalProperties": of(*_mapped(hint))},
+        holds=lambda value, hint: (
+            isinstance(value, collections.abc.Mapping)
+            and all(holds(item, *_mapped(hint)) for item in value.values())
+        ),
         parts=_mapped,
     ),
     FieldType(

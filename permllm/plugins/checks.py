@@ -97,6 +97,7 @@ def _option_flaws(cls: type[Component]) -> Iterator[str]:
     from permllm.fields.errors import FieldError, shown
     from permllm.fields.options import check_range, option_types
     from permllm.fields.reading import STRICT
+    from permllm.fields.types import holds
 
     hints = option_types(cls)
     for taken in RESERVED & set(hints):
@@ -116,6 +117,11 @@ def _option_flaws(cls: type[Component]) -> Iterator[str]:
             check_range("it", default, field.metadata)
         except FieldError as error:
             yield f"has the option '{key}' with a default that no file could give: {error}"
+        if not holds(default, hints[key]):
+            yield (
+                f"has the option '{key}' with the default {default!r}, which is no "
+                f"{inspect.formatannotation(hints[key])}"
+            )
 
 
 def _kind_left_out(default: Any, hint: Any) -> str | None:
@@ -130,7 +136,9 @@ def _kind_left_out(default: Any, hint: Any) -> str | None:
         inner = [part for part in row.parts(hint) if part is not hint]
         wrong = (_kind_left_out(item, part) for item in default for part in inner)
         return next(filter(None, wrong), None)
-    fitting = tuple(member for member in members(hint) if isinstance(member, type))
+    # Any is a class as well.
+    classes = (member for member in members(hint) if isinstance(member, type))
+    fitting = tuple(member for member in classes if member is not Any)
     kind = next(filter(None, map(component_kind, fitting)), None)
     return None if isinstance(default, fitting) or default is None else kind
 

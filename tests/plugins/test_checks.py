@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
 
 import permllm
 from permllm.components import Metric, option
+from permllm.core.durations import Duration
+from permllm.core.patterns import Pattern
 from permllm.registry import PluginInfo, Registry
 
 
@@ -37,6 +40,54 @@ class Looking(Metric):
 
 def test_a_metric_may_look_at_windows_alone() -> None:
     assert with_metrics(Looking)[0].component("metric", "looking") is Looking
+
+
+def with_option(hint: Any, default: Any) -> Any:
+    class Made(Power):
+        """Made."""
+
+        it: Any = option(default, help="an option")
+
+    Made.__annotations__["it"] = hint
+    return attrs.frozen(Made)
+
+
+@pytest.mark.parametrize(
+    ("hint", "default"),
+    [
+        (Path, "x"),
+        (Pattern, "2:4"),
+        (Duration, "5m"),
+        (tuple[int, ...], ("1",)),
+        (tuple[int, ...], 1),
+        (dict[str, int], {"a": "1"}),
+        (Metric, None),
+        (int | None, "3"),
+        (Literal["a", "b"], "c"),
+        (tuple[Path, ...], ("x",)),
+    ],
+)
+def test_a_default_is_of_its_options_type(hint: Any, default: Any) -> None:
+    (warning,) = with_metrics(with_option(hint, default))[0].warnings
+    assert f"has the option 'it' with the default {default!r}, which is no " in warning
+
+
+@pytest.mark.parametrize(
+    ("hint", "default"),
+    [
+        (Path, Path("x")),
+        (float, 3),
+        (int | None, None),
+        (tuple[int, ...], [1, 2]),
+        (dict[str, Path], {"a": Path("x")}),
+        (Metric, Power()),
+        (Metric | None, None),
+        (Literal["a", "b"], "b"),
+        (Any, object()),
+    ],
+)
+def test_defaults_of_the_right_type_pass(hint: Any, default: Any) -> None:
+    assert with_metrics(with_option(hint, default))[0].warnings == []
 
 
 def metrics_plugin(*classes: Any) -> object:
