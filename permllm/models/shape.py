@@ -34,7 +34,8 @@ class ModelShape:
         positions: the longest sequence that it was made for; None without a limit.
         channels: ``C_in`` of every linear module in the decoder layers, by full name.
         shapes: of all parameters, by full name.
-        matrices: the names of all matrices in the decoder layers, those of experts included.
+        matrices: the numbers in each matrix of the decoder layers, by name. Those of stacked
+            experts count in the slices, and their stack has none.
     """
 
     parameters: int
@@ -45,7 +46,7 @@ class ModelShape:
     positions: int | None
     channels: dict[str, int]
     shapes: dict[str, tuple[int, ...]] = attrs.field(factory=dict)
-    matrices: tuple[str, ...] = ()
+    matrices: dict[str, int] = attrs.field(factory=dict)
 
 
 def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
@@ -72,11 +73,11 @@ def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         positions=positions_of(config),
         channels=channels,
         shapes={name: tuple(one.shape) for name, one in model.named_parameters()},
-        matrices=tuple(
-            name
+        matrices={
+            name: size
             for index, layer in enumerate(layers)
-            for name in _matrices(f"{title}.{index}", layer)
-        ),
+            for name, size in _matrices(f"{title}.{index}", layer)
+        },
     )
 
 
@@ -101,14 +102,16 @@ def mismatched(folder: Path, name: str, held: Sequence[int], made: Sequence[int]
     )
 
 
-def _matrices(title: str, layer: nn.Module) -> Iterator[str]:
-    """The names of a layer's matrices: of their modules, of bare parameters, and of experts."""
+def _matrices(title: str, layer: nn.Module) -> Iterator[tuple[str, int]]:
+    """The matrices of a layer by the names of modules, bare parameters and experts' slices."""
     for name, parameter in layer.named_parameters(remove_duplicate=False):
-        if parameter.dim() > 1:
-            full = f"{title}.{name.removesuffix('.weight')}"
-            yield full
+        full = f"{title}.{name.removesuffix('.weight')}"
         if parameter.dim() == 3:
-            yield from (f"{full}[{expert}]" for expert in range(len(parameter)))
+            yield full, 0
+            each = parameter.numel() // len(parameter)
+            yield from ((f"{full}[{expert}]", each) for expert in range(len(parameter)))
+        elif parameter.dim() > 1:
+            yield full, parameter.numel()
 
 
 def _skeleton(config: Any, trust_remote_code: bool) -> nn.Module:

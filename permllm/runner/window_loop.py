@@ -129,6 +129,7 @@ class WindowLoop:
 
     def prune(self) -> PrunedWindow:
         """Prune all windows; the result covers the whole model."""
+        self._warn_if_nothing_moves()
         windows = []
         spans = cut_windows(len(self.decoder.layers), self.pipeline.layers.window)
         for index, layers in enumerate(spans):
@@ -165,6 +166,17 @@ class WindowLoop:
                     self.decoder.place(self.device, layers)
                     yield self._window(index, layers, needs)[0].window
             self.streams.later(layers, {})
+
+    def _warn_if_nothing_moves(self) -> None:
+        """Say that all groups keep their order although a learner was asked for."""
+        everywhere = range(len(self.decoder.layers))
+        groups = pruned_groups(self.decoder, self.settings, everywhere)
+        learner = self.pipeline.layers.permutation
+        if learner.reorders and groups.keys() <= self.learning.constraints.kept:
+            self.reporter.warn(
+                f"no order is learned ({learner.name}): no group of this model folds, and "
+                "residual: original keeps the order of those that do not"
+            )
 
     def _kept(self, index: int, layers: range, key: str | None) -> PrunedWindow | None:
         """The window from an earlier attempt or from another run, if there is one."""

@@ -251,3 +251,13 @@ def test_a_windows_tensors_go_when_it_is_done(
         assert [window() for window in kept] == [None]
     finally:
         gc.enable()
+
+
+def test_a_learner_without_anything_to_move_says_so(write_pipeline: Any, tmp_path: Path) -> None:
+    layers = {"permutation": "cp", "residual": "original"}
+    for skip, said in (["*.down_proj", "*.o_proj", "*.v_proj"], True), ([], False):
+        recorder = Recorder()
+        path = write_pipeline(layers={**layers, "skip": skip}, evaluate=[])
+        run(path, tmp_path / str(said), recorder)
+        told = [one for one in recorder.warnings if "no order is learned (cp)" in one]
+        assert bool(told) == said, recorder.warnings

@@ -58,17 +58,22 @@ class Checked:
     Attributes:
         estimate: what it will cost.
         warnings: what may go wrong.
+        left_dense: the share of the decoder's weights that every run leaves dense by
+            ``layers.skip`` and overrides, 0 to 1.
     """
 
     estimate: Estimate
     warnings: tuple[str, ...]
+    left_dense: float = 0.0
 
     def lines(self) -> list[str]:
         """The estimate and the warnings for people."""
         cost = self.estimate
         runs = f"{cost.runs} pruned run{'s' * (cost.runs != 1)}"
+        size = f"model: {cost.parameters / 1e6:,.1f} million parameters"
+        dense = f"; {self.left_dense:.1%} of the decoder's weights are skipped"
         return [
-            f"model: {cost.parameters / 1e6:,.1f} million parameters",
+            size + dense * (self.left_dense > 0),
             f"estimate: {cost.summary()} for {runs} and the dense model",
             *(f"warning: {warning}" for warning in self.warnings),
         ]
@@ -126,7 +131,8 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
             if not elsewhere:
                 raise
             warnings.append(f"on this machine, {error.message}")
-    return Checked(cost, tuple(warnings))
+    skipped = min(skipped_share(run.pipeline, shape) for run in plan.runs)
+    return Checked(cost, tuple(warnings), skipped)
 
 
 def check_not_exported(source: Source) -> None:
@@ -247,6 +253,16 @@ def check_patterns(pipeline: Pipeline, shape: ModelShape) -> None:
         settings = settings_of(name, pipeline)
         if settings is not None:
             check_channels(name, channels, settings.pattern)
+
+
+def skipped_share(pipeline: Pipeline, shape: ModelShape) -> float:
+    """The share of the decoder's weights that stay dense by ``layers.skip`` and overrides.
+
+    Routers and what else stays dense is known once the model is traced.
+    """
+    sizes = shape.matrices
+    skipped = sum(size for name, size in sizes.items() if settings_of(name, pipeline) is None)
+    return skipped / max(1, sum(sizes.values()))
 
 
 def check_lengths(pipeline: Pipeline, shape: ModelShape) -> None:

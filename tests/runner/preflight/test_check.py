@@ -275,3 +275,22 @@ def test_what_does_not_fit_here_is_a_warning_where_it_runs_elsewhere(
         check.check_plan(plan, path)
     (warning,) = check.check_plan(plan, path, elsewhere=True).warnings
     assert warning.startswith("on this machine, not enough memory")
+
+
+def test_what_is_skipped_is_a_share_of_all_matrices() -> None:
+    shape = attrs.evolve(
+        SHAPE,
+        matrices={
+            "model.layers.0.mlp.up_proj": 60,
+            "model.layers.0.mlp.experts": 0,
+            "model.layers.0.mlp.experts[0]": 20,
+            "model.layers.0.mlp.experts[1]": 20,
+        },
+    )
+    assert check.skipped_share(pipeline(), shape) == 0
+    for skip, share in (("*.up_proj", 0.6), ("*.experts", 0.4), ("*.experts[1]", 0.2)):
+        assert check.skipped_share(pipeline(layers={"skip": [skip]}), shape) == share
+    again = {"skip": ["*.mlp"], "overrides": [{"match": "*.up_proj", "skip": False}]}
+    assert check.skipped_share(pipeline(layers=again), shape) == 0.4
+    line, *_ = check.Checked(FOUND, (), 0.4).lines()
+    assert line.endswith("; 40.0% of the decoder's weights are skipped")
