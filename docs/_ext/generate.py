@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from api_page import reference
 from pictures import draw_all
 
 from permllm.cli.main import COMMANDS, cli
@@ -50,6 +51,7 @@ def generate(folder: Path) -> None:
     (folder / "sections.md").write_text("\n".join(sections()), encoding="utf-8")
     (folder / "components.md").write_text("\n".join(components()), encoding="utf-8")
     (folder / "commands.md").write_text("\n".join(commands()), encoding="utf-8")
+    (folder / "reference.md").write_text(reference(), encoding="utf-8")
     for readme in sorted((folder.parents[1] / "plugins").glob("*/README.md")):
         text = plugin_page(readme.parent.name, readme.read_text(encoding="utf-8"))
         (folder / f"{readme.parent.name}.md").write_text(text, encoding="utf-8")

@@ -35,15 +35,15 @@ class Fidelity(Evaluator):
             UserError: there are no held-out sequences, or no dense model.
             RunFailed: the model's logits are not finite.
         """
-        if context.held_out is None or not len(context.held_out):
+        if context.held_out is None or context.dense is None:
+            raise UserError(
+                "fidelity compares a pruned model with its dense one, which only a pipeline has",
+                hint="put fidelity under evaluate: in a pipeline file",
+            )
+        if not len(context.held_out):
             raise UserError(
                 "fidelity needs held-out calibration sequences",
                 hint="set calibration.held_out to 1 or more",
-            )
-        if context.dense is None:
-            raise UserError(
-                "fidelity needs the dense model beside the pruned one",
-                hint="put it under evaluate: in a pipeline file",
             )
         kl, cosine, done = 0.0, 0.0, 0
         context.progress(0, len(context.held_out))

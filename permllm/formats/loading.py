@@ -27,6 +27,10 @@ class LoadedExport(LoadedModel):
     """A model that permllm exported.
 
     Attributes:
+        model: in eval mode.
+        tokenizer: as transformers makes it.
+        description: where it came from, for people.
+        saved_dtype: of its numbers in its files; None where these do not say.
         linears: how each pruned linear runs, if it was opened with ``sparse=True``.
     """
 

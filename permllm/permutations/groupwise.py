@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from permllm.contexts.cost import ComponentCost, Workload
-from permllm.training.budget import within_share
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,21 +44,6 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
         permutations[group] = search(scores, window.pattern(group), generator).cpu()
     window.progress(name, len(permutations), len(permutations))
     return permutations
-
-
-def first_permutations(
-    learner: PermutationLearner, window: Window, budget: float | None
-) -> dict[str, Tensor]:
-    """What another learner learns, for one that starts from it.
-
-    A search that would take more than its share of a budget is held to that.
-
-    Args:
-        learner: the other.
-        window: the window.
-        budget: seconds for search and training together, or None.
-    """
-    return window.permutations(within_share(learner, len(window.groups), budget))
 
 
 def search_cost(

@@ -25,8 +25,8 @@ from permllm.components import PermutationLearner
 from permllm.core.sinkhorn import sinkhorn
 from permllm.option import option
 from permllm.permutations.cp import Cp
-from permllm.permutations.groupwise import first_permutations
 from permllm.training.blocks import BlockedGroups, Blocks, harden
+from permllm.training.budget import first_permutations
 from permllm.training.loop import Step, Trainee
 from permllm.training.optimisers import BlockAdam
 from permllm.training.options import TrainingOptions

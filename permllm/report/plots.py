@@ -47,6 +47,7 @@ STYLE: dict[str, Any] = {
     # The same results give the same file.
     "svg.hashsalt": "permllm",
 }
+"""The look of permllm's pictures, as matplotlib's settings."""
 
 MAX_KINDS = 9
 """Models with more kinds of linears get one panel for all together."""

@@ -54,8 +54,8 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
     began = folder.began_with(plan.out)
     if began.model_fingerprint is None:
         raise UserError(
-            f"'{plan.out / folder.ENVIRONMENT}' is gone, which says what model was pruned",
-            hint="run the pipeline again with --resume",
+            f"'{plan.out / folder.ENVIRONMENT}' does not say what model was pruned",
+            hint=f"it is written again by: {folder.going_on(plan.out)}",
         )
     if fingerprint(run.pipeline.model) != began.model_fingerprint:
         raise UserError(
@@ -132,7 +132,7 @@ def _pruned(directory: Path, windows: int) -> PrunedWindow:
         if not path.is_file():
             raise UserError(
                 f"'{path}' is gone, which holds pruned weights of this run",
-                hint="run the pipeline again with --resume; it is pruned anew",
+                hint=folder.pruned_anew(directory),
             )
     return joined([load_window(path) for path in paths])
 

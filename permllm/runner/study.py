@@ -180,7 +180,7 @@ def _on_a_disk(plan: Plan) -> Iterator[None]:
             raise
         first = str(error.message if isinstance(error, UserError) else error).partition("\n")[0]
         raise RunFailed(
-            f"{why} ({first}); go on with --resume once there is room in {plan.out}"
+            f"{why} ({first}); the runs that are left need room in {plan.out}"
         ) from error
 
 

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from permllm.commands import own
 from permllm.errors import UserError
 from permllm.fields.errors import shown
 from permllm.files import is_unfinished, read_record, write_text
@@ -186,8 +187,24 @@ def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
     if not resume:
         raise UserError(
             f"the output folder {folder} already holds a run of this pipeline",
-            hint="go on with it by --resume, or choose another --out",
+            hint=f"choose another --out, or go on with it: {going_on(folder)}",
         )
+
+
+def going_on(folder: Path) -> str:
+    """The command that goes on with the run in a folder, by the pipeline file that it keeps."""
+    return own("run", folder / PIPELINE, "--out", folder, "--resume")
+
+
+def pruned_anew(run: Path) -> str:
+    """What has the windows that one run of a pipeline has lost made again.
+
+    Args:
+        run: its folder. A run that has a result is not looked through: people delete windows.
+    """
+    result = run / RESULT
+    first = f"delete '{result}', and " if result.is_file() else ""
+    return f"{first}it is pruned anew by: {going_on(run.parent.parent)}"
 
 
 def began_with(folder: Path) -> Environment:

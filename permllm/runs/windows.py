@@ -16,6 +16,7 @@ from permllm.deprecation import warn_of_old_name
 from permllm.errors import UserError
 from permllm.files import converted, parse_json, replacing, sealed, unsealed
 from permllm.results import Cost, LayerReport
+from permllm.runs import folder
 
 FORMAT = "permllm-window-3"
 """Names the layout of a window file in its metadata."""
@@ -204,10 +205,11 @@ def read_window_record(path: Path) -> WindowRecord:
 
 
 def _damaged(path: Path, why: str) -> UserError:
-    return UserError(
-        f"the window {path} is damaged: {why}",
-        hint="run the pipeline again with --resume; the window is pruned anew",
-    )
+    # It is OUT/runs/LABEL/windows/NUMBER.safetensors, unless somebody took it elsewhere.
+    run = path.absolute().parent.parent
+    kept = (run.parent.parent / folder.PIPELINE).is_file()
+    hint = folder.pruned_anew(run) if kept else None
+    return UserError(f"the window {path} is damaged: {why}", hint=hint)
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -18,6 +18,7 @@ from permllm.testing.exporters import check_exporter
 from permllm.testing.metrics import check_metric
 from permllm.testing.observers import check_observer
 from permllm.testing.permutations import check_permutation_learner
+from permllm.testing.pipelines import read_pipeline
 from permllm.testing.plugins import check_plugin
 from permllm.testing.pruners import check_pruner
 
@@ -31,4 +32,5 @@ __all__ = [
     "check_permutation_learner",
     "check_plugin",
     "check_pruner",
+    "read_pipeline",
 ]

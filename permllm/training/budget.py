@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+from typing import TYPE_CHECKING
 
 import attrs
 
 from permllm.components import PermutationLearner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from permllm.contexts.window import Window
 
 STEP_PER_LOOK = 3.0
 """How long a step is taken to last before any is done: so many times a look at as many held-out
@@ -74,6 +80,21 @@ def steps_of(steps: int | None, passes: int, batch: int, sequences: int) -> int:
 def guessed_steps(seconds: float) -> int:
     """How many steps a time is taken to hold, before any is done."""
     return max(1, round(seconds * GUESSED_SPEED))
+
+
+def first_permutations(
+    learner: PermutationLearner, window: Window, budget: float | None
+) -> dict[str, Tensor]:
+    """What another learner learns, for one that starts from it.
+
+    A search that would take more than its share of a budget is held to that.
+
+    Args:
+        learner: the other.
+        window: the window.
+        budget: seconds for search and training together, or None.
+    """
+    return window.permutations(within_share(learner, len(window.groups), budget))
 
 
 def within_share(

@@ -42,6 +42,7 @@ def test_evaluators_are_checked_before_the_model_is_loaded(permllm, project: Pat
         (["model", "--text", "nowhere.txt"], "nowhere.txt"),
         (["model", "--evaluate", "perplexty"], "perplexity"),
         (["text.txt"], "text.txt"),
+        (["model", "--evaluate", "fidelity"], "put fidelity under evaluate: in a pipeline file"),
     ],
 )
 def test_what_is_wrong(permllm, project: Path, words: list[str], message: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,30 @@ def test_several_formats_are_written_at_once(permllm, exports: Path, tmp_path: P
     refused = permllm("export", run, "--format", "masked", "--format", "sparse", "--to", run / "x")
     assert refused.returncode == 2
     assert "one folder" in refused.stderr
+
+
+@pytest.mark.parametrize("broken", ["gone", "damaged"])
+def test_a_lost_window_comes_back_as_the_hint_says(
+    permllm, exports: Path, tmp_path: Path, project: Path, broken: str
+) -> None:
+    saved, out = exports.parents[2], tmp_path / "a study"
+    shutil.copytree(saved, out)
+    run = out / exports.parent.relative_to(saved)
+    window = run / "windows/000.safetensors"
+    whole = window.read_bytes()
+    window.unlink()
+    if broken == "damaged":
+        window.write_bytes(whole[:-1])
+    words = ("export", run, "--format", "masked", "--to", tmp_path / "to")
+    refused = permllm(*words, cwd=project)
+    assert refused.returncode == 2
+    assert broken in refused.stderr
+    shown = re.search("delete '(.+)', and it is pruned anew by: (.+)", refused.stderr)
+    assert shown is not None
+    Path(shown[1]).unlink()
+    again = subprocess.run(shown[2], shell=True, cwd=project, capture_output=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert permllm(*words, cwd=project).returncode == 0
 
 
 @pytest.mark.parametrize(

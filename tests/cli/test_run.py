@@ -88,12 +88,16 @@ def test_set_changes_the_pipeline(permllm, project: Path, tmp_path: Path) -> Non
     assert json.loads(done.stdout)["runs"][1]["figures"]["sparsity"] == pytest.approx(0.75)
 
 
-def test_finished_folder_is_not_overwritten(permllm, project: Path, finished) -> None:
+def test_finished_folder_is_not_overwritten(
+    permllm, project: Path, finished, tmp_path: Path
+) -> None:
     _, out = finished
     before = (out / "results.json").read_bytes()
     again = permllm("run", "tiny.yaml", "--out", out, cwd=project)
     assert again.returncode == 2
-    assert "--resume" in again.stderr
+    command = again.stderr.partition("go on with it: ")[2]
+    gone_on = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=False)
+    assert gone_on.returncode == 0, gone_on.stderr
     other = permllm("run", "tiny.yaml", "--set", "seed=7", "--out", out, "--resume", cwd=project)
     assert other.returncode == 2
     assert "seed" in other.stderr

@@ -64,7 +64,7 @@ def test_what_it_needs_is_asked_for() -> None:
     with pytest.raises(UserError, match=r"set calibration\.held_out"):
         Fidelity().evaluate(model, tokenizer, context)
     tokens = torch.zeros(1, 8, dtype=torch.long)
-    with pytest.raises(UserError, match="needs the dense model"):
+    with pytest.raises(UserError, match="which only a pipeline has"):
         Fidelity().evaluate(model, tokenizer, attrs.evolve(context, held_out=tokens, dense=None))
 
 

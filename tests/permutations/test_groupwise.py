@@ -10,21 +10,15 @@ from torch import Tensor
 
 from permllm.components import PermutationLearner
 from permllm.contexts.cost import ComponentCost, Workload
-from permllm.contexts.window import Window
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import identity
 from permllm.permutations.cp import Cp
 from permllm.permutations.greedy import Greedy
 from permllm.permutations.groupwise import (
     MOST_ROWS,
-    first_permutations,
     search_cost,
     search_groups,
 )
-from permllm.permutations.lcp import Lcp
-from permllm.permutations.none import NoPermutation
-from permllm.testing.windows import toy_window
-from permllm.training.budget import START_SHARE
 
 
 def test_each_group_is_searched_with_its_scores_its_pattern_and_the_seeds_of_both(
@@ -67,19 +61,3 @@ def test_a_search_costs_its_limit_or_its_usual_time_for_every_group(
     workload = Workload(sequences=8, length=32, groups=10)
     cost = search_cost(Cp(), limit, workload)
     assert cost == ComponentCost(search_seconds=pytest.approx(seconds))
-
-
-def test_a_budget_holds_the_search_to_its_share() -> None:
-    window = toy_window()
-    asked: list[PermutationLearner] = []
-
-    def find(learner: PermutationLearner, window: Window) -> dict[str, Tensor]:
-        asked.append(learner)
-        return NoPermutation().learn(window)
-
-    window.find_permutations = find
-    groups = len(window.groups)
-    own = Cp(time_limit=3.0)
-    for learner, budget in ((Cp(), None), (Cp(), 1.0), (Cp(), 1e4), (own, 1.0), (Lcp(), 1.0)):
-        first_permutations(learner, window, budget)
-    assert asked == [Cp(), Cp(time_limit=START_SHARE / groups), Cp(), own, Lcp()]

@@ -290,7 +290,7 @@ def test_a_full_disk_stops_the_study_at_once_and_it_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(Masked, "export", full)
-        with pytest.raises(RunFailed, match=r"^the disk is full \(.*\); go on with --resume once "):
+        with pytest.raises(RunFailed, match=r"^the disk is full \(.*\); the runs that are left "):
             run(path, out)
     assert tried == ["none"]
     assert windows(out, "none")

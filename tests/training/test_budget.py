@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import attrs
 import pytest
+from torch import Tensor
 
 from permllm.components import PermutationLearner
+from permllm.contexts.window import Window
 from permllm.core.durations import Duration
 from permllm.permutations.cp import Cp
 from permllm.permutations.greedy import Greedy
 from permllm.permutations.lcp import Lcp
+from permllm.permutations.none import NoPermutation
 from permllm.pruners.distil import Distil
 from permllm.testing.windows import toy_window
-from permllm.training.budget import START_SHARE, StepCount, guessed_steps, steps_of, within_share
+from permllm.training.budget import (
+    START_SHARE,
+    StepCount,
+    first_permutations,
+    guessed_steps,
+    steps_of,
+    within_share,
+)
 
 
 def test_a_number_of_steps_stays() -> None:
@@ -110,3 +120,19 @@ def test_sized_steps_fill_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_time_there_is_no_room_for_a_step() -> None:
     assert StepCount(1).sized(4, 0.1) == (1, 0)
+
+
+def test_a_budget_holds_the_search_to_its_share() -> None:
+    window = toy_window()
+    asked: list[PermutationLearner] = []
+
+    def find(learner: PermutationLearner, window: Window) -> dict[str, Tensor]:
+        asked.append(learner)
+        return NoPermutation().learn(window)
+
+    window.find_permutations = find
+    groups = len(window.groups)
+    own = Cp(time_limit=3.0)
+    for learner, budget in ((Cp(), None), (Cp(), 1.0), (Cp(), 1e4), (own, 1.0), (Lcp(), 1.0)):
+        first_permutations(learner, window, budget)
+    assert asked == [Cp(), Cp(time_limit=START_SHARE / groups), Cp(), own, Lcp()]

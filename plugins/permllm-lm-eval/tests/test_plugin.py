@@ -8,30 +8,27 @@ import sys
 from pathlib import Path
 
 import pytest
+from permllm_lm_eval.evaluator import LmEval
 
 import permllm
-from permllm.cli.main import main
 from permllm.testing.models import save_tiny
 
 HEAVY = ("lm_eval", "torch", "datasets", "evaluate", "yaml")
 
 
+def imported(*words: str) -> set[str]:
+    """The packages that a call of ``permllm`` imports."""
+    command = [sys.executable, "-X", "importtime", "-m", "permllm", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    return {name.partition(".")[0] for name in names}
+
+
 def test_help_and_listing_do_not_import_the_harness() -> None:
-    code = (
-        "import sys\n"
-        "from permllm.cli.main import main\n"
-        "try:\n"
-        "    main(['--help'])\n"
-        "except SystemExit:\n"
-        f"    print([name for name in {HEAVY} if name in sys.modules])\n"
-        "from permllm.registry import Registry\n"
-        "registry = Registry.load()\n"
-        "assert registry.warnings == [] or registry.warnings == ()\n"
-        "print(registry.component('evaluator', 'lm-eval').__module__)\n"
-        "print('lm_eval' in sys.modules, 'evaluate' in sys.modules)\n"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.splitlines()[-3:] == ["[]", "permllm_lm_eval.evaluator", "False False"]
+    assert not imported("--help") & set(HEAVY)
+    listing = imported("plugins", "info", LmEval.name)
+    assert "permllm_lm_eval" in listing
+    assert not listing & {"lm_eval", "evaluate"}
 
 
 PIPELINE = """\
@@ -70,26 +67,24 @@ def test_in_a_pipeline(project: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert "loglikelihood" not in err
 
 
-def test_on_the_command_line(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(project)
+def called(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """What ``permllm`` says when a user calls it."""
+    command = [sys.executable, "-m", "permllm", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+
+def test_on_the_command_line(project: Path) -> None:
     spec = "{name: lm-eval, tasks: [quiz], task_folders: [tasks], limit: 5, metrics: [acc]}"
-    with pytest.raises(SystemExit) as done:
-        main(["eval", "model", "--evaluate", spec, "--json"])
-    out, err = capfd.readouterr()
-    assert not done.value.code, err
-    assert list(json.loads(out)["figures"]) == ["lm-eval/quiz/acc", "lm-eval/quiz/acc/stderr"]
-    assert err == "loading model\n"
+    done = called("eval", "model", "--evaluate", spec, "--json", folder=project)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["figures"]
+    assert list(figures) == ["lm-eval/quiz/acc", "lm-eval/quiz/acc/stderr"]
+    assert done.stderr == "loading model\n"
 
 
-def test_mistakes_are_said_before_the_model_is_loaded(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(project)
+def test_mistakes_are_said_before_the_model_is_loaded(project: Path) -> None:
     spec = "{name: lm-eval, tasks: [quizz], task_folders: [tasks]}"
-    with pytest.raises(SystemExit) as done:
-        main(["eval", "model", "--evaluate", spec])
-    assert done.value.code == 2
-    err = capfd.readouterr().err
-    assert err.startswith("error: lm-eval knows no task 'quizz'\n  hint: did you mean 'quiz'?")
+    done = called("eval", "model", "--evaluate", spec, folder=project)
+    assert done.returncode == 2
+    mistake = "error: lm-eval knows no task 'quizz'\n  hint: did you mean 'quiz'?"
+    assert done.stderr.startswith(mistake)

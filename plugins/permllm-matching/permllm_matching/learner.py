@@ -20,8 +20,8 @@ from torch import Tensor
 
 from permllm.components import PermutationLearner, option
 from permllm.permutations.cp import Cp
-from permllm.permutations.groupwise import first_permutations
 from permllm.training.blocks import BlockedGroups, Blocks
+from permllm.training.budget import first_permutations
 from permllm.training.loop import Step, Trainee
 from permllm.training.losses import WindowLoss
 from permllm.training.options import TrainingOptions

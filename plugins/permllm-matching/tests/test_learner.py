@@ -8,7 +8,6 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from permllm_matching import plugin
 from permllm_matching.learner import LearnedCosts, Matching, normalised
 from torch import Tensor
 
@@ -16,9 +15,7 @@ from permllm.contexts.window import Window
 from permllm.core.permutations import is_permutation
 from permllm.permutations.cp import Cp
 from permllm.permutations.none import NoPermutation
-from permllm.pipeline.reading import read_mapping
-from permllm.registry import Registry
-from permllm.testing import check_permutation_learner
+from permllm.testing import check_permutation_learner, read_pipeline
 from permllm.testing.windows import toy_window
 from permllm.training.loop import Step, train_step
 
@@ -53,22 +50,8 @@ def test_contract(options: dict[str, Any]) -> None:
     check_permutation_learner(small(steps=2, **options))
 
 
-def registry_with_plugin() -> Registry:
-    registry = Registry.load()
-    if registry.manager.get_plugin("matching") is None:
-        registry.add(plugin, "matching")
-    return registry
-
-
 def from_pipeline(permutation: dict[str, Any]) -> Matching:
-    pipeline = read_mapping(
-        {
-            "model": {"source": "hub", "id": "some/model"},
-            "pattern": "2:4",
-            "layers": {"permutation": {"name": "matching"} | permutation},
-        },
-        registry_with_plugin(),
-    )
+    pipeline = read_pipeline({"layers": {"permutation": {"name": "matching"} | permutation}})
     assert isinstance(pipeline.layers.permutation, Matching)
     return pipeline.layers.permutation
 

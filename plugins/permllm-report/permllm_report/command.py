@@ -43,9 +43,9 @@ def command(run: Path, out: Path | None, layers: tuple[int, ...] | None) -> None
 
     RUN may be unfinished: the page then shows what there is.
     """
+    from permllm.reporting import read_record
     from permllm_report.observer import FILE
     from permllm_report.page import write_page
-    from permllm_report.record import read_record
 
     path = out or run / FILE
     record = read_record(run)

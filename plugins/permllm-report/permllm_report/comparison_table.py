@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from permllm.report.table import columns, rows_of
+from permllm.reporting import columns, rows_of
 from permllm.results import Results, RunResult
 
 

@@ -8,13 +8,10 @@ from statistics import fmean
 import attrs
 from markupsafe import Markup
 
-from permllm.report.history import Series
-from permllm.report.plots import SCHEDULES, Course, training_curves
-from permllm.runs.units import number
+from permllm.reporting import Course, RunRecord, number, training_curves
 from permllm_report.inline import inline
-from permllm_report.record import RunRecord
 
-MOST_POINTS = {"loss": 160, "held_out_loss": 24} | dict.fromkeys(SCHEDULES, 160)
+MOST_POINTS = {"loss": 160, "held_out_loss": 24, "temperature": 160}
 """Longer courses are drawn as means over neighbouring steps."""
 
 
@@ -51,14 +48,14 @@ def loss_chart(run: RunRecord, name: str) -> LossChart | None:
     return LossChart(run.label, inline(draw, name, words), averaged, held_out)
 
 
-def thinned(course: Series, most: int) -> Course:
+def thinned(course: Course, most: int) -> Course:
     """At most so many points: the means of neighbours, of steps and of values."""
     width = -(-len(course) // most)
     parts = [course[start : start + width] for start in range(0, len(course), width)]
     return [(fmean(step for step, _ in part), fmean(value for _, value in part)) for part in parts]
 
 
-def _in_words(course: Series) -> str:
+def _in_words(course: Course) -> str:
     if not course:
         return ""
     step, best = min(course, key=lambda point: point[1])

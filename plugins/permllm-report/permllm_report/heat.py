@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
+from permllm.reporting import by_layer, mean, place_in_layer
 from permllm.results import LayerReport
-from permllm.runs.layers import Value, by_layer, mean, place_in_layer
 from permllm_report.palette import BLUE, GREEN, LEVELS, ORANGE
 
 
@@ -29,7 +29,7 @@ class Measure:
     title: str
     unit: str
     hue: str
-    value: Value
+    value: Callable[[LayerReport], float]
     form: Callable[[float], str]
     note: str
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from markupsafe import Markup
 
-from permllm.report.plots import COLOURS, FAINT, GREY, STYLE
+from permllm.reporting import COLOURS, FAINT, GREY, STYLE
 from permllm_report.palette import LIGHT, Scheme
 
 if TYPE_CHECKING:

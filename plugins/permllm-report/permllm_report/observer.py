@@ -51,8 +51,8 @@ class Writer:
     @permllm.hookimpl(trylast=True)
     def permllm_plan_finished(self, plan: Plan, results: Results) -> None:
         """Write the page; what goes wrong is a warning, since the results are safe."""
+        from permllm.reporting import read_record
         from permllm_report.page import write_page
-        from permllm_report.record import read_record
 
         try:
             record = read_record(self.out, results)

@@ -10,7 +10,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from permllm.report.plots import COLOURS, GREY
+from permllm.reporting import COLOURS, GREY
 from permllm_report.inline import inline
 from permllm_report.orders import Order
 

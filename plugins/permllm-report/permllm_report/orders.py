@@ -10,10 +10,9 @@ from torch import Tensor
 
 from permllm.core.patterns import Pattern
 from permllm.errors import UserError
+from permllm.reporting import RunRecord, joined, layer_of, place_in_layer
 from permllm.results import LayerReport
-from permllm.runs.layers import joined, layer_of, place_in_layer
 from permllm.runs.windows import load_window
-from permllm_report.record import RunRecord
 
 
 @attrs.frozen(eq=False)

@@ -11,17 +11,23 @@ from typing import Any
 import attrs
 from markupsafe import Markup
 
-from permllm.files import write_text
-from permllm.report.comparison import perplexities
-from permllm.report.sentence import sentence
-from permllm.runs.units import duration, number, percent
+from permllm.reporting import (
+    Record,
+    RunRecord,
+    State,
+    duration,
+    number,
+    percent,
+    perplexities,
+    sentence,
+    write_text,
+)
 from permllm_report import __version__, palette
 from permllm_report.comparison_table import ComparisonTable, comparison_table
 from permllm_report.curves import loss_chart
 from permllm_report.heat import HeatMap, heat_maps, shared_scales
 from permllm_report.order_picture import OrderPicture, dots_each, draw_order
 from permllm_report.orders import chosen_layers, read_orders
-from permllm_report.record import Record, RunRecord, State
 from permllm_report.scatter import cost_charts
 
 OPEN = 3

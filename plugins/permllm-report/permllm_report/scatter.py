@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING
 import attrs
 from markupsafe import Markup
 
-from permllm.report.comparison import PERPLEXITY, dense_run, perplexities
-from permllm.report.plots import COLOURS, GREY, cropped
+from permllm.reporting import (
+    COLOURS,
+    GREY,
+    PERPLEXITY,
+    dense_run,
+    duration,
+    number,
+    perplexities,
+)
 from permllm.results import Results, RunResult
-from permllm.runs.units import duration, number
 from permllm_report.inline import inline
 from permllm_report.palette import LIGHT
 
@@ -40,6 +46,9 @@ NICE_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 180
 
 LINE = 14.0
 """How far apart labels are."""
+
+LONGEST = 28
+"""Characters of a label beside its mark."""
 
 
 @attrs.frozen
@@ -198,9 +207,14 @@ def _label(axes: Axes, spots: Sequence[Spot]) -> None:
         side = -1 if crowded or x > middle else 1
         level = max(y, lowest[side])
         lowest[side] = level + LINE
-        text = cropped(spot.label, 28) if len(spots) <= NAMED else str(spot.number)
+        text = _cropped(spot.label) if len(spots) <= NAMED else str(spot.number)
         axes.annotate(text, spot.middle, (9 * side, level - y), textcoords="offset points",
                       ha="left" if side > 0 else "right", va="center", zorder=2.5)  # fmt: skip
+
+
+def _cropped(label: str) -> str:
+    """A label, or as much of its beginning as there is room for, and ``…``."""
+    return label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"
 
 
 def _spots(runs: Sequence[RunResult], figure: str, numbers: Mapping[str, int]) -> list[Spot]:

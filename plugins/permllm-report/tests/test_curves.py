@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from permllm_report.curves import loss_chart, thinned
-from permllm_report.record import read_record
+
+from permllm.reporting import read_record
 
 courses = st.lists(st.floats(-10, 10), min_size=1, max_size=300).map(
     lambda losses: [(step, loss) for step, loss in enumerate(losses, start=1)]

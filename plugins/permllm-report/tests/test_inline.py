@@ -7,7 +7,7 @@ import re
 from matplotlib.figure import Figure
 from permllm_report.inline import inline
 
-from permllm.report.plots import COLOURS, GREY
+from permllm.reporting import COLOURS, GREY
 
 HOSTILE = "</text><script>alert(1)</script> #0072b2 1.23456 $x$"
 

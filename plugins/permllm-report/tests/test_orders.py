@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from permllm_report.order_picture import dots_each, draw_order, order_figure
 from permllm_report.orders import Order, chosen_layers, read_orders
-from permllm_report.record import read_record
 
 from permllm.core.patterns import Pattern
+from permllm.reporting import read_record
 
 orders = st.integers(1, 6).flatmap(
     lambda groups: st.tuples(

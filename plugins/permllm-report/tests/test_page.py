@@ -9,10 +9,9 @@ from pathlib import Path
 import attrs
 import pytest
 from permllm_report.page import environment_rows, render, write_page
-from permllm_report.record import read_record
 
 from permllm import UserError
-from permllm.report.sentence import sentence
+from permllm.reporting import read_record, sentence
 
 SECTIONS = ("comparison", "cost", "learning", "runs", "setup")
 HOSTILE = "<script>alert(1)</script> & \"x\" 'y' {{ 7 * 7 }}"

@@ -15,10 +15,8 @@ from permllm_report.plugin import permllm_commands
 
 import permllm
 from permllm import UserError
-from permllm.pipeline.reading import read_mapping
-from permllm.registry import Registry
 from permllm.results import Results
-from permllm.testing import check_observer
+from permllm.testing import check_observer, read_pipeline
 from permllm.testing.models import save_tiny
 from permllm.testing.observers import lead_through, toy_plan, watched
 
@@ -122,9 +120,8 @@ def test_exit_code_of_wrong_input(tmp_path: Path) -> None:
 
 
 def test_negative_layers_are_refused_by_the_pipeline() -> None:
-    data = {"model": {"source": "directory", "path": "."}, "pattern": "2:4"}
     with pytest.raises(UserError, match="from 0"):
-        read_mapping(data | {"track": {"report": {"layers": [-1]}}}, Registry.load())
+        read_pipeline("track: {report: {layers: [-1]}}")
 
 
 def test_a_page_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:

@@ -6,17 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from permllm_report.record import State, read_record
 
-from permllm import UserError
+from permllm.errors import UserError
+from permllm.report.record import State, read_record
+from permllm.testing.studies import Made, write_study
 
 
 def states(record) -> dict[str, State]:
     return {run.label: run.state for run in record.runs}
 
 
-def test_a_finished_study(study, tmp_path: Path) -> None:
-    results = study(tmp_path / "toy")
+def test_a_finished_study(tmp_path: Path) -> None:
+    results = write_study(tmp_path / "toy")
     record = read_record(tmp_path / "toy")
     assert (record.name, record.folder) == ("toy", "toy")
     assert set(states(record).values()) == {State.FINISHED}
@@ -33,13 +34,13 @@ def test_a_finished_study(study, tmp_path: Path) -> None:
         ("RunFailed", State.FAILED, "RunFailed: it <broke>"),
     ],
 )
-def test_an_ended_attempt(study, made, tmp_path: Path, error, state, message) -> None:
+def test_an_ended_attempt(tmp_path: Path, error, state, message) -> None:
     runs = [
-        made("cp"),
-        made("lcp", result=False, windows=1, steps=2),
-        made("x", result=False, windows=0),
+        Made("cp"),
+        Made("lcp", result=False, windows=1, steps=2),
+        Made("x", result=False, windows=0),
     ]
-    study(tmp_path, runs, finished=False, failure=("lcp", error))
+    write_study(tmp_path, runs, finished=False, failure=("lcp", error))
     record = read_record(tmp_path)
     assert states(record) == {
         "dense": State.FINISHED,
@@ -56,31 +57,32 @@ def test_an_ended_attempt(study, made, tmp_path: Path, error, state, message) ->
     ]  # fmt: skip
 
 
-def test_going_on_forgets_the_last_attempts_failure(study, made, tmp_path: Path) -> None:
-    study(tmp_path, [made("lcp", result=False, windows=1)], finished=False, failure=("lcp", "E"))
+def test_going_on_forgets_the_last_attempts_failure(tmp_path: Path) -> None:
+    begun = [Made("lcp", result=False, windows=1)]
+    write_study(tmp_path, begun, finished=False, failure=("lcp", "E"))
     plan = {"event": "plan_started", "run": None, "pipeline": "toy", "runs": ["dense", "lcp"]}
     with (tmp_path / "events.jsonl").open("a") as log:
         log.write(json.dumps(plan | {"time": "2026-01-31T13:00:00.000+00:00"}) + "\n")
     assert states(read_record(tmp_path))["lcp"] is State.UNFINISHED
 
 
-def test_a_failure_outside_of_the_runs(study, made, tmp_path: Path) -> None:
-    study(
-        tmp_path, [made("cp", result=False, windows=0)], finished=False, failure=(None, "OSError")
+def test_a_failure_outside_of_the_runs(tmp_path: Path) -> None:
+    write_study(
+        tmp_path, [Made("cp", result=False, windows=0)], finished=False, failure=(None, "OSError")
     )
     assert read_record(tmp_path).failure == "OSError: it <broke>"
 
 
-def test_without_a_log_the_finished_runs_remain(study, tmp_path: Path) -> None:
-    study(tmp_path, finished=False)
+def test_without_a_log_the_finished_runs_remain(tmp_path: Path) -> None:
+    write_study(tmp_path, finished=False)
     (tmp_path / "events.jsonl").unlink()
     record = read_record(tmp_path)
     assert [run.label for run in record.runs] == ["dense", "cp", "lcp", "none"]
     assert set(states(record).values()) == {State.FINISHED}
 
 
-def test_steps_of_several_windows_are_told_apart(study, made, tmp_path: Path) -> None:
-    study(tmp_path, [made("lcp", steps=3)])
+def test_steps_of_several_windows_are_told_apart(tmp_path: Path) -> None:
+    write_study(tmp_path, [Made("lcp", steps=3)])
     with (tmp_path / "events.jsonl").open("a") as log:
         for step in (1, 2, 3):
             event = {"event": "training_step", "run": "lcp", "window": 1, "step": step, "total": 3}
@@ -110,8 +112,8 @@ def test_damaged_results(tmp_path: Path, text: str) -> None:
         read_record(tmp_path)
 
 
-def test_a_damaged_window(study, made, tmp_path: Path) -> None:
-    study(tmp_path, [made("cp", result=False)], finished=False)
+def test_a_damaged_window(tmp_path: Path) -> None:
+    write_study(tmp_path, [Made("cp", result=False)], finished=False)
     (tmp_path / "runs" / "cp" / "windows" / "001.safetensors").write_bytes(b"half")
     with pytest.raises(UserError, match=r"the window .* is damaged"):
         read_record(tmp_path)

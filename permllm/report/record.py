@@ -1,4 +1,4 @@
-"""A run's folder, read: what was measured, what is left to do, what it was run with."""
+"""A run's folder, read for a report: what was measured, what is left to do, run with what."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from permllm.files import read_sealed
 from permllm.report.history import Series, training_history, window_starts
 from permllm.results import DENSE, LayerReport, Results, RunResult
 from permllm.runs.events import read_events
-from permllm.runs.folder import ENVIRONMENT, PIPELINE, RESULTS, finished_runs, unique_slugs
+from permllm.runs.folder import (
+    ENVIRONMENT,
+    PIPELINE,
+    RESULT,
+    RESULTS,
+    finished_runs,
+    unique_slugs,
+)
 from permllm.runs.records import read_results
 from permllm.runs.windows import load_window, window_path
 
@@ -180,7 +187,7 @@ def _planned(out: Path, events: Sequence[Event]) -> list[str]:
 
 def _own_result(directory: Path) -> RunResult | None:
     """The result that a run keeps in its own folder once it has ended."""
-    path = directory / "result.json"
+    path = directory / RESULT
     return read_results(path, older=True).runs[0] if path.exists() else None
 
 
