@@ -94,14 +94,16 @@ def document_of(row: Mapping[str, Any], field: str, file: str, line: int | None 
     value = _value_at(row, field, file, line)
     if value is None or value == []:
         return ""
-    if isinstance(value, list) and all(map(_is_message, value)):
-        return Conversation(tuple(value), file, line)
+    if isinstance(value, list):
+        messages = [message for message in map(_message, value) if message is not None]
+        if len(messages) == len(value):
+            return Conversation(tuple(messages), file, line)
     if not isinstance(value, str):
         raise UserError(
             f"the field '{field}' must hold a text, not {json.dumps(value, default=str)[:60]}",
             file=file,
             line=line,
-            hint="a list of messages, each with role and content, is taken, too",
+            hint="a list of messages, each with role and content or from and value, is taken",
         )
     if not is_whole(value):
         raise UserError(
@@ -131,8 +133,22 @@ def is_whole(text: str) -> bool:
     return True
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and "content" in value
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+"""What chat templates call those whom ShareGPT's files name otherwise."""
+
+
+def _message(value: Any) -> Mapping[str, Any] | None:
+    """A message with role and content; None where the value is none.
+
+    ShareGPT and its kin have ``from`` and ``value`` in their place.
+    """
+    if not isinstance(value, Mapping):
+        return None
+    if isinstance(value.get("role"), str) and "content" in value:
+        return value
+    if isinstance(value.get("from"), str) and "value" in value:
+        return {"role": ROLES.get(value["from"], value["from"]), "content": value["value"]}
+    return None
 
 
 def _value_at(row: Mapping[str, Any], field: str, file: str, line: int | None) -> Any:

@@ -9,6 +9,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,10 @@ def _wrong_byte(path: Path, encoding: str) -> UserError | None:
                 # The decoder may have kept the beginning of a character.
                 offset += len(chunk) - len(error.object) + error.start
                 byte = error.object[error.start]
-                guess = "windows-1252" if byte < 0xA0 else "latin-1"
+                # Of the two, only one has letters and quotes where the other has controls.
+                rest = (error.object[error.start :], *iter(partial(data.read, CHUNK), b""))
+                controls = any(0x80 <= one < 0xA0 for part in rest for one in part)
+                guess = "windows-1252" if controls else "latin-1"
                 what = f"not {encoding.upper()}: byte {byte:#04x} at offset {offset}"
                 line += chunk.count(b"\n", 0, max(0, len(chunk) - len(error.object) + error.start))
                 if codecs.lookup(encoding).name == "utf-8" and before.isascii():

@@ -14,6 +14,7 @@ from permllm.components import Evaluator
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.datasets.local_files import label_of, matching_files
 from permllm.datasets.rows import is_whole, read_json
+from permllm.datasets.streams import check_encoding
 from permllm.errors import RunFailed, UserError, did_you_mean
 from permllm.evaluators.likelihood import Request, log_likelihoods
 from permllm.models.checks import check_tokens, positions_of
@@ -55,10 +56,14 @@ class Choices(Evaluator):
 
     path: Path = option(help="a file of JSON lines with query, choices and gold")
     limit: int | None = option(None, help="use the first questions only; null for all", minimum=1)
+    encoding: str = option("utf-8", help="of the file, such as latin-1 or utf-16")
+
+    def __attrs_post_init__(self) -> None:
+        check_encoding(self.encoding)
 
     def check(self) -> None:
         """Whether the file is there and begins with a question."""
-        read_items(self.path, limit=1)
+        read_items(self.path, limit=1, encoding=self.encoding)
 
     def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> dict[str, float]:
         """``accuracy/<stem>``, ``accuracy_norm/<stem>``, and each with ``/stderr``.
@@ -67,7 +72,7 @@ class Choices(Evaluator):
             UserError: the file is missing, or a line is no question.
             RunFailed: the model's logits are not finite.
         """
-        items = read_items(self.path, self.limit)
+        items = read_items(self.path, self.limit, self.encoding)
         limit = positions_of(model.config)
         requests = [request for item in items for request in requests_of(item, tokenizer, limit)]
         for request in requests:
@@ -97,7 +102,7 @@ class Choices(Evaluator):
         return _mean(f"accuracy/{label}", right) | _mean(f"accuracy_norm/{label}", right_norm)
 
 
-def read_items(path: Path, limit: int | None = None) -> list[Item]:
+def read_items(path: Path, limit: int | None = None, encoding: str = "utf-8") -> list[Item]:
     """The questions of a file of JSON lines.
 
     Raises:
@@ -105,7 +110,7 @@ def read_items(path: Path, limit: int | None = None) -> list[Item]:
     """
     items: list[Item] = []
     for file in matching_files(path):
-        for line, entry in read_json(file):
+        for line, entry in read_json(file, encoding):
             if limit is not None and len(items) >= limit:
                 return items
             items.append(_item(entry, file, line))

@@ -156,7 +156,7 @@ def parse_yaml(text: str, origin: Origin) -> Document:
         if isinstance(error, _TooMuch):
             raise place.error(str(error.problem)) from None
         opened = _opened(text, error.context_mark)
-        hint = _yaml_hint(text, mark, opened)
+        hint = _yaml_hint(text, mark, error.context_mark, opened)
         reason = _reason(error, opened, in_file=origin.setting is None)
         raise place.error(f"this is not valid YAML: {reason}", hint) from error
     except YAMLError as error:
@@ -221,15 +221,22 @@ def _reason(error: MarkedYAMLError, opened: str | None, *, in_file: bool) -> str
         mark = error.context_mark
         where = f" in line {mark.line + 1}, column {mark.column + 1}" if in_file else ""
         context = f"within what {opened} opens{where}"
-    parts = [part for part in (context, error.problem) if part]
+    # The scanner's word for an item.
+    problem = (error.problem or "").replace("'<scalar>'", "another item")
+    parts = [part for part in (context, problem) if part]
     return " ".join(", ".join(parts).split()) or type(error).__name__
 
 
-def _yaml_hint(text: str, mark: Any, opened: str | None) -> str | None:
+def _yaml_hint(text: str, mark: Any, start: Any, opened: str | None) -> str | None:
     lines = text.splitlines()
     if mark is not None and mark.line < len(lines) and "\t" in lines[mark.line]:
         return "indent with blanks, not with tabs"
-    return f"perhaps a {CLOSING[opened]} is missing" if opened else None
+    if opened is None:
+        return None
+    closing = CLOSING[opened]
+    # Within one line items run together; a bracket that is not closed swallows the next line.
+    together = mark is not None and mark.line == start.line and opened in "[{"
+    return f"perhaps a {'comma' if together else closing} is missing"
 
 
 def _is_merge(key: Node) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from permllm.components import Conversation
 from permllm.datasets.jsonl import Csv, JsonLines
 from permllm.datasets.sequences import first_tokens
 from permllm.datasets.streams import CHUNK
@@ -166,6 +167,18 @@ def test_messages_go_through_the_chat_template(tmp_path: Path, write) -> None:
         first_tokens(dataset.texts("train"), tokenizer, None)
 
 
+def test_messages_as_sharegpt_has_them(tmp_path: Path, write) -> None:
+    turns = '[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]'
+    path = write(
+        tmp_path / "a.jsonl",
+        f'{{"conversations": {turns}}}\n' + CHAT.replace("messages", "conversations"),
+    )
+    one, other = JsonLines(path, field="conversations").texts("train")
+    assert isinstance(one, Conversation)
+    assert isinstance(other, Conversation)
+    assert one.messages == other.messages
+
+
 def test_half_characters_in_messages_are_named(tmp_path: Path, write) -> None:
     path = write(tmp_path / "a.jsonl", CHAT + CHAT.replace("Yo", "\\ud83d"))
     tokenizer = byte_tokenizer()
@@ -175,7 +188,7 @@ def test_half_characters_in_messages_are_named(tmp_path: Path, write) -> None:
 
 
 def test_other_lists_are_refused(tmp_path: Path, write) -> None:
-    path = write(tmp_path / "a.jsonl", '{"text": [{"from": "human", "value": "Hi"}]}\n')
+    path = write(tmp_path / "a.jsonl", '{"text": [{"by": "human", "said": "Hi"}]}\n')
     with pytest.raises(UserError, match=r"must hold a text, not .*\n.*each with role and content"):
         JsonLines(path).check()
 

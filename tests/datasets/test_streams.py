@@ -102,6 +102,11 @@ def test_a_wrong_byte_is_named_with_its_line_and_a_guess(tmp_path: Path, write) 
     path = write(tmp_path / "b.txt", b"\x93quoted\x94")
     with pytest.raises(UserError, match="perhaps windows-1252"):
         list(Text(path).texts("train"))
+    # A letter that both have comes before a quote that only one has.
+    path.write_bytes("café “quoted”".encode("windows-1252"))
+    with pytest.raises(UserError, match="0xe9 at offset 3; perhaps windows-1252"):
+        list(Text(path).texts("train"))
+    path.write_bytes("“quoted”".encode("windows-1252"))
     assert list(Text(path, encoding="windows-1252").texts("train")) == ["“quoted”"]
     # Far behind, and with what is UTF-8 before it: damaged rather than of another encoding.
     path = write(tmp_path / "c.txt", "é\n".encode() * 50_000 + b"\xff")

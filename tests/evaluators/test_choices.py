@@ -59,6 +59,19 @@ def test_the_limit_takes_the_first_questions(path: Path) -> None:
     assert found["accuracy/quiz/stderr"] == 0
 
 
+def test_the_encoding_of_the_file(tmp_path: Path) -> None:
+    question = '{"query": "Où?", "choices": ["là", "ici"], "gold": 0}'
+    path = tmp_path / "quiz.jsonl"
+    path.write_bytes(question.encode("latin-1"))
+    with pytest.raises(UserError, match=r"not UTF-8.*\n.*encoding: latin-1"):
+        Choices(path).check()
+    Choices(path, encoding="latin-1").check()
+    (item,) = read_items(path, encoding="latin-1")
+    assert (item.query, item.choices) == ("Où?", ("là", "ici"))
+    with pytest.raises(ValueError, match="encoding 'latin1x' is not known"):
+        Choices(path, encoding="latin1x")
+
+
 def test_contract(path: Path) -> None:
     check_evaluator(Choices(path))
 

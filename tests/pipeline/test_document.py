@@ -67,6 +67,8 @@ def test_refusals(text: str, message: str) -> None:
         ("a: [1\n\n\n", "a.yaml:4:1:", "[ opens in line 1, column 4", "]"),
         ("x: 1\na:\n  - {b: 1\nc: 2", "a.yaml:4:2:", "{ opens in line 3, column 5", "}"),
         ("a: [\n  {b: 1\n  ]\nc: 2", "a.yaml:3:3:", "{ opens in line 2, column 3", "}"),
+        ('a: ["b" "c"]', "a.yaml:1:9:", "[ opens in line 1, column 4", "comma"),
+        ("a: {b: 1 c: 2}", "a.yaml:1:11:", "{ opens in line 1, column 4", "comma"),
         ('a: "b\nc: 2\n', "a.yaml:3:1:", '" opens in line 1, column 4', '"'),
         ("a: 'b\nc: 2\n", "a.yaml:3:1:", "' opens in line 1, column 4", "'"),
     ],
@@ -78,6 +80,7 @@ def test_what_is_not_closed_is_named_where_it_was_opened(
     assert message.startswith(place)
     assert f"within what {opened}" in message
     assert f"hint: perhaps a {missing} is missing" in message
+    assert "scalar" not in message
 
 
 def test_a_setting_that_is_not_closed_has_no_line() -> None:
