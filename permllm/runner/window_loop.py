@@ -19,7 +19,9 @@ from permllm.models.decoder import Decoder
 from permllm.pipeline.schema import Pipeline
 from permllm.results import Cost
 from permllm.runner.caching.chain_keys import ChainKeys
+from permllm.runner.caching.keys import digest
 from permllm.runner.caching.memo import Meter, Stages
+from permllm.runner.finished_layers import FinishedLayers
 from permllm.runner.learning import Learning
 from permllm.runner.pruning import LayerPruning, LinearPruning
 from permllm.runner.reporting import Reporter
@@ -27,6 +29,7 @@ from permllm.runner.room import room_for
 from permllm.runner.selection import LinearSettings, needed, pruned_groups, settle
 from permllm.runner.statistics import Gathering
 from permllm.runner.streams import Streams
+from permllm.runs.checkpoints import Checkpoints, checkpoints_path
 from permllm.runs.plan import Run
 from permllm.runs.windows import (
     PrunedWindow,
@@ -106,7 +109,7 @@ class WindowLoop:
         dense = pipeline.layers.inputs == "dense"
         streams = Streams(decoder, sequences, device, stages, dense)
         gathering = Gathering(decoder, sequences, device, streams, stages, keys, reporter)
-        linears = LinearPruning(decoder, settings, device)
+        linears = LinearPruning(decoder, settings, device, keys.pruner)
         return cls(
             decoder,
             pipeline,
@@ -134,6 +137,7 @@ class WindowLoop:
             self.reporter.course.clear()
             key = self.keys.window(layers)
             window = self._kept(index, layers, key) or self._prune_window(index, layers, key)
+            self._checkpoints(index, key).clear()
             windows.append(window)
             hook.permllm_window_finished(
                 run=run, window=index, reports=window.reports, seconds=window.cost.seconds
@@ -146,6 +150,12 @@ class WindowLoop:
     def window(self, index: int, layers: range) -> Window:
         """The window over some layers as the learner sees it: inputs, statistics, scores."""
         return self._window(index, layers)[0]
+
+    def _checkpoints(self, index: int, key: str | None) -> Checkpoints:
+        """What is kept of a window that is not finished; other threads may round otherwise."""
+        folder = self.directory and checkpoints_path(self.directory, index)
+        own = key and digest(key, self.stages.rounding)
+        return Checkpoints(folder, own, self.reporter.warn)
 
     def _kept(self, index: int, layers: range, key: str | None) -> PrunedWindow | None:
         """The window from an earlier attempt or from another run, if there is one."""
@@ -178,6 +188,9 @@ class WindowLoop:
             self.decoder.place(self.device, layers)
         with self._room("the statistics", layers):
             window, before = self._window(index, layers)
+        checkpoints = self._checkpoints(index, key)
+        window = attrs.evolve(window, checkpoints=checkpoints)
+        finished = FinishedLayers(checkpoints, self.stages.on_reuse)
         learner = self.pipeline.layers.permutation
         with self._room(f"learning the order ({learner.name})", layers):
             outcome = self.learning.within_constraints(learner, window)
@@ -186,8 +199,8 @@ class WindowLoop:
                 group: window.group_scores(group).sum(0, dtype=torch.float32).cpu()
                 for group in window.groups
             }
-            weights, reports = self.pruning.prune(window, outcome.tensors)
-        cost = before + outcome.cost + meter.cost
+            weights, reports = self.pruning.prune(window, outcome.tensors, finished)
+        cost = before + outcome.cost + meter.cost + Cost(finished.seconds)
         result = PrunedWindow(
             weights,
             outcome.tensors,

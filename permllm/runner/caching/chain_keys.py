@@ -71,6 +71,10 @@ class ChainKeys:
         """Of what a learner finds for a window."""
         return self.stages.key("permutations", lambda: self._order(learner, layers))
 
+    def pruner(self, pruner: Pruner) -> str | None:
+        """Of a pruner, among those of a window."""
+        return self.stages.key("pruner", lambda: component_key(pruner))
+
     def window(self, layers: range) -> str | None:
         """Of a pruned window."""
 
