@@ -80,13 +80,11 @@ class Checkpoints:
         """
         if not self.work:
             return False
-        # Copies, since no two tensors of a file may share memory.
-        copies = {key: one.detach().to("cpu", copy=True).contiguous() for key, one in
-                  tensors.items()}  # fmt: skip
+        apart = _apart(tensors)
         path = self._path(name)
         try:
             with replacing(path) as unfinished:
-                save_tensors(unfinished, FORMAT, copies, {"key": self.key, "facts": facts})
+                save_tensors(unfinished, FORMAT, apart, {"key": self.key, "facts": facts})
         except OSError as error:
             self.warn(f"the checkpoint {path} cannot be kept: {error.strerror or error}")
             return False
@@ -125,6 +123,18 @@ class Checkpoints:
 def checkpoints_path(directory: Path, index: int) -> Path:
     """Where the checkpoints of window ``index`` of a run are kept."""
     return directory / f"{index:03d}.unfinished"
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, copied where they share memory, which those of a file cannot."""
+    apart: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu().contiguous()
+        place = here.untyped_storage().data_ptr()
+        apart[name] = here.clone() if place in seen else here
+        seen.add(place)
+    return apart
 
 
 def _hash(*parts: str) -> str:

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from permllm.api import run_plan
+from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
 from permllm.results import Results
 from permllm.runner import finished_layers
 from permllm.runs.plan import make_plan
 from permllm.runs.windows import load_window
+from permllm.training import loop, resuming
 
 Write = Callable[..., Path]
 
@@ -237,6 +239,50 @@ def test_a_learner_goes_on_where_it_was(study: Callable[..., Study]) -> None:
         work.run("broken", stop=5)
     work.run("broken", resume=True)
     assert work.done == ["learn"] * 3
+    work.same("whole", "broken")
+
+
+class StopAt:
+    """Interrupts a run once a training step is done."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @hookimpl
+    def permllm_training_step(self, step: int) -> None:
+        if step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"permutation": {"name": "lcp", "block": 8, "steps": 6, "batch": 2}},
+        {"pruner": {"name": "distil", "steps": 6, "batch": 2, "mask": "sparsegpt"}},
+    ],
+    ids=["lcp", "distil"],
+)
+def test_a_training_goes_on_where_it_was(
+    layers: dict[str, object], study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resuming, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(resuming, "TIMES_WRITING", 0.0)
+    made: list[int] = []
+    step = loop.train_step
+    monkeypatch.setattr(
+        loop, "train_step", lambda *args: (made.append(args[3].number), step(*args))[1]
+    )
+    work = study(**layers)
+    work.run("whole")
+    assert made == [1, 2, 3, 4, 5, 6]
+    registry = Registry.load()
+    registry.manager.register(StopAt(4))
+    with pytest.raises(KeyboardInterrupt):
+        run_plan(make_plan(work.path, registry, out=work.folder / "broken"), registry)
+    made.clear()
+    work.run("broken", resume=True)
+    # The fourth step was made, but the run was interrupted before it was kept.
+    assert made == [4, 5, 6]
     work.same("whole", "broken")
 
 
