@@ -143,17 +143,9 @@ def train(
     look = _Looks(trainee, window, batch)
     steps = _Steps(trainee, loss, window)
     checkpoint = TrainingCheckpoint(*_resumable(trainee), window)
-    kept: T | None
-    if (found := checkpoint.found()) is not None:
-        stand, kept = found  # type: ignore[assignment]
-        count.go_on(stand.spent, stand.stepped)
-        steps.skipped, steps.parts.most = stand.skipped, stand.parts
-        look.parts.most = stand.look_parts
-        for step, (total, figures) in enumerate(stand.course, 1):
-            window.training_step(step, total, figures)
-    else:
-        stand, kept = _beginning(look, loss if best else None, count, batch)
-        window.progress("learning", 0, stand.total)
+    found = _went_on(checkpoint, count, steps, look)
+    stand, kept = found or _beginning(look, loss if best else None, count, batch)
+    window.progress("learning", stand.step, stand.total)
     a_pass = max(1, math.ceil(window.calibration / stand.batch))
     drawn = islice(batches(window, stand.batch, fresh=fresh), stand.step, None)
     while stand.step < stand.total:
@@ -173,13 +165,12 @@ def train(
         stand.skipped, stand.parts = steps.skipped, steps.parts.most
         stand.look_parts = look.parts.most
         checkpoint.keep(stand, kept, count)
-    step, total = stand.step, stand.total
-    if step and steps.skipped == step:
+    if stand.step and steps.skipped == stand.step:
         raise RunFailed(
             f"no step of {window.name} had a finite loss and gradient; a smaller learning_rate or "
             "float32 may help"
         )
-    return look(None, Step(step, total))[0] if kept is None else kept
+    return look(None, Step(stand.step, stand.total))[0] if kept is None else kept
 
 
 def _resumable(trainee: Trainee[T]) -> tuple[str, torch.optim.Optimizer | None]:
@@ -187,6 +178,22 @@ def _resumable(trainee: Trainee[T]) -> tuple[str, torch.optim.Optimizer | None]:
     title = f"training of {type(trainee).__qualname__}"
     goes_on = isinstance(trainee, Trainee) and trainee.resumable
     return title, trainee.optimiser if goes_on else None
+
+
+def _went_on(
+    checkpoint: TrainingCheckpoint, count: StepCount, steps: _Steps[Any], look: _Looks[Any]
+) -> tuple[Stand, Any] | None:
+    """Where an earlier attempt was, if it was kept, and its best result; its steps are told of."""
+    found = checkpoint.found()
+    if found is None:
+        return None
+    stand, kept = found
+    count.go_on(stand.spent, stand.stepped)
+    steps.skipped, steps.parts.most = stand.skipped, stand.parts
+    look.parts.most = stand.look_parts
+    for step, (total, figures) in enumerate(stand.course, 1):
+        look.window.training_step(step, total, figures)
+    return stand, kept
 
 
 def _beginning(
