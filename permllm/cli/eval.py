@@ -104,10 +104,12 @@ def _evaluators(
 def _measure(evaluator: Evaluator, loaded: LoadedModel, device: str) -> dict[str, float]:
     """The figures of one evaluator, with its progress on standard error."""
     from permllm.contexts.evaluation import EvaluationContext
+    from permllm.given import plain_figures
 
     with _progress(evaluator.name) as progress:
         context = EvaluationContext(device=device, progress=progress)
-        return evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+        measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+    return plain_figures(measured, evaluator.name)
 
 
 @contextlib.contextmanager

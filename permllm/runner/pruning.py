@@ -16,6 +16,7 @@ from permllm.core.patterns import is_nm, retained_share
 from permllm.core.permutations import identity, invert
 from permllm.core.statistics import SQUARE_SUM
 from permllm.errors import RunFailed
+from permllm.given import by_name, pruned_weight
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 from permllm.results import LayerReport
@@ -67,9 +68,12 @@ class LinearPruning:
         found: dict[str, Tensor] = {}
         for metric in _distinct(self.settings[linear].metric for linear in window.linears):
             linears = [name for name in window.linears if self.settings[name].metric == metric]
-            scores = metric.window_scores(window, linears)
+            whose = f"metric '{metric.name}'"
+            scores = by_name(metric.window_scores(window, linears), whose, "scores")
             for linear in linears:
-                self.check_scores(f"metric '{metric.name}'", linear, scores.get(linear))
+                if linear not in scores:
+                    raise RunFailed(f"{whose} gave no scores for {linear}")
+                self.check_scores(whose, linear, scores[linear])
                 found[linear] = scores[linear]
         scores = {linear: found[linear] for linear in window.linears}
         window = attrs.evolve(window, tensors=self.tensors(sums, scores))
@@ -159,9 +163,11 @@ class LinearPruning:
         """
         refined: dict[str, Tensor] = {}
         for pruner in (one for one in self._pruners(window) if one.refines_first == first):
-            for linear, scores in pruner.refine(window, permutations).items():
+            whose = f"pruner '{pruner.name}'"
+            given = pruner.refine(window, permutations)
+            for linear, scores in by_name(given, whose, "scores", window.linears).items():
                 if self.settings[linear].pruner == pruner:
-                    self.check_scores(f"pruner '{pruner.name}'", linear, scores)
+                    self.check_scores(whose, linear, scores)
                     refined[linear] = scores
         return refined
 
@@ -173,7 +179,9 @@ class LinearPruning:
         """
         updated: dict[str, Tensor] = {}
         for pruner in self._pruners(window):
-            for linear, weight in pruner.update(window, weights).items():
+            given = pruner.update(window, weights)
+            whose = f"pruner '{pruner.name}'"
+            for linear, weight in by_name(given, whose, "weights", window.linears).items():
                 if self.settings[linear].pruner == pruner:
                     weight = weight.detach().cpu()
                     _check_update(pruner, linear, weights[linear], weight)
@@ -208,18 +216,13 @@ class LinearPruning:
             key: need.permuted(sums[key].to(dense.device), permutation)
             for key, need in needs.items()
         }
-        pruned, _ = settings.pruner.prune(
+        given = settings.pruner.prune(
             dense[:, permutation], scores.to(dense.device)[:, permutation], settings.pattern, moved
         )
-        if pruned.shape != dense.shape or not is_nm(pruned, settings.pattern):
-            raise RunFailed(
-                f"pruner '{settings.pruner.name}' gave {linear} a weight that is not "
-                f"{settings.pattern} of shape {tuple(dense.shape)}"
-            )
-        if not bool(pruned.isfinite().all()):
-            raise RunFailed(
-                f"pruner '{settings.pruner.name}' gave {linear} NaN or infinite weights"
-            )
+        who = f"pruner '{settings.pruner.name}' gave {linear}"
+        pruned = pruned_weight(given, dense, who)
+        if not is_nm(pruned, settings.pattern):
+            raise RunFailed(f"{who} a weight that is not {settings.pattern}")
         return pruned[:, invert(permutation)]
 
 
