@@ -3,8 +3,8 @@ reports out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import attrs
 import torch
@@ -15,6 +15,7 @@ from permllm.contexts.window import WholeTensors, Window
 from permllm.core.patterns import is_nm, retained_share
 from permllm.core.permutations import identity, invert
 from permllm.core.statistics import SQUARE_SUM
+from permllm.distinct import distinct
 from permllm.errors import RunFailed
 from permllm.given import by_name, pruned_weight
 from permllm.models.decoder import Decoder
@@ -23,8 +24,6 @@ from permllm.results import LayerReport
 from permllm.runner.reporting import Reporter
 from permllm.runner.selection import LinearSettings, needed
 from permllm.runner.statistics import Gathering
-
-T = TypeVar("T")
 
 GroupSums = Mapping[str, Mapping[str, Tensor]]
 """By group, by statistic."""
@@ -66,7 +65,7 @@ class LinearPruning:
     def scored(self, window: Window, sums: GroupSums) -> ScoredWindow:
         """A window that has no scores, with those of its metrics and pruners."""
         found: dict[str, Tensor] = {}
-        for metric in _distinct(self.settings[linear].metric for linear in window.linears):
+        for metric in distinct(self.settings[linear].metric for linear in window.linears):
             linears = [name for name in window.linears if self.settings[name].metric == metric]
             whose = f"metric '{metric.name}'"
             scores = by_name(metric.window_scores(window, linears), whose, "scores")
@@ -198,7 +197,7 @@ class LinearPruning:
         )
 
     def _pruners(self, window: Window) -> list[Pruner]:
-        return _distinct(self.settings[linear].pruner for linear in window.linears)
+        return distinct(self.settings[linear].pruner for linear in window.linears)
 
     def _pruned(
         self,
@@ -326,15 +325,6 @@ def _fault_of(scores: Any, shape: tuple[int, ...]) -> str | None:
     if bool((scores < 0).any()):
         return f"negative (the least is {float(scores.min()):.3g})"
     return None
-
-
-def _distinct(components: Iterable[T]) -> list[T]:
-    """Each once; options may be mappings, so that components have no hash."""
-    distinct: list[T] = []
-    for component in components:
-        if component not in distinct:
-            distinct.append(component)
-    return distinct
 
 
 def zero_share(weight: Tensor) -> float:

@@ -13,6 +13,7 @@ import attrs
 import torch
 
 from permllm.contexts.cost import ComponentCost, Workload
+from permllm.distinct import distinct
 from permllm.formats.export_files import SPARE_BYTES
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
@@ -136,10 +137,11 @@ def search_seconds(plan: Plan, shape: ModelShape) -> float:
 
     Runs with the same learner count once, since they share what it finds.
     """
-    learners = {run.pipeline.layers.permutation: run.pipeline for run in plan.runs}
+    pipelines = {id(run.pipeline.layers.permutation): run.pipeline for run in plan.runs}
+    learners = distinct(run.pipeline.layers.permutation for run in plan.runs)
     return sum(
-        learner.cost(workload_of(pipeline, shape)).search_seconds
-        for learner, pipeline in learners.items()
+        learner.cost(workload_of(pipelines[id(learner)], shape)).search_seconds
+        for learner in learners
     )
 
 
