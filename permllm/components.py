@@ -376,8 +376,10 @@ class Dataset(Component):
         By default all texts are read. A source that can know more cheaply whether its
         text changed says so here.
         """
+        from permllm.given import documents
+
         digest = hashlib.sha256()
-        for text in self.texts(split):
+        for text in documents(self.texts(split), self.name):
             plain = text if isinstance(text, str) else json.dumps(text.messages, default=str)
             digest.update(plain.encode() + b"\0")
         return digest.hexdigest()

@@ -135,8 +135,9 @@ def permllm_exporters() -> Iterable[type[Exporter]]:
 def permllm_observers() -> Iterable[type[Observer]]:
     """Observers that the plugin adds, for the ``track:`` section of a pipeline file.
 
-    Called once, when plugins are loaded. Return component classes; what their
-    ``watch`` returns gets the life-cycle hooks below::
+    There each stands with its options: ``track: {slack: {channel: runs}}``. Called once,
+    when plugins are loaded. Return component classes; what their ``watch`` returns gets the
+    life-cycle hooks below::
 
         @permllm.hookimpl
         def permllm_observers():

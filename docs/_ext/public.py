@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import zip_longest
 from pathlib import Path
@@ -130,15 +130,22 @@ def imported(module: str) -> dict[str, str]:
 
 
 def defined(module: str) -> Iterator[Name]:
-    """The documented functions, classes with their methods, and constants of a module."""
+    """The documented functions, classes with what is in them, and constants of a module."""
     body = tree(module).body
     for node, following in zip_longest(body, body[1:]):
         if isinstance(node, Definition):
             yield from described(node)
-        elif isinstance(node, ast.Assign | ast.AnnAssign) and (said := text_of(following)):
+        else:
+            yield from assigned([node, following])
+
+
+def assigned(body: Sequence[ast.stmt | None], owner: str = "") -> Iterator[Name]:
+    """The constants of a module or a class that have text below them."""
+    for node, following in zip_longest(body, body[1:]):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and (said := text_of(following)):
             for name in targets(node):
                 if not name.startswith("_"):
-                    yield Name(name, name, summary(said))
+                    yield Name(f"{owner}{name}", f"{owner}{name}", summary(said))
 
 
 def described(node: Definition, owner: str = "") -> Iterator[Name]:
@@ -150,6 +157,7 @@ def described(node: Definition, owner: str = "") -> Iterator[Name]:
     yield Name(name, name + arguments(node, method=bool(owner)), summary(said))
     if isinstance(node, ast.ClassDef):
         yield from attributes(name, said)
+        yield from assigned(node.body, f"{name}.")
         for inner in node.body:
             if isinstance(inner, Definition):
                 yield from described(inner, f"{name}.")

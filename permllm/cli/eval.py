@@ -106,13 +106,15 @@ def measured(evaluator: Evaluator, loaded: LoadedExport, device: str) -> dict[st
     from functools import partial
 
     from permllm.contexts.evaluation import EvaluationContext
+    from permllm.given import plain_figures
     from permllm.sparse.models import packed
 
     with _progress(evaluator.name) as progress:
         context = EvaluationContext(
             device=device, progress=progress, packed=partial(packed, loaded.model, loaded.patterns)
         )
-        return evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+        figures = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+    return plain_figures(figures, evaluator.name)
 
 
 @contextlib.contextmanager

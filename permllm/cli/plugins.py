@@ -56,11 +56,17 @@ def info(name: str, no_plugin: tuple[str, ...]) -> None:
 
     Where several kinds or several packages have one of this name, all are explained.
     """
-    every = list(_components(no_plugin))
+    from permllm.cli.catalogue import installed
+
+    catalogue = installed(no_plugin)
+    every = list(_components(catalogue.plugins))
     meant = [(component, plugin) for component, plugin in every if _is(name, component, plugin)]
     if not meant:
-        known = {component["reference"] for component, _ in every}
-        raise UserError(f"there is no component '{name}'", hint=did_you_mean(name, known))
+        hint = did_you_mean(name, {component["reference"] for component, _ in every})
+        if lost := [_package(one) for one in catalogue.plugins if one["error"]]:
+            why = own("plugins")
+            hint += f"; plugins that cannot be used ({why} says why): {', '.join(lost)}"
+        raise UserError(f"there is no component '{name}'", hint=hint)
     echo("\n\n".join("\n".join(_explained(*pair)) for pair in meant))
 
 
@@ -85,9 +91,11 @@ def new(name: str, kind: str, out: Path) -> None:
 
     The component is a small one that works, with tests that pass: change it into yours.
     """
+    from permllm.cli.catalogue import installed
     from permllm.plugins.scaffold import named, write_package
 
-    taken = [(has["kind"], has["name"], _package(plugin)) for has, plugin in _components()]
+    every = _components(installed().plugins)
+    taken = [(has["kind"], has["name"], _package(plugin)) for has, plugin in every]
     plugin = named(name, kind, taken)
     folder = write_package(plugin, out)
     echo(f"wrote {folder}\nnext:")
@@ -100,11 +108,9 @@ def new(name: str, kind: str, out: Path) -> None:
         echo(f"  {step}")
 
 
-def _components(disabled: Iterable[str] = ()) -> Iterator[tuple[Plain, Plain]]:
+def _components(plugins: Iterable[Plain]) -> Iterator[tuple[Plain, Plain]]:
     """Every component with its plugin."""
-    from permllm.cli.catalogue import installed
-
-    for plugin in installed(disabled).plugins:
+    for plugin in plugins:
         yield from ((component, plugin) for component in plugin["components"])
 
 

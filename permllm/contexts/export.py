@@ -68,6 +68,17 @@ class ExportContext:
         """
         return self.layout.plan(self.permutations)
 
+    def weight(self, linear: str) -> Tensor:
+        """The pruned weight ``[C_out, C_in]`` of a linear, in its original channel order.
+
+        However the model stores it: transposed, or stacked with other experts'.
+        """
+        return self.decoder.weight(linear)
+
+    def group_of(self, linear: str) -> str:
+        """The name of the permutation group that a linear is in."""
+        return next(name for name, group in self.decoder.groups.items() if linear in group.linears)
+
     @property
     def perms(self) -> dict[str, Tensor]:
         """Deprecated: :attr:`permutations`."""

@@ -16,8 +16,9 @@ _GPU_ELEMENTS = 1 << 26
 
 
 def channelwise(scores: Tensor) -> Tensor:
-    """The same ``[C_out, C_in]``, in float32 or better, laid out channel by channel.
+    """The same ``[C_out, C_in]``, in float32 or better, whose ``.T`` is contiguous.
 
+    Searches read that, ``[C_in, C_out]``, one channel after the other.
     The scores are divided by their maximum, so that no sum of them overflows.
 
     Raises:
@@ -32,13 +33,16 @@ def channelwise(scores: Tensor) -> Tensor:
 
 
 def retained_by_rows(channels: Tensor, pattern: Pattern, permutation: Tensor) -> float:
-    """The retained score of scores that lie channel by channel, ``[C_in, C_out]``."""
+    """The retained score of scores that lie channel by channel, ``[C_in, C_out]``.
+
+    They are those of :func:`channelwise`, transposed.
+    """
     placed = channels.index_select(0, permutation)
     return placed.mul(nm_mask_by_rows(placed, pattern)).sum(dtype=torch.float64).item()
 
 
 def better(channels: Tensor, pattern: Pattern, known: Tensor, other: Tensor) -> Tensor:
-    """The order that retains more, ``known`` where both retain the same."""
+    """The order that retains more of ``[C_in, C_out]``, ``known`` where both retain the same."""
     higher = retained_by_rows(channels, pattern, other) > retained_by_rows(channels, pattern, known)
     return other if higher else known
 

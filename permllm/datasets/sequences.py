@@ -10,6 +10,7 @@ from torch import Tensor
 
 from permllm.components import Conversation, Dataset, Document
 from permllm.errors import UserError
+from permllm.given import documents
 
 CHAPTER_TOKENS = 1_000_000
 """How much text is read at least, and shuffled together, where there is as much."""
@@ -86,7 +87,8 @@ def cut(
     chosen: list[Tensor] = [torch.empty(0, length, dtype=torch.long)]
     missing, available = count, 0
     if missing:
-        for tokens in _chapters(token_stream(dataset.texts(split), tokenizer), size):
+        texts = documents(dataset.texts(split), dataset.name)
+        for tokens in _chapters(token_stream(texts, tokenizer), size):
             cuts = tokens[: len(tokens) // length * length].view(-1, length)
             chosen.append(cuts[torch.randperm(len(cuts), generator=generator)[:missing]])
             missing, available = missing - len(chosen[-1]), available + len(tokens)

@@ -15,6 +15,7 @@ from permllm.contexts.cost import ComponentCost, Workload
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.datasets.python_docs import PythonDocs
 from permllm.datasets.sequences import first_tokens, plain_text, too_short
+from permllm.given import documents
 from permllm.models.checks import check_tokens, not_finite
 from permllm.option import option
 
@@ -140,8 +141,12 @@ class Perplexity(Evaluator):
     def _tokens(self, tokenizer: Any) -> Tensor:
         """``LongTensor[tokens]``."""
         if self.protocol == "documents":
-            return first_tokens(self.dataset.texts(self.split), tokenizer, self.max_tokens)
-        rows = [plain_text(row, tokenizer) for row in self.dataset.rows(self.split)]
+            texts = documents(self.dataset.texts(self.split), self.dataset.name)
+            return first_tokens(texts, tokenizer, self.max_tokens)
+        rows = [
+            plain_text(row, tokenizer)
+            for row in documents(self.dataset.rows(self.split), self.dataset.name)
+        ]
         return torch.tensor(tokenizer("\n\n".join(rows), verbose=False)["input_ids"])
 
 

@@ -14,6 +14,7 @@ import pluggy
 from permllm import hookspecs
 from permllm.components import KINDS, Component
 from permllm.errors import nearest
+from permllm.plugins.single_file import MODULE_PREFIX
 
 HOOKS = tuple(name for name in vars(hookspecs) if name.startswith("permllm_"))
 """All hooks."""
@@ -54,6 +55,8 @@ def wrong_component(kind: str, offered: object) -> str | None:
     if not inspect.isclass(offered):
         return f"{offered!r} is no class"
     shown, base = f"{offered.__module__}.{offered.__qualname__}", KINDS[kind]
+    if shown.startswith(MODULE_PREFIX):
+        shown = offered.__qualname__
     if not issubclass(offered, base):
         return f"{shown} does not inherit from permllm.components.{base.__name__}"
     try:

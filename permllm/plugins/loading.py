@@ -109,7 +109,11 @@ def _offered(
             if implementation.plugin is not plugin:
                 continue
             try:
-                yield from [(kind, cls) for cls in implementation.function()]
+                offered = implementation.function()
+                if not isinstance(offered, Iterable):
+                    info.broke(f"its hook {hook} gave {offered!r}, not a list of classes")
+                    continue
+                yield from [(kind, cls) for cls in offered]
             except (Exception, SystemExit) as error:
                 # As on import: somebody else's code.
                 info.broke(f"its hook {hook} failed: {described(error, info.distribution)}")

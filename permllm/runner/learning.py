@@ -12,9 +12,9 @@ from torch import Tensor
 from permllm.components import PermutationLearner
 from permllm.contexts.constrained import ConstrainedWindow
 from permllm.contexts.window import Window
-from permllm.core.permutations import is_permutation
 from permllm.errors import RunFailed
 from permllm.folding.constraints import Constraints
+from permllm.given import by_name, permutation_fault
 from permllm.models.linears import Group
 from permllm.results import Cost
 from permllm.runner.caching.chain_keys import ChainKeys
@@ -59,7 +59,8 @@ class Learning:
                 on_step=partial(self.step, window.index, "permutation", window.name, log),
                 checkpoints=window.checkpoints.of(key),
             )
-            permutations = learner.learn(watched)
+            given = learner.learn(watched)
+            permutations = by_name(given, f"permutation learner '{learner.name}'", "permutations")
             _check(permutations, window.groups, learner.name)
             return {group: permutations[group] for group in window.groups}
 
@@ -95,13 +96,8 @@ class Learning:
 
 def _check(permutations: Mapping[str, Tensor], groups: Mapping[str, Group], learner: str) -> None:
     for name, group in groups.items():
-        permutation = permutations.get(name)
-        if (
-            permutation is None
-            or len(permutation) != group.channels
-            or not is_permutation(permutation)
-        ):
+        if fault := permutation_fault(permutations.get(name), group.channels):
             raise RunFailed(
                 f"permutation learner '{learner}' gave no permutation of the {group.channels} "
-                f"input channels of {name}"
+                f"input channels of {name}: {fault}"
             )

@@ -18,6 +18,7 @@ from permllm.core.patterns import Pattern
 from permllm.errors import RunFailed
 from permllm.files import completing
 from permllm.formats.served import as_served
+from permllm.given import plain_figures
 from permllm.pipeline.reading import dump_yaml, published, resolved
 from permllm.results import DENSE, RunResult
 from permllm.runner.allocating import allocated
@@ -202,7 +203,8 @@ class OneRun:
                 dense=partial(decoder.substituted, unpruned) if weights else nullcontext,
             )
         with room_for(stage, self.run.pipeline), decoder.substituted(weights):
-            return evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+            measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+        return plain_figures(measured, evaluator.name)
 
     def _export(self, pruned: PrunedWindow, context: ExportContext) -> dict[str, str]:
         """Write every export of the run; the folders appear once they are complete."""

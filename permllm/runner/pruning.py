@@ -3,9 +3,9 @@ reports out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import torch
@@ -16,7 +16,9 @@ from permllm.contexts.window import WholeTensors, Window
 from permllm.core.patterns import is_nm, retained_share
 from permllm.core.permutations import identity, invert
 from permllm.core.statistics import SQUARE_SUM, Statistic
+from permllm.distinct import distinct
 from permllm.errors import RunFailed
+from permllm.given import by_name, pruned_weight
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 from permllm.results import LayerReport
@@ -24,8 +26,6 @@ from permllm.runner.finished_layers import FinishedLayer, FinishedLayers
 from permllm.runner.reporting import Reporter
 from permllm.runner.selection import LinearSettings, needed
 from permllm.runner.statistics import Gathering, Stream
-
-T = TypeVar("T")
 
 GroupSums = Mapping[str, Mapping[str, Tensor]]
 """By group, by statistic."""
@@ -69,11 +69,15 @@ class LinearPruning:
     def scored(self, window: Window, sums: GroupSums) -> ScoredWindow:
         """A window that has no scores, with those of its metrics and pruners."""
         found: dict[str, Tensor] = {}
-        for metric in _distinct(self.settings[linear].metric for linear in window.linears):
+        for metric in distinct(self.settings[linear].metric for linear in window.linears):
             linears = [name for name in window.linears if self.settings[name].metric == metric]
-            scores = metric.window_scores(self._own(window, metric), linears)
+            whose = f"metric '{metric.name}'"
+            given = metric.window_scores(self._own(window, metric), linears)
+            scores = by_name(given, whose, "scores")
             for linear in linears:
-                self.check_scores(f"metric '{metric.name}'", linear, scores.get(linear))
+                if linear not in scores:
+                    raise RunFailed(f"{whose} gave no scores for {linear}")
+                self.check_scores(whose, linear, scores[linear])
                 found[linear] = scores[linear]
         scores = {linear: found[linear] for linear in window.linears}
         window = attrs.evolve(window, tensors=self.tensors(sums, scores))
@@ -165,9 +169,11 @@ class LinearPruning:
         for pruner, own in self._pruners(window):
             if pruner.refines_first != first:
                 continue
-            for linear, scores in pruner.refine(own, permutations).items():
+            whose = f"pruner '{pruner.name}'"
+            given = pruner.refine(own, permutations)
+            for linear, scores in by_name(given, whose, "scores", window.linears).items():
                 if self.settings[linear].pruner == pruner:
-                    self.check_scores(f"pruner '{pruner.name}'", linear, scores)
+                    self.check_scores(whose, linear, scores)
                     refined[linear] = scores
         return refined
 
@@ -179,7 +185,9 @@ class LinearPruning:
         """
         updated: dict[str, Tensor] = {}
         for pruner, own in self._pruners(window):
-            for linear, weight in pruner.update(own, weights).items():
+            whose = f"pruner '{pruner.name}'"
+            given = pruner.update(own, weights)
+            for linear, weight in by_name(given, whose, "weights", window.linears).items():
                 if self.settings[linear].pruner == pruner:
                     weight = weight.detach().cpu()
                     _check_update(pruner, linear, weights[linear], weight)
@@ -197,7 +205,7 @@ class LinearPruning:
 
     def _pruners(self, window: Window) -> list[tuple[Pruner, Window]]:
         """Each pruner, and the window in which it finds its own checkpoints."""
-        pruners = _distinct(self.settings[linear].pruner for linear in window.linears)
+        pruners = distinct(self.settings[linear].pruner for linear in window.linears)
         return [(pruner, self._own(window, pruner)) for pruner in pruners]
 
     def _own(self, window: Window, component: Component) -> Window:
@@ -221,18 +229,13 @@ class LinearPruning:
             key: need.permuted(sums[key].to(dense.device), permutation)
             for key, need in needs.items()
         }
-        pruned, _ = settings.pruner.prune(
+        given = settings.pruner.prune(
             dense[:, permutation], scores.to(dense.device)[:, permutation], settings.pattern, moved
         )
-        if pruned.shape != dense.shape or not is_nm(pruned, settings.pattern):
-            raise RunFailed(
-                f"pruner '{settings.pruner.name}' gave {linear} a weight that is not "
-                f"{settings.pattern} of shape {tuple(dense.shape)}"
-            )
-        if not bool(pruned.isfinite().all()):
-            raise RunFailed(
-                f"pruner '{settings.pruner.name}' gave {linear} NaN or infinite weights"
-            )
+        who = f"pruner '{settings.pruner.name}' gave {linear}"
+        pruned = pruned_weight(given, dense, who)
+        if not is_nm(pruned, settings.pattern):
+            raise RunFailed(f"{who} a weight that is not {settings.pattern}")
         return pruned[:, invert(permutation)]
 
 
@@ -367,15 +370,6 @@ def _fault_of(scores: Any, shape: tuple[int, ...]) -> str | None:
     if bool((scores < 0).any()):
         return f"negative (the least is {float(scores.min()):.3g})"
     return None
-
-
-def _distinct(components: Iterable[T]) -> list[T]:
-    """Each once; options may be mappings, so that components have no hash."""
-    distinct: list[T] = []
-    for component in components:
-        if component not in distinct:
-            distinct.append(component)
-    return distinct
 
 
 def zero_share(weight: Tensor) -> float:

@@ -57,7 +57,8 @@ class Shared:
         self.machine = machine(self.device, self.dtype)
         base = digest(self.fingerprint, self.machine, own_code())
         self.stages = Stages(cache, base, rounding(), lambda *what: self.reporter.reused(*what))
-        self._sequences: dict[tuple[Calibration, int], Sequences] = {}
+        # Datasets with mappings among their options have no hash.
+        self._sequences: list[tuple[tuple[Calibration, int], Sequences]] = []
 
     def turn_to(self, run: Run | None) -> None:
         """Tell observers from now on of this run."""
@@ -127,9 +128,12 @@ class Shared:
         """
         pipeline = (self.plan.runs[0] if run is self.plan.dense else run).pipeline
         wanted = pipeline.calibration, wished_sequences(pipeline)
-        if wanted not in self._sequences:
-            self._sequences[wanted] = self._read(*wanted)
-        return self._sequences[wanted]
+        for known, sequences in self._sequences:
+            if known == wanted:
+                return sequences
+        sequences = self._read(*wanted)
+        self._sequences.append((wanted, sequences))
+        return sequences
 
     def _read(self, calibration: Calibration, learning: int) -> Sequences:
         stage = "reading the calibration text"

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from permllm.components import Observer
+from permllm.distinct import distinct
 from permllm.errors import PermllmError, RunFailed, UserError
 from permllm.exhaustion import cannot_write
 from permllm.files import write_sealed
@@ -190,7 +191,7 @@ def observed(
 ) -> Iterator[None]:
     """Register the observers for the block, each once."""
     with ExitStack() as stack:
-        for observer in dict.fromkeys((*observers, *plan.pipeline.track)):
+        for observer in distinct((*observers, *plan.pipeline.track)):
             # To open a tracking store may take seconds; those before it can say so.
             stage = f"opening {observer.name}"
             reporter.progress(stage, 0, 1)

@@ -49,6 +49,14 @@ def test_reasons_are_printed_as_they_are(permllm, tmp_path: Path) -> None:
     assert "imported: SystemExit" not in said
 
 
+def test_info_of_what_a_broken_plugin_was_to_add(permllm, plugins: str) -> None:
+    gone = permllm("plugins", "info", "broken", PYTHONPATH=plugins)
+    assert gone.returncode == 2
+    lost = gone.stderr.partition("; plugins that cannot be used (")[2]
+    assert "permllm-broken" in lost
+    assert "permllm-works" not in lost
+
+
 TWO = """\
 import attrs
 import permllm
@@ -173,7 +181,10 @@ def test_a_new_plugin(permllm, tmp_path: Path) -> None:
     [
         (["lcp"], "error: there is a permutation 'lcp' already, in permllm 0.1.0"),
         (["a b"], "error: 'a b' is no name for a plugin"),
-        (["x", "--kind", "metrics"], "'metrics' is not one of 'metric', 'permutation'"),
+        (
+            ["x", "--kind", "metrics"],
+            "'metrics' is not one of 'metric', 'allocation', 'perm",
+        ),
     ],
 )
 def test_a_new_plugin_that_is_refused(permllm, tmp_path: Path, words: list[str], message) -> None:

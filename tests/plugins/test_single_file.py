@@ -150,7 +150,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
         POWER.replace("permllm_metrics", "permllm_metric"),
         "there is no hook 'permllm_metric'; did you mean 'permllm_metrics'?",
     ),
-    "no component": (POWER.replace("@attrs.frozen\n", ""), "is not a frozen attrs class"),
+    "no component": (POWER.replace("@attrs.frozen\n", ""), "metric: Power is not a frozen attrs"),
     "hook that fails": (
         POWER.replace("return [Power]", "return [Powr]"),
         "its hook permllm_metrics failed: NameError: name 'Powr' is not defined",

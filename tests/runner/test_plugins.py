@@ -14,11 +14,12 @@ import pytest
 import permllm
 from permllm.api import run_plan
 from permllm.components import Observer
-from permllm.errors import UserError
+from permllm.errors import RunFailed, UserError
 from permllm.exporters.masked import Masked
 from permllm.files import read_sealed, write_sealed
 from permllm.registry import Registry
 from permllm.runner.exporting import export_run
+from permllm.runner.preflight.check import check_plan
 from permllm.runs.events import read_events
 from permllm.runs.plan import make_plan
 
@@ -124,3 +125,91 @@ def test_prune_takes_a_mapping_with_a_file(tmp_path: Path) -> None:
     }
     pruned = permllm.prune(tiny_model("llama"), byte_tokenizer(), pipeline)
     assert {layer.sparsity for layer in pruned.layers} == {0.5}
+
+
+MAPPINGS = """\
+import attrs
+import permllm
+import torch
+from permllm.components import Dataset, Observer, PermutationLearner, option
+
+
+@attrs.frozen
+class Source(Dataset):
+    '''Some words, again and again.'''
+
+    name = "source"
+    words: dict[str, str] = option(factory=dict, help="some")
+
+    def texts(self, split):
+        return iter([" ".join(self.words.values()) * 50] * 10)
+
+
+@attrs.frozen
+class Learner(PermutationLearner):
+    '''Keeps the order.'''
+
+    name = "learner"
+    shares: dict[str, float] = option(factory=dict, help="some")
+
+    def learn(self, window):
+        return {name: torch.arange(group.channels) for name, group in window.groups.items()}
+
+
+@attrs.frozen
+class Watcher(Observer):
+    '''Watches nothing.'''
+
+    name = "watcher"
+    where: dict[str, str] = option(factory=dict, help="some")
+
+    def watch(self, out, warn):
+        return object()
+
+
+@permllm.hookimpl
+def permllm_datasets():
+    return [Source]
+
+
+@permllm.hookimpl
+def permllm_permutations():
+    return [Learner]
+
+
+@permllm.hookimpl
+def permllm_observers():
+    return [Watcher]
+"""
+
+
+def test_options_may_be_mappings_though_these_have_no_hash(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "mappings.py").write_text(MAPPINGS, encoding="utf-8")
+    path = write_pipeline(
+        plugins=["mappings.py"],
+        calibration={
+            "dataset": {"name": "source", "words": {"a": "some words"}},
+            "sequences": 2,
+            "length": 16,
+        },
+        layers={"permutation": {"name": "learner", "shares": {"a": 0.5}}},
+        track={"watcher": {"where": {"a": "b"}}},
+        evaluate=[],
+        export=[],
+    )
+    registry = Registry.load()
+    plan = make_plan(path, registry, out=tmp_path / "out")
+    check_plan(plan, path)
+    results = run_plan(plan, registry)
+    assert not results.failed
+
+
+def test_an_observer_that_watches_with_nothing_is_named() -> None:
+    registry = Registry.load()
+    with (
+        pytest.raises(RunFailed, match=r"'fragile' watches with nothing: its watch\(\) gave None"),
+        registry.observing(Fragile(), None),
+    ):
+        pass

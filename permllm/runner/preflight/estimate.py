@@ -18,6 +18,7 @@ import torch
 from permllm.components import Pruner
 from permllm.contexts.cost import ComponentCost, Workload
 from permllm.core.statistics import Statistic
+from permllm.distinct import distinct
 from permllm.formats.export_files import SPARE_BYTES
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
@@ -195,10 +196,11 @@ def search_seconds(plan: Plan, shape: ModelShape) -> float:
 
     Runs with the same learner count once, since they share what it finds.
     """
-    learners = {run.pipeline.layers.permutation: run.pipeline for run in plan.runs}
+    pipelines = {id(run.pipeline.layers.permutation): run.pipeline for run in plan.runs}
+    learners = distinct(run.pipeline.layers.permutation for run in plan.runs)
     return sum(
-        learner.cost(workload_of(pipeline, shape)).search_seconds
-        for learner, pipeline in learners.items()
+        learner.cost(workload_of(pipelines[id(learner)], shape)).search_seconds
+        for learner in learners
     )
 
 

@@ -1,0 +1,125 @@
+"""What components give, which may be anybody's: a mistake in it is said in its own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from permllm.errors import RunFailed, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from permllm.components import Document
+
+
+def by_name(given: Any, who: str, what: str, names: Collection[str] | None = None) -> Any:
+    """A mapping by name, as it was given.
+
+    Args:
+        given: what it should be.
+        who: gave it, such as ``pruner 'mine'``.
+        what: it has for each name, such as ``scores``.
+        names: those that it may have; any if None.
+
+    Raises:
+        RunFailed: it is no mapping, or has something for another name.
+    """
+    if not isinstance(given, Mapping):
+        raise RunFailed(f"{who} gave {what} as {_kind(given)}, where a dict by name is expected")
+    others = [name for name in given if name not in names] if names is not None else []
+    for name in others:
+        near = nearest(str(name), names or ())
+        hint = f"; did you mean '{near}'?" if near else ""
+        raise RunFailed(f"{who} gave {what} for {name!r}, which it was not asked for{hint}")
+    return given
+
+
+def permutation_fault(given: Any, channels: int) -> str | None:
+    """Why something is no permutation of so many channels; None if it is."""
+    from torch import Tensor
+
+    from permllm.core.permutations import is_permutation
+
+    if not isinstance(given, Tensor):
+        return "it is None" if given is None else f"it is {_kind(given)}, not a tensor"
+    if tuple(given.shape) != (channels,):
+        return f"it is of shape {tuple(given.shape)}"
+    if given.is_floating_point() or given.is_complex():
+        return f"it is of {given.dtype}, not of whole numbers"
+    if not is_permutation(given):
+        return f"it does not hold each of 0 to {channels - 1} once"
+    return None
+
+
+def pruned_weight(given: Any, dense: Tensor, who: str) -> Tensor:
+    """The weight of a pair of a weight and its mask, of the dense one's shape and type.
+
+    Args:
+        given: what it should be.
+        dense: ``[C_out, C_in]``.
+        who: gave it and for which linear, such as ``pruner 'mine' gave q_proj``.
+
+    Raises:
+        RunFailed: it is something else, or has NaN or infinite entries.
+    """
+    from torch import Tensor
+
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise RunFailed(f"{who} {_kind(given)}, where (weight, mask) is expected")
+    weight = given[0]
+    if not isinstance(weight, Tensor):
+        raise RunFailed(f"{who} {_kind(weight)} as its weight, where a tensor is expected")
+    if weight.shape != dense.shape:
+        shapes = f"{tuple(weight.shape)}, where the dense one has {tuple(dense.shape)}"
+        raise RunFailed(f"{who} a weight of shape {shapes}")
+    if weight.dtype != dense.dtype:
+        raise RunFailed(f"{who} a weight of {weight.dtype}, where the dense one is {dense.dtype}")
+    if not bool(weight.isfinite().all()):
+        raise RunFailed(f"{who} NaN or infinite weights")
+    return weight
+
+
+def plain_figures(given: Any, evaluator: str) -> dict[str, float]:
+    """What an evaluator measured, as plain numbers.
+
+    Raises:
+        RunFailed: it is no mapping of names to numbers.
+    """
+    who = f"evaluator '{evaluator}'"
+    plain = {}
+    for name, value in by_name(given, who, "figures").items():
+        try:
+            if isinstance(value, str):
+                raise TypeError
+            # A number of numpy's, or a tensor with one entry, cannot be kept as JSON.
+            plain[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise RunFailed(
+                f"{who} gave '{name}' as {value!r}, where a number is expected"
+            ) from None
+    return plain
+
+
+def documents(given: Any, dataset: str) -> Iterator[Document]:
+    """The documents of a dataset, one after the other.
+
+    Raises:
+        RunFailed: it gives none to go through, or one that is no text.
+    """
+    from permllm.components import Conversation
+
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+        raise RunFailed(f"dataset '{dataset}' gave {_kind(given)}, where texts are expected")
+    for document in given:
+        if not isinstance(document, str | Conversation):
+            what = f"{_kind(document)} as a document, where a str is expected"
+            raise RunFailed(f"dataset '{dataset}' gave {what}")
+        yield document
+
+
+def _kind(given: Any) -> str:
+    if given is None:
+        return "None"
+    name = type(given).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
