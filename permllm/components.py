@@ -23,12 +23,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
+from permllm.errors import RunFailed
+from permllm.given import kind_of
 from permllm.option import option
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ __all__ = [
     "PermutationLearner",
     "Pruner",
     "components_in",
+    "documents",
     "option",
 ]
 
@@ -376,13 +379,26 @@ class Dataset(Component):
         By default all texts are read. A source that can know more cheaply whether its
         text changed says so here.
         """
-        from permllm.given import documents
-
         digest = hashlib.sha256()
         for text in documents(self.texts(split), self.name):
             plain = text if isinstance(text, str) else json.dumps(text.messages, default=str)
             digest.update(plain.encode() + b"\0")
         return digest.hexdigest()
+
+
+def documents(given: Any, dataset: str) -> Iterator[Document]:
+    """The documents that a data set gave, one after the other.
+
+    Raises:
+        RunFailed: it gave nothing to go through, or one that is no text.
+    """
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+        raise RunFailed(f"dataset '{dataset}' gave {kind_of(given)}, where texts are expected")
+    for document in given:
+        if not isinstance(document, str | Conversation):
+            what = f"{kind_of(document)} as a document, where a str is expected"
+            raise RunFailed(f"dataset '{dataset}' gave {what}")
+        yield document
 
 
 class Exporter(Component):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from permllm.errors import RunFailed, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from permllm.components import Document
 
 
 def by_name(given: Any, who: str, what: str, names: Collection[str] | None = None) -> Any:
@@ -26,7 +24,7 @@ def by_name(given: Any, who: str, what: str, names: Collection[str] | None = Non
         RunFailed: it is no mapping, or has something for another name.
     """
     if not isinstance(given, Mapping):
-        raise RunFailed(f"{who} gave {what} as {_kind(given)}, where a dict by name is expected")
+        raise RunFailed(f"{who} gave {what} as {kind_of(given)}, where a dict by name is expected")
     others = [name for name in given if name not in names] if names is not None else []
     for name in others:
         near = nearest(str(name), names or ())
@@ -42,7 +40,7 @@ def permutation_fault(given: Any, channels: int) -> str | None:
     from permllm.core.permutations import is_permutation
 
     if not isinstance(given, Tensor):
-        return "it is None" if given is None else f"it is {_kind(given)}, not a tensor"
+        return "it is None" if given is None else f"it is {kind_of(given)}, not a tensor"
     if tuple(given.shape) != (channels,):
         return f"it is of shape {tuple(given.shape)}"
     if given.is_floating_point() or given.is_complex():
@@ -66,10 +64,10 @@ def pruned_weight(given: Any, dense: Tensor, who: str) -> Tensor:
     from torch import Tensor
 
     if not isinstance(given, tuple | list) or len(given) != 2:
-        raise RunFailed(f"{who} {_kind(given)}, where (weight, mask) is expected")
+        raise RunFailed(f"{who} {kind_of(given)}, where (weight, mask) is expected")
     weight = given[0]
     if not isinstance(weight, Tensor):
-        raise RunFailed(f"{who} {_kind(weight)} as its weight, where a tensor is expected")
+        raise RunFailed(f"{who} {kind_of(weight)} as its weight, where a tensor is expected")
     if weight.shape != dense.shape:
         shapes = f"{tuple(weight.shape)}, where the dense one has {tuple(dense.shape)}"
         raise RunFailed(f"{who} a weight of shape {shapes}")
@@ -101,24 +99,8 @@ def plain_figures(given: Any, evaluator: str) -> dict[str, float]:
     return plain
 
 
-def documents(given: Any, dataset: str) -> Iterator[Document]:
-    """The documents of a dataset, one after the other.
-
-    Raises:
-        RunFailed: it gives none to go through, or one that is no text.
-    """
-    from permllm.components import Conversation
-
-    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
-        raise RunFailed(f"dataset '{dataset}' gave {_kind(given)}, where texts are expected")
-    for document in given:
-        if not isinstance(document, str | Conversation):
-            what = f"{_kind(document)} as a document, where a str is expected"
-            raise RunFailed(f"dataset '{dataset}' gave {what}")
-        yield document
-
-
-def _kind(given: Any) -> str:
+def kind_of(given: Any) -> str:
+    """What somebody gave, in words: ``None``, or its class with an article."""
     if given is None:
         return "None"
     name = type(given).__name__

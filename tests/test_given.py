@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from permllm.components import Conversation
+from permllm.components import Conversation, documents
 from permllm.errors import RunFailed
-from permllm.given import by_name, documents, permutation_fault, plain_figures, pruned_weight
+from permllm.given import by_name, permutation_fault, plain_figures, pruned_weight
 
 
 def test_a_mapping_is_given_back() -> None:

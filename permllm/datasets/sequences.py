@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm.components import Conversation, Dataset, Document
+from permllm.components import Conversation, Dataset, Document, documents
 from permllm.errors import UserError
-from permllm.given import documents
 
 CHAPTER_TOKENS = 1_000_000
 """How much text is read at least, and shuffled together, where there is as much."""

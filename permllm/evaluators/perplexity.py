@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from permllm.components import EVALUATED_TOKENS, Dataset, Evaluator
+from permllm.components import EVALUATED_TOKENS, Dataset, Evaluator, documents
 from permllm.contexts.cost import ComponentCost, Workload
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.datasets.python_docs import PythonDocs
 from permllm.datasets.sequences import first_tokens, plain_text, too_short
-from permllm.given import documents
 from permllm.models.checks import check_tokens, not_finite
 from permllm.option import option
 

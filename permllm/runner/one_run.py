@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
@@ -96,7 +97,9 @@ class OneRun:
             settings=settings,
         )
         pruned = loop.prune()
-        figures = overall(pruned, shared.decoder.entries) | self._evaluate(pruned, windows)
+        own, measured = overall(pruned, shared.decoder.entries), self._evaluate(pruned, windows)
+        _check_own_figures(own, measured)
+        figures = own | measured
         result = RunResult(
             label=run.label,
             figures=figures,
@@ -223,6 +226,16 @@ class OneRun:
                 reporter.progress(stage, 1, 1)
                 reporter.hook.permllm_exported(run=run, exporter=exporter.name, directory=final)
         return places
+
+
+def _check_own_figures(own: dict[str, float], measured: dict[str, float]) -> None:
+    """Refuse an evaluator's figure that has the name of one of the run's, and another value."""
+    for name in own.keys() & measured.keys():
+        if not math.isclose(own[name], measured[name], rel_tol=1e-6, abs_tol=1e-6):
+            raise RunFailed(
+                f"an evaluator gives {measured[name]:.6g} as '{name}', which is the run's own "
+                f"figure ({own[name]:.6g}); it has to call it otherwise"
+            )
 
 
 def overall(pruned: PrunedWindow, entries: int) -> dict[str, float]:

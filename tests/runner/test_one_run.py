@@ -5,7 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import attrs
+import pytest
+
+from permllm.api import run_plan
+from permllm.components import Evaluator
+from permllm.errors import RunFailed
+from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
 from permllm.runs.plan import make_plan
 
@@ -20,6 +28,7 @@ CHANGES = [
     "layers.pruner=sparsegpt",
     "layers.window=1",
     "layers.inputs=dense",
+    "layers.allocation=owl",
     "layers.skip=['*.o_proj']",
     "layers.overrides=[{match: '*.o_proj', metric: ria}]",
     "calibration.seed=1",
@@ -62,3 +71,30 @@ def test_every_change_of_a_pipeline_is_another_run(write_pipeline: Write, tmp_pa
     model = tmp_path / "llama/config.json"
     model.write_text(model.read_text() + "\n")
     assert key() != before
+
+
+@attrs.frozen
+class SaysSparse(Evaluator):
+    """Gives the run's own figure another value."""
+
+    name = "says-sparse"
+    share: float = 0.9
+
+    def evaluate(self, model: Any, tokenizer: Any, context: Any) -> dict[str, float]:
+        return {"sparsity": self.share if context.saved else 0.0}
+
+
+class SaysSparsePlugin:
+    @hookimpl
+    def permllm_evaluators(self) -> list[type[Evaluator]]:
+        return [SaysSparse]
+
+
+def test_no_evaluator_replaces_a_figure_of_the_run(write_pipeline: Write, tmp_path: Path) -> None:
+    path = write_pipeline(layers={"permutation": "none"}, evaluate=["sparsity", "says-sparse"])
+    registry = Registry.load()
+    registry.add(SaysSparsePlugin(), "says")
+    with pytest.raises(RunFailed, match=r"gives 0\.9 as 'sparsity', which is the run's own fig"):
+        run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)
+    same = make_plan(path, registry, ["evaluate.1.share=0.5"], tmp_path / "same").settled()
+    assert run_plan(same, registry).runs[1].figures["sparsity"] == 0.5
