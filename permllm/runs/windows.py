@@ -185,6 +185,20 @@ def load_window(path: Path, *, weights: bool = True) -> PrunedWindow:
     )
 
 
+def mapped_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a window that has just been written, mapped from its file, not checked.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(WEIGHT)]  # noqa: SIM118
+            return {name.removeprefix(WEIGHT): file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+
+
 def read_window_record(path: Path) -> WindowRecord:
     """What a window's file says beside its tensors.
 
