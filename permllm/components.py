@@ -223,6 +223,16 @@ class Pruner(Component):
     """True if :meth:`refine` does not depend on permutations: it is then called before they are
     learned, with every group in its original order, so that learners see its scores, too."""
 
+    seconds_per_linear: ClassVar[float] = 0.0
+    """What cutting a linear takes, about: for estimates."""
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """What it takes in a run; by default ``seconds_per_linear`` for each of its linears."""
+        from permllm.contexts.cost import ComponentCost
+
+        cutting = ComponentCost(seconds=self.seconds_per_linear * len(workload.linears))
+        return cutting + super().cost(workload)
+
     def sequences(self, calibration: int) -> int:
         """How many learning sequences it wants, given that ``calibration`` are asked for."""
         return calibration

@@ -19,7 +19,7 @@ from permllm.printing import console, echo, marked
 
 if TYPE_CHECKING:
     from permllm.components import Evaluator
-    from permllm.models.loading import LoadedModel
+    from permllm.formats.loading import LoadedExport
     from permllm.registry import Registry
 
 
@@ -71,7 +71,7 @@ def command(
         loaded = open_model(evaluators.model, place)
         figures: dict[str, float] = {}
         for evaluator in evaluators.evaluate:
-            figures |= _measure(evaluator, loaded, str(place))
+            figures |= measured(evaluator, loaded, str(place))
     if as_json:
         click.echo(json.dumps({"model": loaded.description, "figures": figures}))
     else:
@@ -101,12 +101,17 @@ def _evaluators(
     return read_mapping({"model": source, "pattern": "2:4", "evaluate": wanted}, registry)
 
 
-def _measure(evaluator: Evaluator, loaded: LoadedModel, device: str) -> dict[str, float]:
+def measured(evaluator: Evaluator, loaded: LoadedExport, device: str) -> dict[str, float]:
     """The figures of one evaluator, with its progress on standard error."""
+    from functools import partial
+
     from permllm.contexts.evaluation import EvaluationContext
+    from permllm.sparse.models import packed
 
     with _progress(evaluator.name) as progress:
-        context = EvaluationContext(device=device, progress=progress)
+        context = EvaluationContext(
+            device=device, progress=progress, packed=partial(packed, loaded.model, loaded.patterns)
+        )
         return evaluator.evaluate(loaded.model, loaded.tokenizer, context)
 
 

@@ -14,7 +14,7 @@ from permllm.cli.opening import model_source, open_model
 from permllm.printing import echo
 
 if TYPE_CHECKING:
-    from permllm.sparse.models import LinearReport
+    from permllm.contexts.evaluation import LinearReport
 
 
 @click.command("generate")

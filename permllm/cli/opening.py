@@ -47,7 +47,7 @@ def open_model(source: Source, device: torch.device, *, sparse: bool = False) ->
     Raises:
         UserError: something is missing or damaged, or it cannot run sparse.
     """
-    from permllm.formats.loading import LoadedExport
+    from permllm.formats.loading import LoadedExport, patterns_of
     from permllm.formats.loading import load as load_export
     from permllm.formats.manifest import MANIFEST, read_manifest
     from permllm.models.devices import pick_dtype
@@ -63,7 +63,8 @@ def open_model(source: Source, device: torch.device, *, sparse: bool = False) ->
             hint="name the folder of a permuted or sparse export, or leave --sparse out",
         )
     # A masked one is anybody's: they may have gone on with it.
-    if exported and (sparse or read_manifest(exported.path).format != "masked"):
+    manifest = read_manifest(exported.path) if exported else None
+    if exported and manifest and (sparse or manifest.format != "masked"):
         return load_export(
             exported.path,
             sparse=sparse,
@@ -73,4 +74,5 @@ def open_model(source: Source, device: torch.device, *, sparse: bool = False) ->
         )
     loaded = load(source, dtype)
     loaded.model.to(device)
-    return LoadedExport(loaded.model, loaded.tokenizer, loaded.description)
+    patterns = patterns_of(manifest) if manifest else {}
+    return LoadedExport(loaded.model, loaded.tokenizer, loaded.description, patterns=patterns)

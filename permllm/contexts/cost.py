@@ -13,11 +13,13 @@ class Workload:
         sequences: calibration sequences.
         length: tokens of each.
         groups: permutation groups of the whole model, about.
+        linears: ``C_out, C_in`` of each linear that is pruned; for a pruner its own.
     """
 
     sequences: int
     length: int
     groups: int
+    linears: tuple[tuple[int, int], ...] = ()
 
 
 @attrs.frozen
@@ -31,7 +33,10 @@ class ComponentCost:
         tokens: that it sends forward through the model, beside the calibration's.
         longest: tokens of its longest sequence.
         search_seconds: of searches on one core; runs with the same search share them.
-        seconds: that it is given to train.
+        seconds: that it takes in every run, or is given to train.
+        operations: floating-point operations beside those of tokens.
+        bytes: of memory that it holds at once, beside weights, scores, statistics and what a
+            training holds.
     """
 
     trained: int = 0
@@ -40,6 +45,8 @@ class ComponentCost:
     longest: int = 0
     search_seconds: float = 0.0
     seconds: float = 0.0
+    operations: float = 0.0
+    bytes: int = 0
 
     def __add__(self, other: ComponentCost) -> ComponentCost:
         """Both, one after the other."""
@@ -50,4 +57,6 @@ class ComponentCost:
             longest=max(self.longest, other.longest),
             search_seconds=self.search_seconds + other.search_seconds,
             seconds=self.seconds + other.seconds,
+            operations=self.operations + other.operations,
+            bytes=max(self.bytes, other.bytes),
         )

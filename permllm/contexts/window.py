@@ -35,6 +35,52 @@ class Learner(Protocol):
         ...
 
 
+class Checkpoints(Protocol):
+    """Keeps tensors of work that is not finished: :class:`permllm.runs.checkpoints.Checkpoints`."""
+
+    @property
+    def work(self) -> bool:
+        """Whether anything is kept at all."""
+        ...
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> object:
+        """Keep tensors under a name."""
+        ...
+
+    def kept(self, name: str) -> Checkpoint | None:
+        """What was kept under a name, or None."""
+        ...
+
+    def of(self, whose: str | None) -> Checkpoints:
+        """Those of one component, told apart by its key; None is that of nobody who keeps any."""
+        ...
+
+
+class Checkpoint(Protocol):
+    """What was kept."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """On the CPU, by name."""
+        ...
+
+
+class NoCheckpoints:
+    """Keeps nothing."""
+
+    work = False
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep nothing."""
+
+    def kept(self, name: str) -> None:
+        """Nothing was kept."""
+
+    def of(self, whose: str | None) -> NoCheckpoints:
+        """The same."""
+        return self
+
+
 FindPermutations = Callable[[Learner, "Window"], dict[str, Tensor]]
 """From a learner and the window to what it learns there."""
 
@@ -124,6 +170,7 @@ class Window:
         on_warning: is told what the user should know.
         keep_states: keeps the dense model's states for other runs.
         find_permutations: lets a learner learn, unless a run has kept what it learned.
+        checkpoints: keeps what :meth:`keep` is given.
     """
 
     index: int
@@ -143,6 +190,7 @@ class Window:
     on_warning: WarningCallback = lambda message: None
     keep_states: KeepStates = lambda layer, rows, make: make()
     find_permutations: FindPermutations = lambda learner, window: learner.learn(window)
+    checkpoints: Checkpoints = attrs.field(factory=NoCheckpoints, repr=False)
     kept_targets: dict[bool, dict[int, Tensor]] = attrs.field(factory=dict, repr=False)
 
     @property
@@ -305,6 +353,32 @@ class Window:
         A run that used it before may have kept that.
         """
         return self.find_permutations(learner, self)
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors, so that a run that is killed goes on from there: see :meth:`kept`.
+
+        They are written to the run's folder, in place of what was kept under the name before,
+        and removed once the window is finished. To write them takes time: do it every few
+        minutes, and not at every step. Nothing is kept where there is no folder.
+
+        Args:
+            name: for the component's own use; others may keep something under the same.
+            tensors: all that is needed to go on, with the same result to the bit.
+        """
+        self.checkpoints.keep(name, tensors)
+
+    def kept(self, name: str) -> dict[str, Tensor] | None:
+        """What the same component kept for the same window in a run that was interrupted.
+
+        Nothing that another component, another version of its code, other options, data, weights
+        or a machine that rounds otherwise would have kept is ever given.
+
+        Returns:
+            the tensors, on the CPU; None where nothing was kept, or where it is damaged, which
+            is said in a warning.
+        """
+        checkpoint = self.checkpoints.kept(name)
+        return None if checkpoint is None else checkpoint.tensors
 
     @torch.no_grad()
     def layer_targets(self, rows: Tensor) -> list[Tensor]:

@@ -115,6 +115,17 @@ def _makers(probe: LayerProbe, hidden: Tensor) -> tuple[dict[str, str], Tensor]:
     return {name: made[key] for name, key in single.items() if key in made}, output
 
 
+def at_inputs(at: tuple[str, ...], linears: tuple[str, ...]) -> bool:
+    """Whether modules are gathered at their input, not at their output.
+
+    Args:
+        at: the modules at which the input of a group is gathered.
+        linears: those of the group.
+    """
+    around = tuple(f"{module}." for module in at)
+    return at == linears or linears[0].startswith(around)
+
+
 @contextmanager
 def gathered(module: nn.Module, permutation: Tensor, *, inputs: bool = False) -> Iterator[None]:
     """Put the channels that a module gives, or reads, in another order for the block."""

@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from permllm.contexts.evaluation import LinearReport
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import is_permutation
 from permllm.errors import UserError
@@ -19,7 +20,7 @@ from permllm.formats.packed import unpacked_tensors
 from permllm.models.loading import LoadedModel, load_tokenizer, quiet, read_config
 from permllm.models.loading import load as load_plain
 from permllm.models.sources import DirectorySource
-from permllm.sparse.models import LinearReport, sparsify
+from permllm.sparse.models import sparsify
 
 
 @attrs.frozen(eq=False)
@@ -32,9 +33,11 @@ class LoadedExport(LoadedModel):
         description: where it came from, for people.
         saved_dtype: of its numbers in its files; None where these do not say.
         linears: how each pruned linear runs, if it was opened with ``sparse=True``.
+        patterns: of the pruned linears, by name; none for a model that is no export.
     """
 
     linears: tuple[LinearReport, ...] = ()
+    patterns: dict[str, Pattern] = attrs.field(factory=dict)
 
 
 def load(
@@ -86,11 +89,13 @@ def load(
         loaded = LoadedModel(model.eval(), load_tokenizer(source), str(directory))
     if device is not None:
         loaded.model.to(device)
-    linears = tuple(sparsify(loaded.model, _patterns(manifest))) if sparse else ()
-    return LoadedExport(loaded.model, loaded.tokenizer, loaded.description, linears)
+    patterns = patterns_of(manifest)
+    linears = tuple(sparsify(loaded.model, patterns)) if sparse else ()
+    return LoadedExport(loaded.model, loaded.tokenizer, loaded.description, linears, patterns)
 
 
-def _patterns(manifest: Manifest) -> dict[str, Pattern]:
+def patterns_of(manifest: Manifest) -> dict[str, Pattern]:
+    """The N:M of every pruned linear of an export."""
     return {
         linear: Pattern.parse(group.pattern)
         for group in manifest.groups

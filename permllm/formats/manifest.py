@@ -15,6 +15,7 @@ import attrs
 from permllm.core.patterns import Pattern
 from permllm.errors import UserError
 from permllm.files import converted, read_json, unsealed, write_sealed
+from permllm.folding.gather_points import at_inputs
 
 MANIFEST = "permllm.json"
 """Its name in the folder."""
@@ -58,8 +59,7 @@ class GroupEntry:
     @property
     def gathers_inputs(self) -> bool:
         """Whether the modules of ``at`` are gathered at their input, not at their output."""
-        around = tuple(f"{module}." for module in self.at)
-        return self.at == self.linears or self.linears[0].startswith(around)
+        return at_inputs(self.at, self.linears)
 
 
 @attrs.frozen

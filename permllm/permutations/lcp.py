@@ -146,6 +146,8 @@ class LearnedPermutations(Trainee[dict[str, Tensor]]):
         starts: for each group the order that its blocks are cut from.
     """
 
+    resumable: ClassVar[bool] = True
+
     def __init__(self, options: Lcp, window: Window, starts: Mapping[str, Tensor]) -> None:
         self.options = options
         self.groups = BlockedGroups.cut(

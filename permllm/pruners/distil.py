@@ -90,6 +90,8 @@ class KeptWeights(Trainee[dict[str, Tensor]]):
             pruners take part and stay as they are.
     """
 
+    resumable: ClassVar[bool] = True
+
     def __init__(self, options: Distil, window: Window, weights: Mapping[str, Tensor]) -> None:
         self.given = {name: weight.to(window.device) for name, weight in weights.items()}
         self.trained = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 import torch
@@ -15,8 +15,18 @@ from permllm.core.statistics import GRAM, Statistic
 from permllm.errors import RunFailed
 from permllm.option import option
 
+if TYPE_CHECKING:
+    from permllm.contexts.cost import ComponentCost, Workload
+
 ATTEMPTS = 4
 """How often the dampening is raised tenfold before a Hessian is given up."""
+
+FACTOR_OPERATIONS, COLUMN_OPERATIONS = 5, 80
+"""For estimates, with what memory rather than the processor limits: operations of a factor,
+times ``C_in³``; and of the updates in a block, times the block's columns and the weight's size."""
+
+MATRICES = 6
+"""As large as the Hessian, which there are at once while its factor is made."""
 
 
 @attrs.frozen
@@ -47,6 +57,20 @@ class SparseGpt(Pruner):
         "scores, the metric's lowest",
         choices=("obs", "scores"),
     )
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """Of the Hessians' factors and the updates that they give."""
+        from permllm.contexts.cost import ComponentCost
+
+        operations = sum(
+            FACTOR_OPERATIONS * c_in**3
+            + 2 * c_out * c_in**2
+            + COLUMN_OPERATIONS * self.block_size * c_out * c_in
+            for c_out, c_in in workload.linears
+        )
+        widest = max((c_in for _, c_in in workload.linears), default=0)
+        own = ComponentCost(operations=float(operations), bytes=MATRICES * 4 * widest**2)
+        return own + super().cost(workload)
 
     def prune(
         self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]

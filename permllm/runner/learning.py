@@ -55,7 +55,9 @@ class Learning:
 
         def learn(log: list[Any]) -> dict[str, Tensor]:
             watched = attrs.evolve(
-                window, on_step=partial(self.step, window.index, "permutation", window.name, log)
+                window,
+                on_step=partial(self.step, window.index, "permutation", window.name, log),
+                checkpoints=window.checkpoints.of(key),
             )
             permutations = learner.learn(watched)
             _check(permutations, window.groups, learner.name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from permllm.components import Evaluator
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.contexts.export import ExportContext
 from permllm.core.digest import tensor_digest
+from permllm.core.patterns import Pattern
 from permllm.errors import RunFailed
 from permllm.files import completing
+from permllm.formats.served import as_served
 from permllm.pipeline.reading import dump_yaml, published, resolved
 from permllm.results import DENSE, RunResult
 from permllm.runner.allocating import allocated
@@ -139,12 +141,13 @@ class OneRun:
         """The figures of all evaluators, with pruned weights in place where there are some."""
         state = DENSE if pruned is None else pruned.key
         stages = self.shared.stages
+        surroundings = self._surroundings(pruned, saved)
         figures: dict[str, float] = {}
         for evaluator in self.run.pipeline.evaluate:
             stage = f"{evaluator.name}, {self.run.label}"
             known = bool(state) and evaluator.repeatable
             key = stages.key("figures", partial(self._figures_key, evaluator, state))
-            measure = partial(self._measure, evaluator, pruned, saved, stage)
+            measure = partial(self._measure, evaluator, pruned, surroundings, stage)
             measured = stages.figures("figures", key if known else None, measure, stage=stage)
             for name, value in measured.items():
                 if name in figures and figures[name] != value and name != "sparsity":
@@ -152,6 +155,22 @@ class OneRun:
                 figures[name] = float(value)
         self.shared.reporter.hook.permllm_evaluated(run=self.run, figures=figures)
         return figures
+
+    def _surroundings(self, pruned: PrunedWindow | None, saved: Path | None) -> EvaluationContext:
+        """What all evaluators of a model are given alike."""
+        context = EvaluationContext(
+            device=str(self.shared.device),
+            batch_size=self.run.pipeline.calibration.batch_size,
+            saved=saved,
+        )
+        if pruned is None:
+            return context
+        # Its folds are proved once for all evaluators, with the weights that they are given.
+        storage = cache(lambda: self.shared.layout.plan(pruned.permutations))
+        patterns = {one.linear: Pattern.parse(one.pattern) for one in pruned.reports}
+        return attrs.evolve(
+            context, packed=partial(as_served, self.shared.decoder, storage, patterns)
+        )
 
     def _figures_key(self, evaluator: Evaluator, state: str) -> list[Any]:
         held_out = self._held_out() if evaluator.compares else None
@@ -166,18 +185,14 @@ class OneRun:
         self,
         evaluator: Evaluator,
         pruned: PrunedWindow | None,
-        saved: Path | None,
+        surroundings: EvaluationContext,
         stage: str,
     ) -> dict[str, float]:
         decoder, loaded = self.shared.decoder, self.shared.model
         weights = pruned.weights if pruned else {}
         place_layers(decoder, self.shared.device, None, self.run.pipeline.stream)
-        context = EvaluationContext(
-            device=str(self.shared.device),
-            batch_size=self.run.pipeline.calibration.batch_size,
-            saved=saved,
-            progress=partial(self.shared.reporter.progress, stage),
-        )
+        progress = partial(self.shared.reporter.progress, stage)
+        context = attrs.evolve(surroundings, progress=progress)
         if evaluator.compares:
             sequences = self.shared.sequences(self.run)
             context = attrs.evolve(

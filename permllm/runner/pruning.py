@@ -3,25 +3,27 @@ reports out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
-from permllm.components import Pruner
+from permllm.components import Component, Pruner
 from permllm.contexts.window import WholeTensors, Window
 from permllm.core.patterns import is_nm, retained_share
 from permllm.core.permutations import identity, invert
-from permllm.core.statistics import SQUARE_SUM
+from permllm.core.statistics import SQUARE_SUM, Statistic
 from permllm.errors import RunFailed
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 from permllm.results import LayerReport
+from permllm.runner.finished_layers import FinishedLayer, FinishedLayers
 from permllm.runner.reporting import Reporter
 from permllm.runner.selection import LinearSettings, needed
-from permllm.runner.statistics import Gathering
+from permllm.runner.statistics import Gathering, Stream
 
 T = TypeVar("T")
 
@@ -52,11 +54,13 @@ class LinearPruning:
         decoder: has the dense weights.
         settings: pattern, metric and pruner of every linear.
         device: where to compute.
+        key_of: the key of a pruner, by which its checkpoints are told apart.
     """
 
     decoder: Decoder
     settings: Mapping[str, LinearSettings]
     device: torch.device
+    key_of: Callable[[Component], str | None] = lambda component: None
 
     def tensors(self, sums: GroupSums, scores: Mapping[str, Tensor]) -> WholeTensors:
         """Weights, scores and statistics, for a window."""
@@ -67,7 +71,7 @@ class LinearPruning:
         found: dict[str, Tensor] = {}
         for metric in _distinct(self.settings[linear].metric for linear in window.linears):
             linears = [name for name in window.linears if self.settings[name].metric == metric]
-            scores = metric.window_scores(window, linears)
+            scores = metric.window_scores(self._own(window, metric), linears)
             for linear in linears:
                 self.check_scores(f"metric '{metric.name}'", linear, scores.get(linear))
                 found[linear] = scores[linear]
@@ -158,8 +162,10 @@ class LinearPruning:
             first: of pruners that refine before permutations are learned, or of the others.
         """
         refined: dict[str, Tensor] = {}
-        for pruner in (one for one in self._pruners(window) if one.refines_first == first):
-            for linear, scores in pruner.refine(window, permutations).items():
+        for pruner, own in self._pruners(window):
+            if pruner.refines_first != first:
+                continue
+            for linear, scores in pruner.refine(own, permutations).items():
                 if self.settings[linear].pruner == pruner:
                     self.check_scores(f"pruner '{pruner.name}'", linear, scores)
                     refined[linear] = scores
@@ -172,8 +178,8 @@ class LinearPruning:
             RunFailed: a weight is of another shape, not finite, or not zero where it was.
         """
         updated: dict[str, Tensor] = {}
-        for pruner in self._pruners(window):
-            for linear, weight in pruner.update(window, weights).items():
+        for pruner, own in self._pruners(window):
+            for linear, weight in pruner.update(own, weights).items():
                 if self.settings[linear].pruner == pruner:
                     weight = weight.detach().cpu()
                     _check_update(pruner, linear, weights[linear], weight)
@@ -189,8 +195,15 @@ class LinearPruning:
             error=relative_error(dense.to(weight.device), weight, norms),
         )
 
-    def _pruners(self, window: Window) -> list[Pruner]:
-        return _distinct(self.settings[linear].pruner for linear in window.linears)
+    def _pruners(self, window: Window) -> list[tuple[Pruner, Window]]:
+        """Each pruner, and the window in which it finds its own checkpoints."""
+        pruners = _distinct(self.settings[linear].pruner for linear in window.linears)
+        return [(pruner, self._own(window, pruner)) for pruner in pruners]
+
+    def _own(self, window: Window, component: Component) -> Window:
+        """The window in which a component finds its own checkpoints."""
+        own = window.checkpoints.of(self.key_of(component))
+        return attrs.evolve(window, checkpoints=own)
 
     def _pruned(
         self,
@@ -242,41 +255,42 @@ class LayerPruning:
     reporter: Reporter
 
     def prune(
-        self, scored: ScoredWindow, permutations: Mapping[str, Tensor]
+        self,
+        scored: ScoredWindow,
+        permutations: Mapping[str, Tensor],
+        finished: FinishedLayers | None = None,
     ) -> tuple[dict[str, Tensor], list[LayerReport]]:
         """The pruned weights of a window's linears, and a report on each.
 
         A pruner that changes what it keeps wants to know what the pruned layers before
         it give: statistics and scores are then taken anew for every layer.
+
+        Args:
+            scored: the window.
+            permutations: ``LongTensor[C_in]`` by group.
+            finished: keeps layers that took long, and has those of an earlier attempt.
         """
-        window = scored.window
+        window, finished = scored.window, finished or FinishedLayers()
         weights: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
         reports: list[LayerReport] = []
         used = [self.settings[linear] for linear in window.linears]
         in_turn = any(settings.pruner.sequential for settings in used)
         wanted = needed([part for settings in used for part in (settings.metric, settings.pruner)])
-        stream = self.gathering.stream() if in_turn else []
-        refined = {**scored.refined, **self.linears.refine(window, permutations, first=False)}
-        scores = dict(scored.metric_scores)
-        sums: GroupSums = {group: window.statistics(group) for group in window.groups}
+        stream = self.gathering.stream() if in_turn else None
+        later = finished.scores(lambda: self.linears.refine(window, permutations, first=False))
+        refined = {**scored.refined, **later}
         run = self.reporter.run
         stage, total = f"pruning, {run.label if run else window.name}", len(window.layers)
         for done, layer in enumerate(window.layers):
             self.reporter.progress(stage, done, total)
-            here = {name: group for name, group in window.groups.items() if group.layer == layer}
-            if in_turn:
-                sums = self.gathering.of_layer(layer, stream, wanted)
-                scores = self.linears.scores_anew(scored, here, sums)
-            pruned, layer_reports = self.linears.prune(here, permutations, scores, refined, sums)
-            weights |= pruned
-            reports += layer_reports
-            norms |= {name: sums[name][SQUARE_SUM.name] for name in here}
-            with torch.no_grad():
-                stream = [
-                    (self.decoder.run_layer(layer, hidden, calls, pruned), calls)
-                    for hidden, calls in stream
-                ]
+            prune = partial(self._layer, scored, permutations, refined, layer, stream, wanted)
+            made = finished.layer(layer, prune)
+            weights |= made.weights
+            norms |= made.norms
+            reports += made.reports
+            if stream is not None:
+                stream = self._after(layer, stream, made.weights)
         self.reporter.progress(stage, total, total)
         updated = self.linears.update(window, weights)
         reports = [
@@ -286,6 +300,36 @@ class LayerPruning:
             for one in reports
         ]
         return weights | updated, reports
+
+    def _layer(
+        self,
+        scored: ScoredWindow,
+        permutations: Mapping[str, Tensor],
+        refined: Mapping[str, Tensor],
+        layer: int,
+        stream: Stream | None,
+        wanted: list[Statistic],
+    ) -> FinishedLayer:
+        """Prune a layer by the window's scores and statistics, or by those of a stream."""
+        window, sums = scored.window, dict[str, Mapping[str, Tensor]]()
+        here = {name: group for name, group in window.groups.items() if group.layer == layer}
+        scores = scored.metric_scores
+        if stream is None:
+            sums = {name: window.statistics(name) for name in here}
+        else:
+            sums = dict(self.gathering.of_layer(layer, stream, wanted))
+            scores = self.linears.scores_anew(scored, here, sums)
+        weights, reports = self.linears.prune(here, permutations, scores, refined, sums)
+        norms = {name: sums[name][SQUARE_SUM.name] for name in here}
+        return FinishedLayer(weights, norms, reports)
+
+    @torch.no_grad()
+    def _after(self, layer: int, stream: Stream, weights: Mapping[str, Tensor]) -> Stream:
+        """The stream after a pruned layer."""
+        return [
+            (self.decoder.run_layer(layer, hidden, calls, weights), calls)
+            for hidden, calls in stream
+        ]
 
 
 def report(

@@ -21,7 +21,9 @@ from permllm.models.decoder import Decoder
 from permllm.pipeline.schema import Pipeline
 from permllm.results import Cost
 from permllm.runner.caching.chain_keys import ChainKeys
+from permllm.runner.caching.keys import digest
 from permllm.runner.caching.memo import Meter, Stages
+from permllm.runner.finished_layers import FinishedLayers
 from permllm.runner.learning import Learning
 from permllm.runner.placing import place_layers
 from permllm.runner.pruning import LayerPruning, LinearPruning, ScoredWindow
@@ -30,6 +32,7 @@ from permllm.runner.room import room_for
 from permllm.runner.selection import LinearSettings, needed, pruned_groups, settle
 from permllm.runner.statistics import Gathering
 from permllm.runner.streams import Streams
+from permllm.runs.checkpoints import Checkpoints, checkpoints_path
 from permllm.runs.plan import Run
 from permllm.runs.windows import (
     PrunedWindow,
@@ -112,7 +115,7 @@ class WindowLoop:
         dense = pipeline.layers.inputs == "dense"
         streams = Streams(decoder, sequences, device, stages, dense, pipeline.stream)
         gathering = Gathering(decoder, sequences, device, streams, stages, keys, reporter)
-        linears = LinearPruning(decoder, settings, device)
+        linears = LinearPruning(decoder, settings, device, keys.component)
         return cls(
             decoder,
             pipeline,
@@ -141,6 +144,7 @@ class WindowLoop:
             self.reporter.course.clear()
             key = self.keys.window(layers)
             window = self._kept(index, layers, key) or self._prune_window(index, layers, key)
+            self._checkpoints(index, key).clear()
             windows.append(window)
             hook.permllm_window_finished(
                 run=run, window=index, reports=window.reports, seconds=window.cost.seconds
@@ -180,6 +184,12 @@ class WindowLoop:
                 "residual: original keeps the order of those that do not"
             )
 
+    def _checkpoints(self, index: int, key: str | None) -> Checkpoints:
+        """What is kept of a window that is not finished; other threads may round otherwise."""
+        folder = self.directory and checkpoints_path(self.directory, index)
+        own = key and digest(key, self.stages.rounding)
+        return Checkpoints(folder, own, self.reporter.warn)
+
     def _kept(self, index: int, layers: range, key: str | None) -> PrunedWindow | None:
         """The window from an earlier attempt or from another run, if there is one."""
         path = self.directory and window_path(self.directory, index)
@@ -211,8 +221,10 @@ class WindowLoop:
             place_layers(self.decoder, self.device, layers, self.pipeline.stream)
         with self._room("the statistics", layers):
             needs = self.pipeline.layers.permutation.needs
-            scored, before = self._window(index, layers, needs)
+            checkpoints = self._checkpoints(index, key)
+            scored, before = self._window(index, layers, needs, checkpoints)
         window = scored.window
+        finished = FinishedLayers(checkpoints, self.stages.on_reuse)
         learner = self.pipeline.layers.permutation
         with self._room(f"learning the order ({learner.name})", layers):
             outcome = self.learning.within_constraints(learner, window)
@@ -221,8 +233,8 @@ class WindowLoop:
                 group: window.group_scores(group).sum(0, dtype=torch.float32).cpu()
                 for group in window.groups
             }
-            weights, reports = self.pruning.prune(scored, outcome.tensors)
-        cost = before + outcome.cost + meter.cost
+            weights, reports = self.pruning.prune(scored, outcome.tensors, finished)
+        cost = before + outcome.cost + meter.cost + Cost(finished.seconds)
         result = PrunedWindow(
             weights,
             outcome.tensors,
@@ -245,7 +257,11 @@ class WindowLoop:
         return room_for(f"{what}, {span(layers)}", self.pipeline, len(layers))
 
     def _window(
-        self, index: int, layers: range, extra: tuple[Statistic, ...]
+        self,
+        index: int,
+        layers: range,
+        extra: tuple[Statistic, ...],
+        checkpoints: Checkpoints | None = None,
     ) -> tuple[ScoredWindow, Cost]:
         groups = pruned_groups(self.decoder, self.settings, layers)
         used = [self.settings[linear] for group in groups.values() for linear in group.linears]
@@ -275,6 +291,7 @@ class WindowLoop:
             on_step=partial(self.learning.step, index, "pruner", span(layers), []),
             on_progress=self.reporter.progress,
             on_warning=self.reporter.warn,
+            checkpoints=checkpoints or Checkpoints(),
             keep_states=self.streams.keep,
             find_permutations=lambda learner, window: (
                 self.learning.permutations(learner, window).tensors  # type: ignore[arg-type]

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from permllm.core.digest import tensor_digest
 from permllm.deprecation import warn_of_old_name
-from permllm.errors import UserError
-from permllm.files import converted, parse_json, replacing, sealed, unsealed
+from permllm.files import converted, replacing
 from permllm.results import Cost, LayerReport
-from permllm.runs import folder
+from permllm.runs.tensors import mapped_tensors, read_facts, read_tensors, save_tensors
 
 FORMAT = "permllm-window-3"
 """Names the layout of a window file in its metadata."""
@@ -121,16 +116,10 @@ def save_window(path: Path, window: PrunedWindow) -> None:
     tensors = {f"{WEIGHT}{name}": weight for name, weight in _contiguous(window.weights)}
     tensors |= {f"{PERMUTATION}{name}": one for name, one in _contiguous(window.permutations)}
     tensors |= {f"{IMPORTANCE}{name}": sums for name, sums in window.importance.items()}
-    digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     record = WindowRecord(
-        window.reports, window.cost, window.key, window.threads, digests, window.course
+        window.reports, window.cost, window.key, window.threads, {}, window.course
     )
-    fields = {key: json.dumps(value) for key, value in attrs.asdict(record).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, path, metadata=sealed({"format": FORMAT} | fields))
-    except SafetensorError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+    save_tensors(path, FORMAT, tensors, attrs.asdict(record))
 
 
 def place_window(path: Path, window: PrunedWindow, entry: Path | None) -> None:
@@ -165,14 +154,7 @@ def load_window(path: Path, *, weights: bool = True) -> PrunedWindow:
     """
     record = read_window_record(path)
     wanted = [name for name in record.tensors if weights or not name.startswith(WEIGHT)]
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in wanted}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    for name, tensor in tensors.items():
-        if tensor_digest(tensor) != record.tensors[name]:
-            raise _damaged(path, f"'{name}' is not what was written")
+    tensors = read_tensors(path, record.tensors, wanted, "window")
     return PrunedWindow(
         weights=_under(WEIGHT, tensors),
         permutations=_under(PERMUTATION, tensors),
@@ -191,12 +173,7 @@ def mapped_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file cannot be read.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(WEIGHT)]  # noqa: SIM118
-            return {name.removeprefix(WEIGHT): file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
+    return _under(WEIGHT, mapped_tensors(path, WEIGHT, "window"))
 
 
 def read_window_record(path: Path) -> WindowRecord:
@@ -205,25 +182,7 @@ def read_window_record(path: Path) -> WindowRecord:
     Raises:
         UserError: the file is damaged or is no window.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is not a window of this version", hint="choose another --out")
-    fields = unsealed(metadata, str(path))
-    del fields["format"]
-    data = {key: parse_json(text, str(path)) for key, text in fields.items()}
-    return converted(data, WindowRecord, str(path))
-
-
-def _damaged(path: Path, why: str) -> UserError:
-    # It is OUT/runs/LABEL/windows/NUMBER.safetensors, unless somebody took it elsewhere.
-    run = path.absolute().parent.parent
-    kept = (run.parent.parent / folder.PIPELINE).is_file()
-    hint = folder.pruned_anew(run) if kept else None
-    return UserError(f"the window {path} is damaged: {why}", hint=hint)
+    return converted(read_facts(path, FORMAT, "window"), WindowRecord, str(path))
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

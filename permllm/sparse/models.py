@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-import attrs
 from torch import Tensor, nn
 
+from permllm.contexts.evaluation import LinearReport, Runs
 from permllm.core.packing import pack
 from permllm.core.patterns import Pattern
+from permllm.errors import UserError
 from permllm.sparse import cuda
 from permllm.sparse.cpu import kernel_reason
 from permllm.sparse.linear import SparseLinear
-
-Runs = Literal["cpu kernel", "semi-structured", "dense"]
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -23,25 +22,6 @@ _HOOKS = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
-
-
-@attrs.frozen
-class LinearReport:
-    """How one linear runs.
-
-    Attributes:
-        name: the linear's.
-        pattern: what its weight is pruned to.
-        runs: what multiplies.
-        reason: why it stays dense, as a clause; None where it runs sparse.
-        bytes: of its weight, as it is held in memory now.
-    """
-
-    name: str
-    pattern: Pattern
-    runs: Runs
-    reason: str | None
-    bytes: int
 
 
 def sparsify(model: nn.Module, patterns: Mapping[str, Pattern]) -> list[LinearReport]:
@@ -64,6 +44,44 @@ def sparsify(model: nn.Module, patterns: Mapping[str, Pattern]) -> list[LinearRe
     """
     shared = _shared_weights(model)
     return [_sparsify_one(model, name, pattern, shared) for name, pattern in patterns.items()]
+
+
+@contextmanager
+def packed(model: nn.Module, patterns: Mapping[str, Pattern]) -> Iterator[Sequence[LinearReport]]:
+    """Let the pruned linears of a model run sparse for the block; see :func:`sparsify`.
+
+    After it the model has its own linears again, with the very weights that they had, which
+    are held meanwhile.
+
+    Raises:
+        UserError: none of the linears can run sparse.
+        ValueError: the model has no such linear.
+    """
+    modules = {name: _find(model, name)[0] for name in patterns}
+    before = [
+        (name, module, module.weight)
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        reports = sparsify(model, patterns)
+        if reports and all(report.runs == "dense" for report in reports):
+            raise _none_packed(reports)
+        yield reports
+    finally:
+        for name, linear, weight in before:
+            linear.weight = weight
+            if model.get_submodule(name) is not linear:
+                model.set_submodule(name, linear)
+
+
+def _none_packed(reports: Sequence[LinearReport]) -> UserError:
+    """The error where every linear stays dense, with their reasons."""
+    reasons = dict.fromkeys(str(report.reason) for report in reports)
+    return UserError(
+        f"none of the {len(reports)} pruned linears can run packed: {'; '.join(reasons)}",
+        hint="`permllm generate --sparse` on an export says of each linear how it runs",
+    )
 
 
 def _sparsify_one(

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import attrs
 import torch
+from torch import nn
 
 from permllm.components import Evaluator
-from permllm.contexts.evaluation import EvaluationContext
+from permllm.contexts.evaluation import EvaluationContext, LinearReport
+from permllm.core.patterns import Pattern, nm_mask
+from permllm.sparse.linear import SparseLinear
 from permllm.testing.expect import expect, expect_equal
 from permllm.testing.models import VOCABULARY, tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
@@ -21,11 +26,13 @@ def check_evaluator(evaluator: Evaluator) -> None:
 
     On a small model it gives finite figures under names, the same names every time and
     whatever the batch size, and the same figures unless it is not ``repeatable``; the model
-    stays as it is, in eval mode; and progress never goes beyond its total.
+    stays as it is, in eval mode; and progress never goes beyond its total. The model is pruned
+    to 2:4, and ``context.packed()`` has it run with packed weights.
     """
     name = f"evaluator '{evaluator.name}'"
     evaluator.check()
     model, tokenizer = tiny_model("llama-gqa"), byte_tokenizer()
+    linears = _pruned_linears(model)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     steps: list[tuple[int, int]] = []
     generator = torch.Generator().manual_seed(0)
@@ -34,6 +41,7 @@ def check_evaluator(evaluator: Evaluator) -> None:
         held_out=torch.randint(VOCABULARY, (3, 16), generator=generator),
         dense=nullcontext,
         progress=lambda done, total: steps.append((done, total)),
+        packed=partial(_packed, model, linears),
     )
     figures = evaluator.evaluate(model, tokenizer, context)
     _check_figures(name, figures)
@@ -60,6 +68,38 @@ def check_evaluator(evaluator: Evaluator) -> None:
             math.isclose(alone[figure], value, rel_tol=1e-3, abs_tol=1e-5),
             f"{name}: '{figure}' is {value} in batches of 2 and {alone[figure]} one by one",
         )
+
+
+_PATTERN = Pattern(2, 4)
+
+
+@torch.no_grad()
+def _pruned_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linears of a model's layers, cut to 2:4 by the weights' sizes."""
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in name
+    }
+    for linear in linears.values():
+        linear.weight.mul_(nm_mask(linear.weight.abs(), _PATTERN))
+    return linears
+
+
+@contextmanager
+def _packed(model: nn.Module, linears: dict[str, nn.Linear]) -> Iterator[Sequence[LinearReport]]:
+    """Packed weights for the block; where there is no kernel, they are multiplied densely."""
+    exchanged = {name: SparseLinear.from_dense(one, _PATTERN) for name, one in linears.items()}
+    try:
+        for name, sparse in exchanged.items():
+            model.set_submodule(name, sparse)
+        yield [
+            LinearReport(name, _PATTERN, "cpu kernel", None, one.values.nbytes + one.indices.nbytes)
+            for name, one in exchanged.items()
+        ]
+    finally:
+        for name, linear in linears.items():
+            model.set_submodule(name, linear)
 
 
 def _check_figures(name: str, figures: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from permllm.contexts.window import Window
 from permllm.core.patterns import retained_score
 from permllm.core.permutations import is_permutation
 from permllm.testing.expect import expect, expect_equal
-from permllm.testing.windows import toy_windows
+from permllm.testing.windows import MemoryCheckpoints, toy_windows
 
 
 def check_permutation_learner(
@@ -21,7 +22,8 @@ def check_permutation_learner(
     It gives one permutation of all channels for every group of a window, the same
     whenever the window is the same, and leaves the model, the scores and the global
     random state alone. This is checked for several patterns and for windows that begin
-    at the first layer and after it.
+    at the first layer and after it. From what it keeps (``window.keep``) it goes on to the
+    same permutations.
 
     Args:
         learner: keep its budget small.
@@ -39,6 +41,7 @@ def check_permutation_learner(
         before = {linear: window.weight(linear).clone() for linear in window.linears}
         scores = {group: window.group_scores(group).clone() for group in window.groups}
         state = torch.random.get_rng_state()
+        window.checkpoints = checkpoints = MemoryCheckpoints()
         permutations = learner.learn(window)
         expect_equal(
             torch.random.get_rng_state(),
@@ -59,6 +62,13 @@ def check_permutation_learner(
                     torch.equal(permutation, permutations[group]),
                     f"{name}: two equal windows gave two permutations of {group}",
                 )
+            for kept in checkpoints.interrupted():
+                resumed = learner.learn(attrs.evolve(again, checkpoints=kept))
+                for group, permutation in resumed.items():
+                    expect(
+                        torch.equal(permutation, permutations[group]),
+                        f"{name}: goes on from what it kept to another permutation of {group}",
+                    )
 
 
 def _check_group(

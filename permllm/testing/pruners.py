@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
 import torch
 
 from permllm.components import Pruner
@@ -12,7 +13,7 @@ from permllm.core.patterns import Pattern, is_nm, nm_mask
 from permllm.core.permutations import invert
 from permllm.testing.expect import expect, expect_equal
 from permllm.testing.linears import ToyLinear, toy_linears
-from permllm.testing.windows import toy_windows
+from permllm.testing.windows import MemoryCheckpoints, toy_windows
 
 PATTERNS = (Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(1, 2), Pattern(3, 8))
 """Patterns whose M divides all toy linears' channels."""
@@ -31,7 +32,8 @@ def check_pruner(pruner: Pruner) -> None:
     linears of the window, the same whenever the window is the same, and leaves the model,
     the metric's scores and the global random state alone. This is checked for windows of
     several patterns under random permutations; keep its budget small. One that updates
-    weights keeps their shape, type and zeros, and is held to the same otherwise.
+    weights keeps their shape, type and zeros, and is held to the same otherwise. From what it
+    keeps (``window.keep``) it goes on to the same.
     """
     for toy in toy_linears():
         for pattern in PATTERNS:
@@ -80,6 +82,7 @@ def _check_refine(pruner: Pruner) -> None:
         before = {linear: window.weight(linear).clone() for linear in window.linears}
         given = {linear: window.scores(linear).clone() for linear in window.linears}
         state = torch.random.get_rng_state()
+        window.checkpoints = checkpoints = MemoryCheckpoints()
         refined = pruner.refine(window, permutations)
         expect_equal(
             torch.random.get_rng_state(),
@@ -100,12 +103,16 @@ def _check_refine(pruner: Pruner) -> None:
             )
         for group, permutation in permutations.items():
             expect_equal(permutation, kept[group], f"{name}: refine() changed the permutations")
-        twice = pruner.refine(again, kept)
         expect(
-            twice.keys() == refined.keys()
-            and all(torch.equal(scores, refined[linear]) for linear, scores in twice.items()),
+            _same(pruner.refine(again, kept), refined),
             f"{name}: refine() gave two equal windows different scores",
         )
+        for interrupted in checkpoints.interrupted():
+            resumed = pruner.refine(attrs.evolve(again, checkpoints=interrupted), kept)
+            expect(
+                _same(resumed, refined),
+                f"{name}: refine() goes on from what it kept to other scores",
+            )
 
 
 def _check_refined(name: str, window: Window, linear: str, scores: torch.Tensor) -> None:
@@ -130,6 +137,7 @@ def _check_update(pruner: Pruner) -> None:
         kept = {linear: weight.clone() for linear, weight in weights.items()}
         before = {linear: window.weight(linear).clone() for linear in window.linears}
         state = torch.random.get_rng_state()
+        window.checkpoints = checkpoints = MemoryCheckpoints()
         updated = pruner.update(window, weights)
         expect_equal(
             torch.random.get_rng_state(),
@@ -156,12 +164,20 @@ def _check_update(pruner: Pruner) -> None:
             expect_equal(
                 window.weight(linear), before[linear], f"{name}: update() changed {linear}"
             )
-        twice = pruner.update(again, kept)
         expect(
-            twice.keys() == updated.keys()
-            and all(torch.equal(weight, updated[linear]) for linear, weight in twice.items()),
+            _same(pruner.update(again, kept), updated),
             f"{name}: update() gave two equal windows different weights",
         )
+        for interrupted in checkpoints.interrupted():
+            resumed = pruner.update(attrs.evolve(again, checkpoints=interrupted), kept)
+            expect(
+                _same(resumed, updated),
+                f"{name}: update() goes on from what it kept to other weights",
+            )
+
+
+def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def _sequences(pruner: Pruner) -> int:

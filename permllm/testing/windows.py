@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import attrs
 import torch
+from torch import Tensor
 
 from permllm.contexts.sequences import Sequences
 from permllm.contexts.window import WholeTensors, Window
@@ -13,7 +15,47 @@ from permllm.core.statistics import SQUARE_SUM, TOKENS, Statistic
 from permllm.metrics.wanda import Wanda
 from permllm.models.decoder import Decoder
 from permllm.models.statistics import Sums, add_sums
+from permllm.runs.checkpoints import Checkpoint
 from permllm.testing.models import VOCABULARY, tiny_model
+
+State = dict[str, dict[str, Tensor]]
+"""Tensors by the name under which they were kept."""
+
+
+@attrs.frozen(eq=False)
+class MemoryCheckpoints:
+    """What a component keeps of a window, in memory: ``window.checkpoints = MemoryCheckpoints()``.
+
+    Attributes:
+        state: what is kept now.
+        moments: what was kept after each ``keep``: where a run might have been killed.
+    """
+
+    work = True
+
+    state: State = attrs.field(factory=dict)
+    moments: list[State] = attrs.field(factory=list)
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep copies on the CPU, as a run does."""
+        self.state[name] = {key: one.detach().cpu().clone() for key, one in tensors.items()}
+        self.moments.append(dict(self.state))
+
+    def kept(self, name: str) -> Checkpoint | None:
+        """Copies of what was kept."""
+        if name not in self.state:
+            return None
+        return Checkpoint({key: one.clone() for key, one in self.state[name].items()})
+
+    def of(self, whose: str | None) -> MemoryCheckpoints:
+        """The same: there is one component only."""
+        return self
+
+    def interrupted(self) -> Iterator[MemoryCheckpoints]:
+        """What a run finds that was killed at the first, a middle or the last moment."""
+        count = len(self.moments)
+        for place in sorted({0, count // 2, count - 1} & set(range(count))):
+            yield MemoryCheckpoints(dict(self.moments[place]))
 
 
 def toy_window(

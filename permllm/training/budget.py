@@ -54,6 +54,17 @@ class StepCount:
         left = self.began + self.seconds - now
         return done + max(0, int(left * done / max(now - self.first, 1e-9)))
 
+    def spent(self) -> tuple[float, float | None]:
+        """Seconds since it began, and since the first step; None before that."""
+        now = time.monotonic()
+        return now - self.began, None if self.first is None else now - self.first
+
+    def go_on(self, spent: float, stepped: float | None) -> None:
+        """Count as spent what an interrupted training took; see :meth:`spent`."""
+        now = time.monotonic()
+        self.began = now - spent
+        self.first = None if stepped is None else now - stepped
+
     def sized(self, batch: int, pace: float) -> tuple[int, int]:
         """Sequences per step, and how many steps, in a time of which none are done yet.
 

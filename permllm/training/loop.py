@@ -6,7 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import attrs
 import torch
@@ -17,6 +18,7 @@ from permllm.errors import RunFailed
 from permllm.exhaustion import asked_for, out_of_memory
 from permllm.training.budget import FEWEST_STEPS, STEP_PER_LOOK, StepCount
 from permllm.training.losses import WindowLoss
+from permllm.training.resuming import Stand, TrainingCheckpoint
 from permllm.training.steps import Parts, add_gradients, all_finite, parameters_of
 
 if TYPE_CHECKING:
@@ -75,6 +77,11 @@ class Trainee(Generic[T]):
 
     optimiser: torch.optim.Optimizer
 
+    resumable: ClassVar[bool] = False
+    """Whether nothing of it changes from step to step but the parameters and what the optimiser
+    notes of them. A training of hours that is killed then goes on where it was, if its result
+    is a mapping of tensors."""
+
     def weights(self, at: Step) -> Mapping[str, Tensor]:
         """The pruned weights ``[C_out, C_in]`` by linear; gradients flow to the parameters.
 
@@ -122,7 +129,8 @@ def train(
             without room for two then leaves the beginning as it is.
 
     A step for which there is no room in memory is done in parts, with the same gradient. One whose
-    loss or gradient is not finite is skipped, and the learning rate is halved from then on.
+    loss or gradient is not finite is skipped, and the learning rate is halved from then on. Where
+    an earlier attempt of the run was killed, it goes on there (``Trainee.resumable``).
 
     Raises:
         RunFailed: loss or gradients are not finite for the fourth time or in every step, or
@@ -132,44 +140,87 @@ def train(
         warn_of_old_name("a trainee with step() and snapshot()", "permllm.training.loop.Trainee")
     window.progress("learning", 0, count.steps)
     best = best and len(window.held_out) > 0
-    kept, least, total = None, math.inf, count.steps
     look = _Looks(trainee, window, batch)
-    began = time.monotonic()
-    if best:
-        kept, least = look(loss, Step(0, total))
-    if best and count.seconds is not None:
-        pace = STEP_PER_LOOK * (time.monotonic() - began) / len(window.held_out)
-        batch, total = count.sized(batch, pace)
-        if not total:
-            window.warn(
-                f"no training: a step takes about {pace * batch:.0f} s here, and the budget has "
-                f"no room for {FEWEST_STEPS}; what training starts from is kept"
-            )
-    else:
-        total = count.total(0)
-    a_pass = max(1, math.ceil(window.calibration / batch))
-    drawn = batches(window, batch, fresh=fresh)
-    step = looked = 0
     steps = _Steps(trainee, loss, window)
-    window.progress("learning", 0, total)
-    while step < total:
-        step += 1
-        figures = steps.make(next(drawn), Step(step, total), rate(step, total))
-        total = count.total(step)
-        due = step - looked >= max(a_pass, total // MOST_LOOKS)
-        if best and (due or step >= total):
-            looked = step
-            result, held_out = look(loss, Step(step, total))
+    checkpoint = TrainingCheckpoint(*_resumable(trainee), window)
+    found = _went_on(checkpoint, count, steps, look)
+    stand, kept = found or _beginning(look, loss if best else None, count, batch)
+    window.progress("learning", stand.step, stand.total)
+    a_pass = max(1, math.ceil(window.calibration / stand.batch))
+    drawn = islice(batches(window, stand.batch, fresh=fresh), stand.step, None)
+    while stand.step < stand.total:
+        stand.step += 1
+        at = Step(stand.step, stand.total)
+        figures = steps.make(next(drawn), at, rate(at.number, at.total))
+        stand.total = count.total(stand.step)
+        due = stand.step - stand.looked >= max(a_pass, stand.total // MOST_LOOKS)
+        if best and (due or stand.step >= stand.total):
+            stand.looked = stand.step
+            result, held_out = look(loss, Step(stand.step, stand.total))
             figures["held_out_loss"] = held_out
-            if held_out < least:
-                kept, least = result, held_out
-        window.training_step(step, total, figures)
-    if step and steps.skipped == step:
+            if held_out < stand.least:
+                kept, stand.least = result, held_out
+        window.training_step(stand.step, stand.total, figures)
+        stand.course.append((stand.total, {name: float(one) for name, one in figures.items()}))
+        stand.skipped, stand.parts = steps.skipped, steps.parts.most
+        stand.look_parts = look.parts.most
+        checkpoint.keep(stand, kept, count)
+    if stand.step and steps.skipped == stand.step:
         raise RunFailed(
             f"no step of {window.name} had a finite loss and gradient; a smaller learning_rate or "
             "float32 may help"
         )
-    return look(None, Step(step, total))[0] if kept is None else kept
+    return look(None, Step(stand.step, stand.total))[0] if kept is None else kept
+
+
+def _resumable(trainee: Trainee[T]) -> tuple[str, torch.optim.Optimizer | None]:
+    """What a training is called, and its optimiser, if it can go on from that."""
+    title = f"training of {type(trainee).__qualname__}"
+    goes_on = isinstance(trainee, Trainee) and trainee.resumable
+    return title, trainee.optimiser if goes_on else None
+
+
+def _went_on(
+    checkpoint: TrainingCheckpoint, count: StepCount, steps: _Steps[Any], look: _Looks[Any]
+) -> tuple[Stand, Any] | None:
+    """Where an earlier attempt was, if it was kept, and its best result; its steps are told of."""
+    found = checkpoint.found()
+    if found is None:
+        return None
+    stand, kept = found
+    count.go_on(stand.spent, stand.stepped)
+    steps.skipped, steps.parts.most = stand.skipped, stand.parts
+    look.parts.most = stand.look_parts
+    for step, (total, figures) in enumerate(stand.course, 1):
+        look.window.training_step(step, total, figures)
+    return stand, kept
+
+
+def _beginning(
+    look: _Looks[Any], loss: WindowLoss | None, count: StepCount, batch: int
+) -> tuple[Stand, Any]:
+    """Where a training stands before its first step, and what there is to keep.
+
+    Args:
+        look: looks at the beginning.
+        loss: of the window; None where no result is chosen by it.
+        count: how many steps.
+        batch: sequences per step; they become fewer where a time has no room for four steps.
+    """
+    if loss is None:
+        return Stand(count.total(0), batch), None
+    window, began = look.window, time.monotonic()
+    kept, least = look(loss, Step(0, count.steps))
+    if count.seconds is None:
+        return Stand(count.total(0), batch, least=least), kept
+    pace = STEP_PER_LOOK * (time.monotonic() - began) / len(window.held_out)
+    batch, total = count.sized(batch, pace)
+    if not total:
+        window.warn(
+            f"no training: a step takes about {pace * batch:.0f} s here, and the budget has "
+            f"no room for {FEWEST_STEPS}; what training starts from is kept"
+        )
+    return Stand(total, batch, least=least), kept
 
 
 def train_step(

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from permllm.cli.eval import measured
 from permllm.cli.opening import model_source, open_model
+from permllm.components import Evaluator, Exporter
+from permllm.contexts.evaluation import EvaluationContext
+from permllm.core.patterns import Pattern
 from permllm.errors import UserError
+from permllm.exporters.masked import Masked
 from permllm.exporters.permuted import Permuted
+from permllm.models.linears import Group
 from permllm.models.sources import DirectorySource
+from permllm.sparse.cpu import kernel_reason
 from permllm.testing.exporters import pruned_export
 from permllm.testing.models import save_tiny, tiny_model
 
@@ -46,3 +55,44 @@ def test_an_export_gets_its_gathers_and_a_model_needs_none(tmp_path: Path) -> No
         torch.testing.assert_close(exported, model(tokens).logits, rtol=1e-4, atol=1e-4)
         dense = open_model(DirectorySource(plain), cpu).model(tokens).logits
         assert torch.equal(dense, tiny_model("llama-gqa")(tokens).logits)
+
+
+@pytest.mark.parametrize("exporter", [Masked(), Permuted()])
+def test_an_export_says_what_is_pruned_to_which_pattern(exporter: Exporter, tmp_path: Path) -> None:
+    context = pruned_export(tiny_model("llama-gqa"), lambda name, group: None)
+    every = pruned_export(tiny_model("llama-gqa"), lambda name, group: torch.arange(group.channels))
+    for name, one in (("dense", context), ("pruned", every)):
+        (tmp_path / name).mkdir()
+        exporter.export(one, tmp_path / name)
+        opened = open_model(DirectorySource(tmp_path / name), torch.device("cpu"))
+        assert opened.patterns == one.patterns
+    assert set(every.patterns.values()) == {Pattern(2, 4)}
+    assert not context.patterns
+
+
+def test_an_evaluator_of_a_command_can_have_the_packed_model(tmp_path: Path) -> None:
+    if (reason := kernel_reason(torch.float32, Pattern(2, 4))) is not None:
+        pytest.skip(reason)
+
+    class Packed(Evaluator):
+        """Counts packed linears."""
+
+        name = "packed"
+
+        def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> Any:
+            with context.packed() as linears:
+                return {"packed": float(sum(one.runs != "dense" for one in linears))}
+
+    def order(name: str, group: Group) -> Tensor:
+        return torch.arange(group.channels).flip(0)
+
+    context = pruned_export(tiny_model("llama-gqa"), order)
+    cpu = torch.device("cpu")
+    for exporter in (Masked(), Permuted()):
+        (tmp_path / exporter.name).mkdir()
+        exporter.export(context, tmp_path / exporter.name)
+    export = open_model(DirectorySource(tmp_path / "permuted"), cpu)
+    assert measured(Packed(), export, "cpu") == {"packed": 14.0}
+    assert measured(Packed(), export, "cpu") == {"packed": 14.0}
+    dense = open_model(DirectorySource(save_tiny("llama-gqa", tmp_path / "plain")), cpu)
+    assert measured(Packed(), dense, "cpu") == {"packed": 0.0}

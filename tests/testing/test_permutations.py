@@ -52,3 +52,25 @@ def test_learners_that_break_their_promise(fails) -> None:
 
 
 GENERATOR = torch.Generator().manual_seed(0)
+
+
+@attrs.frozen(eq=False)
+class Keeper(PermutationLearner):
+    """Makes group by group, and keeps what a function makes of them."""
+
+    name: ClassVar[str] = "keeper"
+    kept: Any
+
+    def learn(self, window: Any) -> dict[str, Tensor]:
+        made = window.kept("made") or {}
+        for name, group in window.groups.items():
+            if name not in made:
+                made[name] = torch.arange(group.channels)
+                window.keep("made", self.kept(made))
+        return made
+
+
+def test_learners_go_on_from_what_they_kept(fails) -> None:
+    check_permutation_learner(Keeper(lambda made: made))
+    wrong = Keeper(lambda made: {name: one.flip(0) for name, one in made.items()})
+    fails(check_permutation_learner, wrong, "goes on from what it kept to another permutation")

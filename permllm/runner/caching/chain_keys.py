@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from permllm.components import Allocation, PermutationLearner, Pruner
+from permllm.components import Allocation, Component, PermutationLearner, Pruner
 from permllm.core.digest import tensor_digest
 from permllm.core.statistics import Statistic
 from permllm.pipeline.schema import Pipeline
@@ -75,6 +75,10 @@ class ChainKeys:
     def permutations(self, learner: PermutationLearner, layers: range) -> str | None:
         """Of what a learner finds for a window."""
         return self.stages.key("permutations", lambda: self._order(learner, layers))
+
+    def component(self, component: Component) -> str | None:
+        """Of one of those who work at a window."""
+        return self.stages.key("component", lambda: component_key(component))
 
     def window(self, layers: range) -> str | None:
         """Of a pruned window."""

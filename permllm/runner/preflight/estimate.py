@@ -7,16 +7,22 @@ and are meant to tell minutes from hours and fits from does not fit.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
+from itertools import chain
 
 import attrs
 import torch
 
+from permllm.components import Pruner
 from permllm.contexts.cost import ComponentCost, Workload
+from permllm.core.statistics import Statistic
 from permllm.formats.export_files import SPARE_BYTES
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.calibration import wished_sequences
+from permllm.runner.selection import LinearSettings, settings_of
 from permllm.runs.plan import Plan
 from permllm.runs.units import duration, memory
 
@@ -38,6 +44,9 @@ next tensors (:func:`permllm.runner.memory.keep_freed_memory`), with holes betwe
 
 GROUPS_PER_LINEAR = 0.6
 """Permutation groups for each linear: 4 for the 7 linears of a LLaMA layer, about."""
+
+Shapes = tuple[tuple[int, int], ...]
+"""``C_out, C_in`` of some linears."""
 
 
 @attrs.frozen
@@ -94,6 +103,8 @@ def estimate(
     pipelines = [run.pipeline for run in plan.runs]
     operations += sum(run_operations(pipeline, shape) for pipeline in pipelines)
     training = sum(training_cost(pipeline, shape).seconds for pipeline in pipelines)
+    # Searches of pruners: what a run's learner searches is counted by search_seconds.
+    training += sum(pruning_cost(pipeline, shape).search_seconds for pipeline in pipelines)
     least = PROGRAM_BYTES + number_bytes * (shape.parameters + shape.pruned)
     least += max((stream_bytes(p, shape, number_bytes) for p in pipelines), default=0)
     working = max((working_bytes(p, shape, number_bytes) for p in pipelines), default=0)
@@ -121,14 +132,62 @@ def workload_of(pipeline: Pipeline, shape: ModelShape) -> Workload:
     """What the components of a run will be given."""
     calibration = pipeline.calibration
     groups = round(GROUPS_PER_LINEAR * len(shape.channels))
-    return Workload(calibration.sequences, calibration.length, groups)
+    linears = tuple(chain.from_iterable(shapes for _, shapes in pruned_linears(pipeline, shape)))
+    return Workload(calibration.sequences, calibration.length, groups, linears)
 
 
 def training_cost(pipeline: Pipeline, shape: ModelShape) -> ComponentCost:
-    """Of the learner and the pruner of a run."""
+    """Of the learner and the pruners of a run."""
+    learning = pipeline.layers.permutation.cost(workload_of(pipeline, shape))
+    return learning + pruning_cost(pipeline, shape)
+
+
+def pruning_cost(pipeline: Pipeline, shape: ModelShape) -> ComponentCost:
+    """Of the pruners of a run, each with its own linears."""
     workload = workload_of(pipeline, shape)
-    layers = pipeline.layers
-    return layers.permutation.cost(workload) + layers.pruner.cost(workload)
+    own: dict[Pruner, Shapes] = {}
+    for settings, shapes in pruned_linears(pipeline, shape):
+        own[settings.pruner] = own.get(settings.pruner, ()) + shapes
+    pruners = own or {pipeline.layers.pruner: ()}
+    costs = (
+        pruner.cost(attrs.evolve(workload, linears=linears)) for pruner, linears in pruners.items()
+    )
+    return sum(costs, ComponentCost())
+
+
+def pruned_linears(
+    pipeline: Pipeline, shape: ModelShape
+) -> Iterator[tuple[LinearSettings, Shapes]]:
+    """How linears are pruned, and their shapes: one, or all experts of a parameter."""
+    for name, shapes in linears_of(shape).items():
+        settings = settings_of(name, pipeline)
+        if settings is not None:
+            yield settings, shapes
+
+
+def linears_of(shape: ModelShape) -> dict[str, Shapes]:
+    """The linears of the decoder layers; experts that are slices stand under the parameter."""
+    linears: dict[str, Shapes] = {}
+    for name, wide in shape.channels.items():
+        numbers = math.prod(shape.shapes.get(f"{name}.weight", (wide, wide)))
+        linears[name] = ((numbers // wide, wide),)
+    for name, sizes in shape.shapes.items():
+        if len(sizes) == 3 and f"{name}[0]" in shape.matrices:
+            # Which of the two is C_in, the model alone could tell.
+            linears[name] = ((sizes[1], sizes[2]),) * sizes[0]
+    return linears
+
+
+def statistics_of(pipeline: Pipeline, shape: ModelShape) -> Iterator[tuple[Statistic, int, bool]]:
+    """Each statistic of each linear, its ``C_in``, and whether it is gathered layer by layer."""
+    extra = pipeline.layers.permutation.needs
+    for settings, shapes in pruned_linears(pipeline, shape):
+        in_turn = settings.pruner.sequential
+        own = settings.pruner.needs
+        of_window = {*extra, *settings.metric.needs, *(() if in_turn else own)}
+        for _, c_in in shapes:
+            yield from ((statistic, c_in, False) for statistic in of_window)
+            yield from ((statistic, c_in, True) for statistic in own if in_turn)
 
 
 def search_seconds(plan: Plan, shape: ModelShape) -> float:
@@ -155,11 +214,19 @@ def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
     asked = calibration.sequences * calibration.length
     # Statistics, the error of each linear and the inputs of later windows.
     tokens = FORWARD * 3 * asked
-    trained = training_cost(pipeline, shape).trained * calibration.length
+    if any(settings.pruner.sequential for settings, _ in pruned_linears(pipeline, shape)):
+        # Its statistics, and the inputs of the next layer.
+        tokens += FORWARD * 2 * asked
+    cost = training_cost(pipeline, shape)
     # Learning needs the dense model's outputs, once a sequence, and its own gradient.
-    tokens += (2 * FORWARD + BACKWARD) * trained
-    tokens += FORWARD * evaluation_cost(pipeline, shape).tokens
-    return float(tokens * shape.parameters)
+    tokens += (2 * FORWARD + BACKWARD) * cost.trained * calibration.length
+    tokens += FORWARD * (cost.tokens + evaluation_cost(pipeline, shape).tokens)
+    sums = sum(
+        2 * asked * c_in**2 * GROUPS_PER_LINEAR
+        for statistic, c_in, _ in statistics_of(pipeline, shape)
+        if statistic.channel_axes > 1
+    )
+    return float(tokens * shape.parameters) + cost.operations + sums
 
 
 def stream_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> int:
@@ -177,9 +244,10 @@ def working_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> i
     calibration, window = pipeline.calibration, pipeline.layers.window
     layers = shape.layers if window == "all" else min(int(window), shape.layers)
     share = shape.pruned * layers // max(1, shape.layers)
-    scores = 4 * share
+    cost = training_cost(pipeline, shape)
+    scores = 4 * share + statistic_bytes(pipeline, shape, layers) + cost.bytes
     logits = 4 * calibration.length * shape.vocabulary
-    batch = training_cost(pipeline, shape).batch
+    batch = cost.batch
     if not batch:
         return scores + calibration.batch_size * logits
     # Transposed copies of weights and scores, masked weights, their gradients.
@@ -187,6 +255,15 @@ def working_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> i
     kept = ACTIVATIONS * layers * batch * calibration.length * shape.hidden * number_bytes
     # The loss holds the logits of both models and a gradient.
     return int(HELD * (scores + copies + kept + 3 * batch * logits))
+
+
+def statistic_bytes(pipeline: Pipeline, shape: ModelShape, layers: int) -> int:
+    """Of the statistics that are held at once: those of a window's layers, or of one in turn."""
+    numbers = sum(
+        c_in**statistic.channel_axes * (1 if in_turn else layers)
+        for statistic, c_in, in_turn in statistics_of(pipeline, shape)
+    )
+    return round(4 * GROUPS_PER_LINEAR * numbers / max(1, shape.layers))
 
 
 def measured_speed(device: torch.device, seconds: float = 0.3) -> float:

@@ -9,8 +9,14 @@ import attrs
 import pytest
 import torch
 
+from permllm.components import PermutationLearner, Pruner, option
+from permllm.contexts.cost import ComponentCost, Workload
+from permllm.core.statistics import GRAM
 from permllm.models.shape import ModelShape
+from permllm.permutations.cp import Cp
 from permllm.pipeline.reading import read_mapping
+from permllm.pruners.distil import Distil
+from permllm.pruners.mask import Mask
 from permllm.registry import Registry
 from permllm.runner.preflight import estimate as costs
 from permllm.runs.plan import Plan, Run
@@ -120,8 +126,105 @@ def test_a_budget_takes_its_time() -> None:
     learned = of(layers={"permutation": {"name": "lcp", "budget": "5m", "start": start}})
     assert learned.seconds - plain.seconds == pytest.approx(300.0)
     both = {"permutation": {"name": "lcp", "budget": "5m", "start": start}}
-    both["pruner"] = {"name": "distil", "budget": "1m", "mask": "sparsegpt"}
+    both["pruner"] = {"name": "distil", "budget": "1m"}
     assert of(layers=both).seconds - plain.seconds == pytest.approx(360.0)
+
+
+LINEARS = attrs.evolve(
+    SHAPE,
+    channels={f"model.layers.{index}.{name}": 8 for index in range(30) for name in ("up", "down")},
+    shapes={f"model.layers.{index}.up.weight": (16, 8) for index in range(30)},
+)
+"""With two linears a layer, ``[16, 8]`` and ``[8, 8]``."""
+
+
+@attrs.frozen
+class Slow(Pruner):
+    """Takes two seconds for a linear, and memory."""
+
+    name = "slow"
+    seconds_per_linear = 2.0
+    size: int = 0
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        return ComponentCost(bytes=self.size, operations=3e11) + super().cost(workload)
+
+
+def with_pruner(pruner: Pruner, **layers: Any) -> costs.Estimate:
+    changed = plan(layers={"permutation": "none"} | layers)
+    pipeline = attrs.evolve(
+        changed.pipeline, layers=attrs.evolve(changed.pipeline.layers, pruner=pruner)
+    )
+    runs = tuple(attrs.evolve(run, pipeline=pipeline) for run in changed.runs)
+    return costs.estimate(attrs.evolve(changed, pipeline=pipeline, runs=runs), LINEARS, 4, 4, 1e11)
+
+
+def test_a_pruner_says_what_it_takes_for_its_own_linears() -> None:
+    plain = with_pruner(Mask())
+    slow = with_pruner(Slow(2**30))
+    # Two seconds for each of 60 linears, and operations at the machine's speed.
+    assert slow.seconds - plain.seconds == pytest.approx(120.0 + 3.0)
+    assert slow.memory_bytes - plain.memory_bytes == 2**30
+    assert slow.least_memory_bytes == plain.least_memory_bytes
+    half = with_pruner(Slow(), overrides=[{"match": "*.down", "pruner": "mask"}])
+    assert half.seconds - plain.seconds == pytest.approx(60.0 + 3.0)
+    skipped = with_pruner(Slow(), skip=["*.up", "model.layers.0.down"])
+    assert skipped.seconds - plain.seconds == pytest.approx(58.0 + 3.0)
+
+
+def test_a_pruner_that_another_uses_counts() -> None:
+    plain = with_pruner(Distil(steps=1))
+    slow = with_pruner(Distil(steps=1, mask=Slow()))
+    assert slow.seconds - plain.seconds == pytest.approx(120.0 + 3.0)
+
+
+def test_a_pruner_that_searches_counts_in_every_run() -> None:
+    @attrs.frozen
+    class Searching(Pruner):
+        """Looks for something first."""
+
+        name = "searching"
+        start: PermutationLearner = option(factory=Cp, help="what is searched")
+
+    plain, searching = with_pruner(Mask()), with_pruner(Searching(Cp(time_limit=2.0)))
+    assert searching.seconds - plain.seconds == pytest.approx(2.0 * 36)
+
+
+def test_sparsegpt_takes_time_and_memory_for_its_hessians() -> None:
+    wide = attrs.evolve(SHAPE, channels={f"l{index}": 4096 for index in range(210)})
+
+    def gpt(pruner: str, shape: ModelShape, **layers: Any) -> costs.Estimate:
+        chosen = {"permutation": "none", "pruner": pruner} | layers
+        return costs.estimate(plan(layers=chosen), shape, 4, 4, 1e11)
+
+    mask, sparse = gpt("mask", wide), gpt("sparsegpt", wide)
+    # Factors and updates of 210 linears: hours at this speed, not minutes.
+    assert 600 < sparse.seconds - mask.seconds < 7200
+    hessian = 4 * 4096**2
+    assert 6 * hessian < sparse.memory_bytes - mask.memory_bytes < 12 * hessian
+
+
+def test_statistics_of_a_window_need_memory() -> None:
+    @attrs.frozen
+    class AtOnce(Pruner):
+        """Wants all Gram matrices of the window."""
+
+        name = "at-once"
+        needs = (GRAM,)
+
+    plain = with_pruner(Mask())
+    every = with_pruner(AtOnce()).memory_bytes - plain.memory_bytes
+    one = with_pruner(AtOnce(), window=1).memory_bytes - with_pruner(Mask(), window=1).memory_bytes
+    assert every == pytest.approx(4 * 0.6 * 60 * 8**2, rel=0.01)
+    assert one == pytest.approx(every / 30, rel=0.05)
+
+
+def test_experts_of_one_parameter_are_linears_of_their_pruner() -> None:
+    name = "model.layers.0.experts.up"
+    shape = attrs.evolve(
+        SHAPE, shapes={name: (4, 16, 8)}, matrices=(name, *(f"{name}[{i}]" for i in range(4)))
+    )
+    assert costs.linears_of(shape) == {name: ((16, 8),) * 4}
 
 
 @pytest.mark.parametrize(
