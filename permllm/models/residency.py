@@ -22,13 +22,18 @@ class Residency:
         model: the model.
         layers: its decoder layers.
         dtype: what it computes in, where that is wider than the type of a parameter.
+
+    Attributes:
+        device: where it computes.
+        opened_as: the type that its parameters had.
     """
 
     def __init__(
         self, model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype | None = None
     ) -> None:
         self.layers, self.dtype = list(layers), dtype
-        self.device = next(model.parameters()).device
+        first = next(model.parameters())
+        self.device, self.opened_as = first.device, first.dtype
         inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
         self._around = [one for one in model.parameters() if id(one) not in inside]
         self._model = model
