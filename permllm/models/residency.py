@@ -37,6 +37,7 @@ class Residency:
         inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
         self._around = [one for one in model.parameters() if id(one) not in inside]
         self._model = model
+        self._staying: set[nn.Parameter] = set()
         self._homes: dict[nn.Parameter, Tensor] = {}
 
     def home(self, parameter: nn.Parameter) -> Tensor:
@@ -71,10 +72,10 @@ class Residency:
         """
         wanted = {one for index in layers for one in self.layers[index].parameters()}
         wanted.update(self._around)
-        moved = device != self.device
-        self.device = device
-        for parameter in [one for one in self._homes if moved or one not in wanted]:
-            parameter.data = self._homes.pop(parameter)
+        leaving = self._staying if device != self.device else self._staying - wanted
+        for parameter in leaving:
+            self._send_home(parameter)
+        self.device, self._staying = device, wanted
         for parameter in wanted - self._homes.keys():
             self._bring(parameter)
         for module in self._model.modules():
@@ -84,24 +85,23 @@ class Residency:
     def replace(self, parameter: nn.Parameter, home: Tensor) -> Tensor:
         """Give a parameter another home; what it had."""
         before = self.home(parameter)
-        away = self._homes.pop(parameter, None) is not None
+        self._send_home(parameter)
         parameter.data = home
-        if away:
+        if parameter in self._staying:
             self._bring(parameter)
         return before
 
     @contextmanager
     def visiting(self, layer: nn.Module) -> Iterator[None]:
         """Have a layer compute on the device for the block, and be at home again after it."""
-        brought = [one for one in layer.parameters() if one not in self._homes]
+        brought = [one for one in layer.parameters() if one not in self._staying]
         for parameter in brought:
             self._bring(parameter)
         try:
             yield
         finally:
             for parameter in brought:
-                if parameter in self._homes:
-                    parameter.data = self._homes.pop(parameter)
+                self._send_home(parameter)
 
     def _type_of(self, tensor: Tensor) -> torch.dtype:
         narrow = self.dtype is not None and tensor.dtype.itemsize < self.dtype.itemsize
@@ -115,3 +115,7 @@ class Residency:
         if self._differs(home, self.device):
             parameter.data = self.visit(home)
             self._homes[parameter] = home
+
+    def _send_home(self, parameter: nn.Parameter) -> None:
+        if parameter in self._homes:
+            parameter.data = self._homes.pop(parameter)
