@@ -80,8 +80,8 @@ def finish(
             raise RunFailed(f"the export is not right: {name}: {wrong}")
     write_manifest(directory, manifest)
     try:
-        # As it is in memory, since buffers that are in no file are rounded to that.
-        opened = load(directory, dtype=None if dtype is None else decoder.model.dtype)
+        # As the model was opened, since buffers that are in no file are rounded to that.
+        opened = load(directory, dtype=None if dtype is None else decoder.residency.opened_as)
         agreement = compare_logits(expected, float32_logits(opened.model, tokens))
         if not agreement.holds:
             raise RunFailed(

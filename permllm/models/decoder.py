@@ -19,6 +19,7 @@ from permllm.core.statistics import Statistic
 from permllm.errors import UserError
 from permllm.models.calls import HIDDEN, LayerCall, LayerCalls
 from permllm.models.linears import Group, Linear, replaced_parameters
+from permllm.models.residency import Residency
 from permllm.models.tracing import (
     LayerTrace,
     ProductWatch,
@@ -52,6 +53,8 @@ class Decoder:
         skipped: what looks like a linear and stays dense, with the reason.
         tuples: for each layer, how many values its forward returns, or None where it
             returns the hidden states alone.
+        residency: where the parameters are while they compute.
+        replaced: the homes that blocks of :meth:`substituted` keep, the outermost first.
     """
 
     model: Any
@@ -61,11 +64,15 @@ class Decoder:
     groups: dict[str, Group]
     skipped: dict[str, str]
     tuples: tuple[int | None, ...]
+    residency: Residency
+    replaced: list[dict[nn.Parameter, Tensor]] = attrs.field(factory=list, repr=False)
 
     # --- finding out -------------------------------------------------------------
 
     @classmethod
-    def trace(cls, model: Any, tokens: Tensor | None = None) -> Decoder:
+    def trace(
+        cls, model: Any, tokens: Tensor | None = None, dtype: torch.dtype | None = None
+    ) -> Decoder:
         """Find the layers, linears and groups of a model by running it.
 
         The model is put into eval mode, and mixtures of experts are switched to the
@@ -75,6 +82,7 @@ class Decoder:
             model: a causal language model of transformers.
             tokens: ``LongTensor[n, L]`` to run it on, of which two are used; arbitrary ones
                 without.
+            dtype: what the model computes in; None for the types of its parameters.
 
         Raises:
             UserError: the model cannot be taken apart, or reads tokens that are still to come;
@@ -83,14 +91,17 @@ class Decoder:
         model.eval()
         _multiply_experts_one_by_one(model)
         base, layers = find_layers(model)
-        probe = _probe(model, tokens).to(next(model.parameters()).device)
+        residency = Residency(model, layers, dtype)
+        residency.place(residency.device, ())
+        probe = _probe(model, tokens).to(residency.device)
         names = [f"{base}.{index}" for index in range(len(layers))]
         traces = [
             LayerTrace(*place) for place in zip(names, range(len(names)), layers, strict=True)
         ]
-        tuples, logits = _run_traced(model, traces, probe)
-        _check_causal(model, probe, logits)
-        decoder = cls(model, layers, names, {}, {}, {}, tuples)
+        tuples, logits = _run_traced(model, traces, probe, residency)
+        decoder = cls(model, layers, names, {}, {}, {}, tuples, residency)
+        with decoder.streamed():
+            _check_causal(model, probe, logits)
         shared = parameter_names(model)
         for trace in traces:
             traced = find_linears(trace, shared)
@@ -133,10 +144,13 @@ class Decoder:
     # --- weights -----------------------------------------------------------------
 
     def weight(self, name: str) -> Tensor:
-        """The current weight ``[C_out, C_in]`` of a linear: a view, without gradient."""
+        """The current weight ``[C_out, C_in]`` of a linear, in the type of the computation.
+
+        Without gradient, and a view where it is kept in that type.
+        """
         linear = self.linears[name]
         parameter = self.layers[linear.layer].get_parameter(linear.parameter)
-        return linear.view(parameter.detach())
+        return self.residency.widened(linear.view(parameter.detach()))
 
     @contextmanager
     def substituted(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -145,33 +159,61 @@ class Decoder:
         Args:
             weights: ``[C_out, C_in]`` by linear. Blocks may be nested.
         """
-        kept: list[tuple[nn.Parameter, Tensor]] = []
+        kept: dict[nn.Parameter, Tensor] = {}
         try:
             for index, layer in enumerate(self.layers):
-                parameters = dict(layer.named_parameters())
-                new = replaced_parameters(parameters, self._linears_of(index), weights)
+                own = dict(layer.named_parameters())
+                typed = {
+                    name: self.residency.widened(self.residency.home(one))
+                    for name, one in own.items()
+                }
+                new = replaced_parameters(typed, self._linears_of(index), weights)
                 for name, tensor in new.items():
-                    kept.append((parameters[name], parameters[name].data))
-                    parameters[name].data = tensor.detach().contiguous()
+                    home = tensor.detach().contiguous()
+                    kept[own[name]] = self.residency.replace(own[name], home)
+            self.replaced.append(kept)
             yield
         finally:
-            for parameter, data in kept:
-                # The block may have moved the model to another device.
-                parameter.data = data.to(parameter.device)
+            if self.replaced and self.replaced[-1] is kept:
+                self.replaced.pop()
+            for parameter, home in kept.items():
+                self.residency.replace(parameter, home)
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Give the model back, for the block, what :meth:`substituted` took from it."""
+        homes = {one: home for kept in reversed(self.replaced) for one, home in kept.items()}
+        kept = {one: self.residency.replace(one, home) for one, home in homes.items()}
+        try:
+            yield
+        finally:
+            for parameter, home in kept.items():
+                self.residency.replace(parameter, home)
 
     def place(self, device: torch.device | str, layers: Iterable[int] | None = None) -> None:
-        """Move the model to a device; of the layers only the given ones, the others to the CPU.
+        """Have the model compute on a device.
 
         Args:
-            device: where to.
-            layers: indices; all layers where it is None.
+            device: where.
+            layers: indices of those whose parameters stay there, in the type of the
+                computation; all layers where it is None. The others visit it to run.
         """
-        device = torch.device(device)
-        wanted = set(range(len(self.layers)) if layers is None else layers)
-        for index, layer in enumerate(self.layers):
-            _move(layer.modules(), device if index in wanted else torch.device("cpu"))
-        inside = {id(module) for layer in self.layers for module in layer.modules()}
-        _move((module for module in self.model.modules() if id(module) not in inside), device)
+        wanted = range(len(self.layers)) if layers is None else layers
+        self.residency.place(torch.device(device), wanted)
+
+    @contextmanager
+    def streamed(self) -> Iterator[None]:
+        """Let the model itself be called in the block: layers visit the device as they run."""
+
+        def make(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def visited(*args: Any, **kwargs: Any) -> Any:
+                with self.residency.visiting(self.layers[index]):
+                    return forward(*args, **kwargs)
+
+            return visited
+
+        with replaced_forwards(self.layers, make):
+            yield
 
     # --- running -----------------------------------------------------------------
 
@@ -268,10 +310,10 @@ class Decoder:
 
     def _parameters(self, index: int, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """A layer's parameters by name, with replaced weights, else without gradient."""
-        own = dict(self.layers[index].named_parameters())
-        frozen = {name: parameter.detach() for name, parameter in own.items()}
+        own = self.layers[index].named_parameters()
+        frozen = {name: self.residency.visit(parameter.detach()) for name, parameter in own}
         if weights:
-            frozen |= replaced_parameters(own, self._linears_of(index), weights)
+            frozen |= replaced_parameters(frozen, self._linears_of(index), weights)
         return frozen
 
     def _address(self, name: str, parameters: Mapping[str, Tensor]) -> int:
@@ -326,7 +368,7 @@ class Decoder:
 
 
 def _run_traced(
-    model: Any, traces: Sequence[LayerTrace], probe: Tensor
+    model: Any, traces: Sequence[LayerTrace], probe: Tensor, residency: Residency
 ) -> tuple[tuple[int | None, ...], Tensor]:
     """Run a model and record what its layers do; their tuples, and the logits."""
     order: list[int] = []
@@ -338,7 +380,8 @@ def _run_traced(
             if not args and HIDDEN not in kwargs:
                 raise UserError(f"{traces[index].name} is called without '{HIDDEN}'")
             _check_hidden(traces[index].name, args[0] if args else kwargs[HIDDEN], probe)
-            with traces[index].watching():
+            layer = traces[index]
+            with residency.visiting(layer.module), layer.watching():
                 output = forward(*args, **kwargs)
             tuples[index] = len(output) if isinstance(output, tuple) else None
             return output
@@ -410,15 +453,6 @@ def _multiply_experts_one_by_one(model: Any) -> None:
     experts = any(parameter.dim() == 3 for parameter in model.parameters())
     if experts and hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")
-
-
-def _move(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Move the tensors that belong to these modules themselves."""
-    for module in modules:
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(device)
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
 
 
 def _add(sums: dict[str, Tensor], inputs: Tensor, wanted: Sequence[Statistic]) -> None:

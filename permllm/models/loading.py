@@ -43,7 +43,13 @@ class LoadedModel:
     saved_dtype: torch.dtype | None = attrs.field(default=None, kw_only=True)
 
 
-def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None) -> LoadedModel:
+def load(
+    source: Source,
+    dtype: torch.dtype | None = None,
+    tokenizer: Any = None,
+    *,
+    as_saved: bool = False,
+) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
@@ -51,6 +57,8 @@ def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None
         dtype: type of its parameters, None for the one they are saved in; a quantised GGUF
             file is dequantised.
         tokenizer: its tokenizer, where it is loaded already.
+        as_saved: leave what is saved in a narrower type than ``dtype`` in that, mapped from
+            its files: whoever computes with it widens it piece by piece.
 
     Raises:
         UserError: something is missing or damaged, or transformers cannot read it.
@@ -63,6 +71,9 @@ def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None
     folder, options = located(source)
     if isinstance(source, HubSource):
         DirectorySource(folder).check()
+    saved = None if "gguf_file" in options else saved_dtype(folder)
+    if as_saved and saved is not None and dtype is not None and saved.itemsize < dtype.itemsize:
+        dtype = saved
     with quiet():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -90,7 +101,6 @@ def load(source: Source, dtype: torch.dtype | None = None, tokenizer: Any = None
         # Older versions of transformers leave a note that stops the model from being saved.
         del model.config.quantization_config
     model.eval()
-    saved = None if "gguf_file" in options else saved_dtype(folder)
     return LoadedModel(model, tokenizer, description, saved_dtype=saved)
 
 

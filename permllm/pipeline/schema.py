@@ -174,4 +174,10 @@ class Pipeline:
         "float32 on a CPU",
         choices=("auto", "float32", "bfloat16", "float16", "float64"),
     )
+    stream: str = option(
+        "auto",
+        help="whether layers are copied to the device, or widened, only while they run (always), "
+        "stay there as long as a window is worked on (never), or as memory allows (auto)",
+        choices=("auto", "always", "never"),
+    )
     seed: int = option(0, help="seed of everything random", minimum=0, maximum=MAX_SEED)

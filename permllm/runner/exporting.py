@@ -63,8 +63,9 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
             hint="run the pipeline again in a new folder",
         )
     # Where it was pruned does not matter: weights come from the run.
-    loaded = load(run.pipeline.model, pick_dtype(run.pipeline.dtype, torch.device("cpu")))
-    decoder = open_decoder(loaded.model, loaded.tokenizer)
+    dtype = pick_dtype(run.pipeline.dtype, torch.device("cpu"))
+    loaded = load(run.pipeline.model, dtype, as_saved=True)
+    decoder = open_decoder(loaded.model, loaded.tokenizer, dtype=dtype)
     spans = cut_windows(len(decoder.layers), run.pipeline.layers.window)
     pruned = _pruned(directory, len(spans))
     context = ExportContext(
@@ -80,7 +81,7 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
         permutations=pruned.permutations,
         patterns={name: one.pattern for name, one in settle(decoder, run.pipeline).items()},
         layout=Layout(decoder),
-        dtype=loaded.saved_dtype if run.pipeline.dtype == "auto" else None,
+        dtype=loaded.saved_dtype if run.pipeline.dtype == "auto" else dtype,
         origin=origin_of(run.pipeline.model),
     )
     with decoder.substituted(pruned.weights):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from permllm.results import DENSE, RunResult
 from permllm.runner.allocating import allocated
 from permllm.runner.caching.keys import component_key
 from permllm.runner.memory import PeakMemory
+from permllm.runner.placing import place_layers
 from permllm.runner.room import room_for
 from permllm.runner.selection import settings_of
 from permllm.runner.shared import Shared
@@ -125,7 +125,7 @@ class OneRun:
             permutations=pruned.permutations,
             patterns={name: one.pattern for name, one in loop.settings.items()},
             layout=shared.layout,
-            dtype=shared.model.saved_dtype if run.pipeline.dtype == "auto" else None,
+            dtype=shared.model.saved_dtype if run.pipeline.dtype == "auto" else shared.dtype,
             origin=shared.origin,
         )
         return attrs.evolve(result, exports=self._export(pruned, context))
@@ -194,18 +194,18 @@ class OneRun:
     ) -> dict[str, float]:
         decoder, loaded = self.shared.decoder, self.shared.model
         weights = pruned.weights if pruned else {}
-        decoder.place(self.shared.device)
+        place_layers(decoder, self.shared.device, None, self.run.pipeline.stream)
         progress = partial(self.shared.reporter.progress, stage)
         context = attrs.evolve(surroundings, progress=progress)
         if evaluator.compares:
             sequences = self.shared.sequences(self.run)
-            unpruned = {name: decoder.weight(name) for name in weights}
             context = attrs.evolve(
                 context,
                 held_out=sequences.tokens[sequences.held_out],
-                dense=partial(decoder.substituted, unpruned) if weights else nullcontext,
+                dense=decoder.dense,
             )
-        with room_for(stage, self.run.pipeline), decoder.substituted(weights):
+        room = room_for(stage, self.run.pipeline)
+        with room, decoder.substituted(weights), decoder.streamed():
             measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
         return plain_figures(measured, evaluator.name)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from permllm.models.checks import check_merged, check_tokenizer, check_tokens, check_weights
 from permllm.models.decoder import Decoder
 
 
-def open_decoder(model: Any, tokenizer: Any, tokens: Tensor | None = None) -> Decoder:
+def open_decoder(
+    model: Any, tokenizer: Any, tokens: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Decoder:
     """A model as a chain of decoder layers, in eval mode.
 
     Args:
@@ -18,6 +21,7 @@ def open_decoder(model: Any, tokenizer: Any, tokens: Tensor | None = None) -> De
         tokenizer: its tokenizer.
         tokens: ``LongTensor[n, L]`` that it is pruned with, to trace it with, too; arbitrary
             ones without.
+        dtype: what it computes in, where its parameters are narrower.
 
     Raises:
         UserError: the tokenizer does not belong to the model, the model cannot be taken
@@ -28,6 +32,6 @@ def open_decoder(model: Any, tokenizer: Any, tokens: Tensor | None = None) -> De
     check_merged(model)
     if tokens is not None:
         check_tokens("the calibration text", tokens, model, tokenizer)
-    decoder = Decoder.trace(model, tokens)
+    decoder = Decoder.trace(model, tokens, dtype)
     check_weights(decoder)
     return decoder

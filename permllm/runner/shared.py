@@ -68,7 +68,7 @@ class Shared:
     def model(self) -> LoadedModel:
         """The dense model and its tokenizer."""
         self.reporter.progress("loading the model", 0, 1)
-        model = load(self.plan.pipeline.model, self.dtype, self.tokenizer)
+        model = load(self.plan.pipeline.model, self.dtype, self.tokenizer, as_saved=True)
         self.reporter.progress("loading the model", 1, 1)
         return model
 
@@ -88,7 +88,7 @@ class Shared:
         loaded = self.model
         probe = self.sequences(self.plan.dense).tokens if self.plan.runs else None
         self.reporter.progress("tracing the model", 0, 1)
-        decoder = open_decoder(loaded.model, loaded.tokenizer, probe)
+        decoder = open_decoder(loaded.model, loaded.tokenizer, probe, self.dtype)
         self.reporter.progress("tracing the model", 1, 1)
         if unknown := unknown_tokens(loaded.tokenizer, loaded.model):
             self.reporter.warn(

@@ -14,6 +14,7 @@ from permllm.core.digest import tensor_digest
 from permllm.models.decoder import Decoder
 from permllm.runner.caching.memo import Stages
 from permllm.runner.calibration import Sequences
+from permllm.runner.placing import place_layers
 
 
 @attrs.define(eq=False)
@@ -29,6 +30,7 @@ class Streams:
         device: where layers compute.
         stages: keeps the dense model's states.
         dense_inputs: whether windows see what the dense layers hand on.
+        stream: whether layers visit the device or stay there; see :func:`place_layers`.
         dense, pruned: the streams.
         passed: finished windows that the streams have not gone through yet: their layers
             and the pruned weights.
@@ -39,6 +41,7 @@ class Streams:
     device: torch.device
     stages: Stages
     dense_inputs: bool = False
+    stream: str = "auto"
     dense: Tensor | None = None
     pruned: Tensor | None = None
     passed: list[tuple[range, Mapping[str, Tensor]]] = attrs.field(factory=list)
@@ -50,7 +53,7 @@ class Streams:
     def catch_up(self) -> None:
         """Move the streams through all finished windows."""
         for layers, weights in self.passed:
-            self.decoder.place(self.device, layers)
+            place_layers(self.decoder, self.device, layers, self.stream)
             here = {name: weight.to(self.device) for name, weight in weights.items()}
             self.dense = self._joined(partial(self._dense, layers, self.dense))
             if self.dense_inputs:

@@ -25,6 +25,7 @@ from permllm.runner.caching.keys import digest
 from permllm.runner.caching.memo import Meter, Stages
 from permllm.runner.finished_layers import FinishedLayers
 from permllm.runner.learning import Learning
+from permllm.runner.placing import place_layers
 from permllm.runner.pruning import LayerPruning, LinearPruning, ScoredWindow
 from permllm.runner.reporting import Reporter
 from permllm.runner.room import room_for
@@ -37,6 +38,7 @@ from permllm.runs.windows import (
     PrunedWindow,
     joined,
     load_window,
+    mapped_weights,
     place_window,
     save_window,
     window_path,
@@ -111,7 +113,7 @@ class WindowLoop:
         reporter = Reporter(hook, run)
         keys = ChainKeys(stages, pipeline, sequences, settings, layer_of)
         dense = pipeline.layers.inputs == "dense"
-        streams = Streams(decoder, sequences, device, stages, dense)
+        streams = Streams(decoder, sequences, device, stages, dense, pipeline.stream)
         gathering = Gathering(decoder, sequences, device, streams, stages, keys, reporter)
         linears = LinearPruning(decoder, settings, device, keys.component)
         return cls(
@@ -167,7 +169,7 @@ class WindowLoop:
             if pruned_groups(self.decoder, self.settings, layers):
                 with self._room("the allocation", layers):
                     self.streams.catch_up()
-                    self.decoder.place(self.device, layers)
+                    place_layers(self.decoder, self.device, layers, self.pipeline.stream)
                     yield self._window(index, layers, needs)[0].window
             self.streams.later(layers, {})
 
@@ -216,7 +218,7 @@ class WindowLoop:
     def _prune_window(self, index: int, layers: range, key: str | None) -> PrunedWindow:
         with self._room("the inputs", layers):
             self.streams.catch_up()
-            self.decoder.place(self.device, layers)
+            place_layers(self.decoder, self.device, layers, self.pipeline.stream)
         with self._room("the statistics", layers):
             needs = self.pipeline.layers.permutation.needs
             checkpoints = self._checkpoints(index, key)
@@ -245,7 +247,10 @@ class WindowLoop:
         )
         if self.directory:
             entry = self.stages.put("windows", key, partial(save_window, window=result))
-            place_window(window_path(self.directory, index), result, entry)
+            path = window_path(self.directory, index)
+            place_window(path, result, entry)
+            # From here on its weights are read where they are wanted.
+            return attrs.evolve(result, weights=mapped_weights(path))
         return result
 
     def _room(self, what: str, layers: range) -> AbstractContextManager[None]:

@@ -91,6 +91,27 @@ def read_tensors(
     return tensors
 
 
+def mapped_tensors(path: Path, prefix: str, what: str) -> dict[str, Tensor]:
+    """The tensors of a file whose names begin so, mapped into memory and not checked.
+
+    They are read where they are wanted, and take no memory that could not be had back.
+
+    Args:
+        path: the file.
+        prefix: of the names.
+        what: it is called in errors.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise damaged(path, what, str(error)) from error
+
+
 def damaged(path: Path, what: str, why: str) -> UserError:
     """The error for a file that is not what was written."""
     # It is OUT/runs/LABEL/windows/NUMBER.safetensors, unless somebody took it elsewhere.

@@ -11,7 +11,7 @@ from torch import Tensor
 from permllm.deprecation import warn_of_old_name
 from permllm.files import converted, replacing
 from permllm.results import Cost, LayerReport
-from permllm.runs.tensors import read_facts, read_tensors, save_tensors
+from permllm.runs.tensors import mapped_tensors, read_facts, read_tensors, save_tensors
 
 FORMAT = "permllm-window-3"
 """Names the layout of a window file in its metadata."""
@@ -165,6 +165,15 @@ def load_window(path: Path, *, weights: bool = True) -> PrunedWindow:
         threads=record.threads,
         course=record.course,
     )
+
+
+def mapped_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a window that has just been written, mapped from its file, not checked.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    return _under(WEIGHT, mapped_tensors(path, WEIGHT, "window"))
 
 
 def read_window_record(path: Path) -> WindowRecord:

@@ -1,0 +1,121 @@
+"""Where the parameters of a model are while it computes.
+
+Every parameter has a home: the memory-mapped tensor of its safetensors file, as transformers
+leaves it, or one that was handed over. To compute, a module's parameters are copied to the
+device, widened to the type of the computation, and the copies are dropped afterwards. Nothing
+is ever written back, so a model takes no more memory than what computes at the moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Residency:
+    """The homes of a model's parameters, and the copies that are away from home.
+
+    Args:
+        model: the model.
+        layers: its decoder layers.
+        dtype: what it computes in, where that is wider than the type of a parameter.
+
+    Attributes:
+        device: where it computes.
+        opened_as: the type that its parameters had.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[nn.Module], dtype: torch.dtype | None = None
+    ) -> None:
+        self.layers, self.dtype = list(layers), dtype
+        first = next(model.parameters())
+        self.device, self.opened_as = first.device, first.dtype
+        inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        self._around = [one for one in model.parameters() if id(one) not in inside]
+        self._model = model
+        self._staying: set[nn.Parameter] = set()
+        self._homes: dict[nn.Parameter, Tensor] = {}
+
+    def home(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter's tensor at home."""
+        return self._homes.get(parameter, parameter.data)
+
+    def visit(self, tensor: Tensor) -> Tensor:
+        """A tensor as it is computed with: on the device, wide enough."""
+        return tensor.to(self.device, self._type_of(tensor))
+
+    def widened(self, tensor: Tensor) -> Tensor:
+        """A tensor where it is, wide enough to compute with."""
+        return tensor.to(self._type_of(tensor))
+
+    def copied_bytes(self, layers: Iterable[int], device: torch.device) -> int:
+        """What copies of some layers take on a device; nothing where they compute at home."""
+        parameters = {one for index in layers for one in self.layers[index].parameters()}
+        return sum(
+            one.numel() * self._type_of(self.home(one)).itemsize
+            for one in parameters
+            if self._differs(self.home(one), device)
+        )
+
+    def place(self, device: torch.device, layers: Iterable[int]) -> None:
+        """Have some layers, and all that is around the layers, compute on a device.
+
+        Other layers are at home, and visit the device when they run.
+
+        Args:
+            device: where to compute from now on.
+            layers: indices of those that stay there.
+        """
+        wanted = {one for index in layers for one in self.layers[index].parameters()}
+        wanted.update(self._around)
+        leaving = self._staying if device != self.device else self._staying - wanted
+        for parameter in leaving:
+            self._send_home(parameter)
+        self.device, self._staying = device, wanted
+        for parameter in wanted - self._homes.keys():
+            self._bring(parameter)
+        for module in self._model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, self.visit(buffer))
+
+    def replace(self, parameter: nn.Parameter, home: Tensor) -> Tensor:
+        """Give a parameter another home; what it had."""
+        before = self.home(parameter)
+        self._send_home(parameter)
+        parameter.data = home
+        if parameter in self._staying:
+            self._bring(parameter)
+        return before
+
+    @contextmanager
+    def visiting(self, layer: nn.Module) -> Iterator[None]:
+        """Have a layer compute on the device for the block, and be at home again after it."""
+        brought = [one for one in layer.parameters() if one not in self._staying]
+        for parameter in brought:
+            self._bring(parameter)
+        try:
+            yield
+        finally:
+            for parameter in brought:
+                self._send_home(parameter)
+
+    def _type_of(self, tensor: Tensor) -> torch.dtype:
+        narrow = self.dtype is not None and tensor.dtype.itemsize < self.dtype.itemsize
+        return self.dtype if narrow and tensor.is_floating_point() else tensor.dtype  # type: ignore[return-value]
+
+    def _differs(self, home: Tensor, device: torch.device) -> bool:
+        return home.device != device or home.dtype != self._type_of(home)
+
+    def _bring(self, parameter: nn.Parameter) -> None:
+        home = parameter.data
+        if self._differs(home, self.device):
+            parameter.data = self.visit(home)
+            self._homes[parameter] = home
+
+    def _send_home(self, parameter: nn.Parameter) -> None:
+        if parameter in self._homes:
+            parameter.data = self._homes.pop(parameter)

@@ -1,0 +1,40 @@
+"""Which layers stay on the device, and which are copied there each time that they run."""
+
+from __future__ import annotations
+
+import torch
+
+from permllm.models.decoder import Decoder
+from permllm.runner.preflight.check import available_memory
+
+SHARE = 0.5
+"""Of the free memory, what copies of layers may take; the rest is for what is computed."""
+
+
+def place_layers(decoder: Decoder, device: torch.device, layers: range | None, stream: str) -> None:
+    """Have a model compute on a device, some layers of which are wanted again and again.
+
+    Args:
+        decoder: the model.
+        device: where it computes.
+        layers: those that are wanted; all where it is None.
+        stream: ``always`` copies a layer each time that it runs, ``never`` once, ``auto`` once
+            if the copies of all take no more than half of the memory that is free.
+    """
+    wanted = range(len(decoder.layers)) if layers is None else layers
+    stay = stream == "never"
+    if stream == "auto":
+        # What lies there already is room that they may take again.
+        decoder.place(device, ())
+        copied = decoder.residency.copied_bytes(wanted, device)
+        stay = copied <= SHARE * free_memory(device)
+    decoder.place(device, wanted if stay else ())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken on a device; no limit is known of others than CUDA's."""
+    if device.type == "cpu":
+        return available_memory()
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return 2**63

@@ -1,0 +1,74 @@
+"""Layers stay on the device where their copies fit, and visit it where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from permllm.api import run
+from permllm.models.decoder import Decoder
+from permllm.runner import placing
+from permllm.runner.placing import place_layers
+from permllm.testing.models import tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("stream", "free", "stays"),
+    [("always", 2**40, False), ("never", 0, True), ("auto", 2**40, True), ("auto", 1000, False)],
+)
+def test_layers_stay_where_they_fit(
+    stream: str, free: int, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "free_memory", lambda device: free)
+    decoder = Decoder.trace(tiny_model("llama").to(torch.bfloat16), None, torch.float32)
+    place_layers(decoder, CPU, range(1, 2), stream)
+    first, second = (next(layer.parameters()).dtype for layer in decoder.layers)
+    assert first == torch.bfloat16
+    assert second == (torch.float32 if stays else torch.bfloat16)
+
+
+def test_free_memory_is_known() -> None:
+    assert 10**7 < placing.free_memory(CPU) < 10**14
+
+
+def halved(folder: Path) -> None:
+    """Save the model of a folder in bfloat16."""
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    assert files
+    return {name: one for file in files for name, one in load_file(file).items()}
+
+
+@pytest.mark.parametrize("learner", ["cp", {"name": "lcp", "block": 8, "steps": 3, "batch": 2}])
+@pytest.mark.parametrize("pruner", ["mask", "sparsegpt"])
+def test_streamed_runs_are_the_same_to_the_bit(
+    learner: Any, pruner: str, write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {"permutation": learner, "pruner": pruner, "window": 1}
+    path = write_pipeline("llama-gqa", layers=layers, export=["permuted", "masked"])
+    halved(path.parent / "llama-gqa")
+    results = {}
+    for stream in ("always", "never"):
+        out = tmp_path / stream
+        (result,) = run(path, [f"stream={stream}"], out=out).runs[1:]
+        exported = tensors_of(out / result.exports["permuted"])
+        assert {one.dtype for one in exported.values() if one.is_floating_point()} == {
+            torch.bfloat16
+        }
+        results[stream] = result.figures, result.layers, exported
+    one, other = results["always"], results["never"]
+    assert one[:2] == other[:2]
+    assert one[2].keys() == other[2].keys()
+    assert all(torch.equal(tensor, other[2][name]) for name, tensor in one[2].items())
