@@ -36,6 +36,7 @@ class ModelShape:
         shapes: of all parameters, by full name.
         matrices: the numbers in each matrix of the decoder layers, by name. Those of stacked
             experts count in the slices, and their stack has none.
+        experts: ``C_in`` of each expert's slice, where the experts' module says how they lie.
     """
 
     parameters: int
@@ -47,6 +48,7 @@ class ModelShape:
     channels: dict[str, int]
     shapes: dict[str, tuple[int, ...]] = attrs.field(factory=dict)
     matrices: dict[str, int] = attrs.field(factory=dict)
+    experts: dict[str, int] = attrs.field(factory=dict)
 
 
 def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
@@ -57,12 +59,14 @@ def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
     """
     model = _skeleton(config, trust_remote_code)
     title, layers = find_layers(model)
-    channels = {}
+    channels: dict[str, int] = {}
+    experts: dict[str, int] = {}
     for index, layer in enumerate(layers):
         for name, module in layer.named_modules():
             wide = _channels(module)
             if wide is not None:
                 channels[f"{title}.{index}.{name}"] = wide
+            experts |= _expert_channels(f"{title}.{index}.{name}", module)
     text = config.get_text_config()
     return ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -72,6 +76,7 @@ def model_shape(config: Any, *, trust_remote_code: bool = False) -> ModelShape:
         vocabulary=int(text.vocab_size),
         positions=positions_of(config),
         channels=channels,
+        experts=experts,
         shapes={name: tuple(one.shape) for name, one in model.named_parameters()},
         matrices={
             name: size
@@ -141,3 +146,16 @@ def _channels(module: nn.Module) -> int | None:
     if isinstance(module, nn.Linear):
         return module.in_features
     return module.weight.shape[0] if isinstance(module, Conv1D) else None
+
+
+def _expert_channels(title: str, module: nn.Module) -> dict[str, int]:
+    """``C_in`` of the slices of stacked experts; empty where the module does not say it."""
+    transposed = getattr(module, "is_transposed", None)
+    if not isinstance(transposed, bool):
+        return {}
+    return {
+        f"{title}.{name}[{expert}]": stack.shape[1 if transposed else 2]
+        for name, stack in module.named_parameters(recurse=False)
+        if stack.dim() == 3
+        for expert in range(len(stack))
+    }

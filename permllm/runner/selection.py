@@ -94,7 +94,9 @@ def check_channels(name: str, channels: int, pattern: Pattern) -> None:
         raise UserError(
             f"{name} has {channels} input channels, which {pattern.m} (of the pattern {pattern}) "
             "does not divide",
-            hint=f"choose another pattern, or leave it dense with layers.skip: ['{name}']",
+            # Experts of one parameter are all alike.
+            hint="choose another pattern, or leave it dense with layers.skip: "
+            f"['{name.partition('[')[0]}']",
         )
 
 

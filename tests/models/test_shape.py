@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, ViTConfig
 
 from permllm.errors import UserError
+from permllm.models.decoder import Decoder
 from permllm.models.loading import load
 from permllm.models.shape import check_shapes, model_shape
 from permllm.models.sources import DirectorySource
-from permllm.testing.models import save_tiny
+from permllm.testing.models import save_tiny, tiny_model
 
 CONFIGS = [
     LlamaConfig(
@@ -64,3 +65,15 @@ def test_weights_of_other_shapes_than_the_configuration_makes_are_refused(tmp_pa
     config.save_pretrained(folder)
     with pytest.raises(UserError, match=expected):
         load(DirectorySource(folder))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "gpt-oss"])
+def test_the_channels_of_experts_are_those_that_are_traced(name: str) -> None:
+    model = tiny_model(name)
+    traced = {
+        full: linear.c_in
+        for full, linear in Decoder.trace(model).linears.items()
+        if linear.index is not None
+    }
+    assert traced
+    assert model_shape(model.config).experts == traced

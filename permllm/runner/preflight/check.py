@@ -117,7 +117,10 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
     computed = pick_dtype(pipeline.dtype, device) or saved
     exported = saved if pipeline.dtype == "auto" else computed
     itemsize, saved_itemsize = (4 if one is None else one.itemsize for one in (computed, exported))
-    cost = estimate(plan, shape, itemsize, saved_itemsize, measured_speed(device))
+    in_files = isinstance(pipeline.model, DirectorySource | HubSource)
+    mapped = in_files and saved is not None and saved.itemsize <= itemsize
+    speed = measured_speed(device)
+    cost = estimate(plan, shape, itemsize, saved_itemsize, speed, mapped=mapped)
     # On another device, only the weights have to fit into the machine's own memory.
     needed = cost if device.type == "cpu" else attrs.evolve(cost, memory_bytes=0)
     warnings: list[str] = []
@@ -249,7 +252,7 @@ def check_patterns(pipeline: Pipeline, shape: ModelShape) -> None:
     Raises:
         UserError: it names the first linear where it does not.
     """
-    for name, channels in shape.channels.items():
+    for name, channels in (shape.channels | shape.experts).items():
         settings = settings_of(name, pipeline)
         if settings is not None:
             check_channels(name, channels, settings.pattern)
@@ -292,7 +295,8 @@ def check_memory(cost: Estimate, available: int) -> list[str]:
         raise UserError(
             f"not enough memory: at least {memory(cost.least_memory_bytes)} are needed for "
             f"the weights and the calibration text, {memory(available)} are available",
-            hint="a smaller model, dtype: bfloat16, or fewer and shorter calibration sequences",
+            hint="a smaller layers.window, dtype: bfloat16, or fewer and shorter calibration "
+            "sequences",
         )
     if cost.memory_bytes > available:
         return [

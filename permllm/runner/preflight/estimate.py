@@ -15,7 +15,6 @@ from itertools import chain
 import attrs
 import torch
 
-from permllm.components import Pruner
 from permllm.contexts.cost import ComponentCost, Workload
 from permllm.core.statistics import Statistic
 from permllm.distinct import distinct
@@ -89,7 +88,13 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, shape: ModelShape, number_bytes: int, saved_bytes: int, speed: float
+    plan: Plan,
+    shape: ModelShape,
+    number_bytes: int,
+    saved_bytes: int,
+    speed: float,
+    *,
+    mapped: bool = False,
 ) -> Estimate:
     """The cost of a plan.
 
@@ -99,6 +104,7 @@ def estimate(
         number_bytes: bytes of one number of the model's dtype.
         saved_bytes: of one number in exports.
         speed: floating-point operations per second, from :func:`measured_speed`.
+        mapped: whether layers stay in their files until they are worked on.
     """
     operations = float(shape.parameters * FORWARD) * evaluation_cost(plan.pipeline, shape).tokens
     pipelines = [run.pipeline for run in plan.runs]
@@ -106,9 +112,26 @@ def estimate(
     training = sum(training_cost(pipeline, shape).seconds for pipeline in pipelines)
     # Searches of pruners: what a run's learner searches is counted by search_seconds.
     training += sum(pruning_cost(pipeline, shape).search_seconds for pipeline in pipelines)
-    least = PROGRAM_BYTES + number_bytes * (shape.parameters + shape.pruned)
-    least += max((stream_bytes(p, shape, number_bytes) for p in pipelines), default=0)
-    working = max((working_bytes(p, shape, number_bytes) for p in pipelines), default=0)
+    least = PROGRAM_BYTES + max(
+        (
+            number_bytes * weights_held(p, shape, mapped=mapped)
+            + stream_bytes(p, shape, number_bytes)
+            for p in pipelines
+        ),
+        default=0,
+    )
+    widened = mapped and number_bytes != saved_bytes
+    working = max(
+        (
+            working_bytes(p, shape, number_bytes)
+            + widened * (p.stream != "always") * number_bytes * window_share(p, shape)
+            for p in pipelines
+        ),
+        default=0,
+    )
+    if mapped and any(pipeline.export for pipeline in pipelines):
+        # Exports are put together in the type that they are saved in.
+        working = max(working, saved_bytes * shape.pruned)
     spare = SPARE_BYTES if any(pipeline.export for pipeline in pipelines) else 0
     return Estimate(
         parameters=shape.parameters,
@@ -118,6 +141,29 @@ def estimate(
         least_memory_bytes=least,
         disk_bytes=sum(kept_bytes(p, shape, number_bytes, saved_bytes) for p in pipelines) + spare,
     )
+
+
+def window_layers(pipeline: Pipeline, shape: ModelShape) -> int:
+    """How many layers a window has."""
+    window = pipeline.layers.window
+    return shape.layers if window == "all" else min(int(window), shape.layers)
+
+
+def window_share(pipeline: Pipeline, shape: ModelShape) -> int:
+    """How many numbers the matrices of a window's layers have."""
+    return shape.pruned * window_layers(pipeline, shape) // max(1, shape.layers)
+
+
+def weights_held(pipeline: Pipeline, shape: ModelShape, *, mapped: bool) -> int:
+    """How many weights a run holds in its own memory at once, dense and pruned.
+
+    Where they are mapped, these are what is around the layers, a layer that is worked on, and
+    a window once it is pruned; finished ones are mapped from their files.
+    """
+    if not mapped:
+        return shape.parameters + shape.pruned
+    one = shape.pruned // max(1, shape.layers)
+    return shape.parameters - shape.pruned + one + window_share(pipeline, shape)
 
 
 def kept_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int, saved_bytes: int) -> int:
@@ -146,14 +192,14 @@ def training_cost(pipeline: Pipeline, shape: ModelShape) -> ComponentCost:
 def pruning_cost(pipeline: Pipeline, shape: ModelShape) -> ComponentCost:
     """Of the pruners of a run, each with its own linears."""
     workload = workload_of(pipeline, shape)
-    own: dict[Pruner, Shapes] = {}
-    for settings, shapes in pruned_linears(pipeline, shape):
-        own[settings.pruner] = own.get(settings.pruner, ()) + shapes
-    pruners = own or {pipeline.layers.pruner: ()}
-    costs = (
-        pruner.cost(attrs.evolve(workload, linears=linears)) for pruner, linears in pruners.items()
-    )
-    return sum(costs, ComponentCost())
+    pruned = list(pruned_linears(pipeline, shape))
+    pruners = distinct(settings.pruner for settings, _ in pruned) or [pipeline.layers.pruner]
+    cost = ComponentCost()
+    for pruner in pruners:
+        own = [shapes for settings, shapes in pruned if settings.pruner == pruner]
+        linears = tuple(chain.from_iterable(own))
+        cost += pruner.cost(attrs.evolve(workload, linears=linears))
+    return cost
 
 
 def pruned_linears(
@@ -222,6 +268,8 @@ def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
     cost = training_cost(pipeline, shape)
     # Learning needs the dense model's outputs, once a sequence, and its own gradient.
     tokens += (2 * FORWARD + BACKWARD) * cost.trained * calibration.length
+    if allocation := pipeline.layers.allocation:
+        tokens += FORWARD * allocation.cost(workload_of(pipeline, shape)).tokens
     tokens += FORWARD * (cost.tokens + evaluation_cost(pipeline, shape).tokens)
     sums = sum(
         2 * asked * c_in**2 * GROUPS_PER_LINEAR
@@ -243,9 +291,8 @@ def stream_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> in
 
 def working_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> int:
     """What a window needs besides the weights: scores, gradients and activations."""
-    calibration, window = pipeline.calibration, pipeline.layers.window
-    layers = shape.layers if window == "all" else min(int(window), shape.layers)
-    share = shape.pruned * layers // max(1, shape.layers)
+    calibration, layers = pipeline.calibration, window_layers(pipeline, shape)
+    share = window_share(pipeline, shape)
     cost = training_cost(pipeline, shape)
     scores = 4 * share + statistic_bytes(pipeline, shape, layers) + cost.bytes
     logits = 4 * calibration.length * shape.vocabulary

@@ -294,3 +294,16 @@ def test_what_is_skipped_is_a_share_of_all_matrices() -> None:
     assert check.skipped_share(pipeline(layers=again), shape) == 0.4
     line, *_ = check.Checked(FOUND, (), 0.4).lines()
     assert line.endswith("; 40.0% of the decoder's weights are skipped")
+
+
+def test_experts_have_to_fit_the_pattern() -> None:
+    experts = {f"model.layers.0.mlp.experts.down_proj[{index}]": 30 for index in range(2)}
+    shape = attrs.evolve(SHAPE, channels={}, experts=experts)
+    with pytest.raises(
+        UserError, match=r"down_proj\[0\] has 30 input channels, which 4 .*"
+    ) as error:
+        check.check_patterns(pipeline(), shape)
+    assert error.value.hint is not None
+    assert "layers.skip: ['model.layers.0.mlp.experts.down_proj']" in error.value.hint
+    skipped = pipeline(layers={"skip": ["model.layers.0.mlp.experts.down_proj"]})
+    check.check_patterns(skipped, shape)

@@ -236,3 +236,28 @@ def test_an_estimate_claims_no_more_than_it_can_tell(seconds: float, shown: str)
     estimate = costs.Estimate(1, 1, seconds, 2**30, 2**30, 2**30)
     assert estimate.time == shown
     assert estimate.summary().startswith(f"about {shown}, 1.0 GiB of memory")
+
+
+def test_mapped_weights_take_memory_by_the_window() -> None:
+    def least(window: int | str, **options: Any) -> int:
+        return costs.estimate(
+            plan(layers={"window": window}), SHAPE, 4, 2, 1e11, **options
+        ).least_memory_bytes
+
+    whole, around = SHAPE.parameters + SHAPE.pruned, SHAPE.parameters - SHAPE.pruned
+    one = SHAPE.pruned // SHAPE.layers
+    streams = least(1) - costs.PROGRAM_BYTES - 4 * whole
+    assert least(1, mapped=True) == costs.PROGRAM_BYTES + 4 * (around + 2 * one) + streams
+    assert least("all", mapped=True) == costs.PROGRAM_BYTES + 4 * (around + one + SHAPE.pruned) + (
+        least("all") - costs.PROGRAM_BYTES - 4 * whole
+    )
+
+
+def test_an_allocation_takes_a_pass() -> None:
+    plain, looked = (
+        costs.run_operations(plan(layers={"allocation": one}).pipeline, SHAPE)
+        for one in (None, "owl")
+    )
+    pipeline = plan().pipeline
+    tokens = pipeline.calibration.sequences * pipeline.calibration.length
+    assert looked - plain == costs.FORWARD * tokens * SHAPE.parameters
