@@ -43,6 +43,12 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def raise_if_out_of_memory(error: BaseException) -> None:
+    """Raise an error again that says nothing about what was tried, since memory was missing."""
+    if out_of_memory(error):
+        raise error
+
+
 def asked_for(error: BaseException) -> str | None:
     """How much a failed allocation asked for, ``1.5 GiB``; None where the error does not say.
 

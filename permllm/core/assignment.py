@@ -1,12 +1,11 @@
 """Linear assignment: the permutation that fits a matrix of weights best.
 
 SciPy solves it on the CPU (an augmenting-path method, ``O(B³)`` at worst). On CUDA
-``torch-linear-assignment`` solves all blocks at once where it is installed.
+``torch-linear-assignment`` solves all blocks at once where it is installed: it gives every
+problem one thread, so that a large one alone is for the CPU.
 """
 
 from __future__ import annotations
-
-import importlib.util
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -50,11 +49,10 @@ def assign(weights: Tensor) -> Tensor:
     Returns:
         ``LongTensor[B]``, as in :func:`assign_blocks`.
     """
-    weights = weights.detach()
-    if weights.is_cuda or len(weights) < _PRICED_FROM:
-        return _solve(weights.unsqueeze(0)).squeeze(0)
-    priced = weights.double()
-    return _solve((priced - _prices(priced)).unsqueeze(0)).squeeze(0)
+    exact = weights.detach().double()
+    if len(exact) >= _PRICED_FROM:
+        exact = exact - _prices(exact)
+    return _solve_on_cpu(exact.unsqueeze(0)).squeeze(0)
 
 
 def _prices(weights: Tensor) -> Tensor:
@@ -73,11 +71,18 @@ def _prices(weights: Tensor) -> Tensor:
 
 
 def _solve(weights: Tensor) -> Tensor:
-    if weights.is_cuda and importlib.util.find_spec("torch_linear_assignment"):
+    if not weights.is_cuda:
+        return _solve_on_cpu(weights)
+    try:
         from torch_linear_assignment import batch_linear_assignment
+    except ImportError:
+        # Not installed, or for another PyTorch.
+        return _solve_on_cpu(weights)
+    places: Tensor = batch_linear_assignment(-weights.float())
+    return places.long()
 
-        places: Tensor = batch_linear_assignment(-weights.float())
-        return places.long()
+
+def _solve_on_cpu(weights: Tensor) -> Tensor:
     blocks = weights.double().cpu().numpy()
     columns = [torch.from_numpy(linear_sum_assignment(x, maximize=True)[1]) for x in blocks]
     return torch.stack(columns).to(weights.device)

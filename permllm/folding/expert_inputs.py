@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from permllm.exhaustion import raise_if_out_of_memory
 from permllm.folding.fold import reordered
 from permllm.folding.gather_points import gathered, same_output
 from permllm.folding.trial import FAILURES, LayerProbe
@@ -63,6 +64,7 @@ def _reads_input(decoder: Decoder, index: int, module: str, groups: list[Group])
             where = decoder.layers[index].get_submodule(module)
             with gathered(where, permutation.to(probe.device), inputs=True):
                 return same_output(plain, probe.run(hidden, parameters=moved).output)
-        except FAILURES:
+        except FAILURES as error:
+            raise_if_out_of_memory(error)
             continue
     return False

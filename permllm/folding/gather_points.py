@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from permllm.exhaustion import raise_if_out_of_memory
 from permllm.folding.fold import reordered
 from permllm.folding.trial import FAILURES, LayerProbe
 from permllm.models.decoder import Decoder
@@ -46,7 +47,8 @@ def gather_points(
     for dtype in (torch.float64, torch.float32):
         try:
             return points | _single_points(LayerProbe(decoder, index, dtype, LENGTH), permutations)
-        except FAILURES:
+        except FAILURES as error:
+            raise_if_out_of_memory(error)
             continue
     # At each linear it is right in any case, only more often.
     return points

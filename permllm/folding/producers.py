@@ -16,6 +16,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from permllm.exhaustion import raise_if_out_of_memory
 from permllm.folding.fold import Fold, NoFold, Producer, row_permutations
 from permllm.folding.trial import FAILURES, LayerProbe
 from permllm.models.decoder import Decoder
@@ -55,6 +56,7 @@ def find_wiring(decoder: Decoder, index: int) -> dict[str, Fold | NoFold]:
             owners = _Owners.found(decoder, index, dtype)
             return _folds(decoder, index, dtype, owners)
         except FAILURES as error:
+            raise_if_out_of_memory(error)
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
     why = NoFold(f"the layer cannot be run with other outputs of its linears ({reason})")
     return dict.fromkeys((group.name for group in groups), why)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from permllm.errors import UserError
+from permllm.exhaustion import raise_if_out_of_memory
 from permllm.folding.find import layer_shape
 from permllm.folding.trial import FAILURES, LayerProbe, LayerRun
 from permllm.models.decoder import Decoder
@@ -123,6 +124,7 @@ def _parts(decoder: Decoder, index: int) -> _Parts:
         try:
             return _Wiring(decoder, index, dtype).parts()
         except FAILURES as error:
+            raise_if_out_of_memory(error)
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
     raise UserError(f"{title} cannot be run with other outputs of its linears ({reason})")
 
@@ -270,7 +272,8 @@ def _layer_follows(
             plain = probe.run(hidden).output
             other = probe.run(hidden.index_select(-1, order), parameters=parameters).output
             return _close(plain.index_select(-1, order), other, tolerance)
-        except FAILURES:
+        except FAILURES as error:
+            raise_if_out_of_memory(error)
             continue
     return False
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from permllm.exhaustion import raise_if_out_of_memory
 from permllm.folding.fold import Fold, NoFold, reordered, row_permutations
 from permllm.folding.trial import FAILURES, LayerProbe, LayerRun
 from permllm.models.decoder import Decoder
@@ -52,6 +53,7 @@ def prove(
             failed = trial.failures(hypotheses, permutations)
             break
         except FAILURES as error:
+            raise_if_out_of_memory(error)
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
     else:
         failed = dict.fromkeys(permutations, f"the layer cannot be run for a proof ({reason})")

@@ -25,7 +25,9 @@ def given_cores() -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` takes CUDA, else MPS, else the CPU.
+    """The device of that name; ``auto`` takes CUDA, else the CPU.
+
+    Not MPS, which has no float64: sums would break.
 
     PyTorch is held to the cores that the process was given, unless ``OMP_NUM_THREADS`` says
     how many threads it may have.
@@ -36,9 +38,7 @@ def pick_device(name: str) -> torch.device:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), given_cores()))
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -14,7 +14,7 @@ class PeakMemory:
     """The highest resident memory of this process within a ``with`` block, in bytes.
 
     The operating system only keeps the peak since the process began, so a thread
-    samples it. Memory of a CUDA device counts on top.
+    samples it. Memory of CUDA devices counts on top.
     """
 
     def __init__(self, seconds: float = 0.05) -> None:
@@ -27,8 +27,8 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         import torch
 
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
         self._sample()
         self._thread.start()
         return self
@@ -44,8 +44,8 @@ class PeakMemory:
         self._done.set()
         self._thread.join()
         self._sample()
-        if torch.cuda.is_available():
-            self.bytes += torch.cuda.max_memory_allocated()
+        devices = range(torch.cuda.device_count())
+        self.bytes += sum(torch.cuda.max_memory_allocated(device) for device in devices)
 
     def _watch(self) -> None:
         while not self._done.wait(self._seconds):

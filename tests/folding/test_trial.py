@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from permllm.folding.layout import Layout
 from permllm.folding.trial import LayerProbe
+from permllm.folding.verify import prove
 
 
 def test_a_layer_runs_as_in_the_model(llama: Layout) -> None:
@@ -51,3 +55,25 @@ def test_made_up_outputs_need_no_weights(llama: Layout) -> None:
         probe.parameters[linear.parameter].untyped_storage().nbytes() <= 8
         for linear in probe.linears
     )
+
+
+def test_memory_that_is_missing_is_no_layer_that_cannot_be_run(
+    llama: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = llama.folds([0])
+    groups = llama.decoder.groups
+    orders = {name: torch.arange(group.channels).flip(0) for name, group in groups.items()}
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("permllm.folding.trial.LayerProbe.run", full)
+    fresh = Layout(llama.decoder)
+    for asks in (
+        lambda: prove(llama.decoder, 0, folds),
+        lambda: fresh.folds([0]),
+        lambda: fresh.constraints(foldable=False, residual="shared"),
+        lambda: fresh.plan(orders),
+    ):
+        with pytest.raises(torch.OutOfMemoryError):
+            asks()

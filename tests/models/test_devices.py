@@ -13,7 +13,7 @@ from permllm.models.devices import DTYPES, pick_device, pick_dtype
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "picked"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+    ("cuda", "mps", "picked"), [(True, True, "cuda"), (False, True, "cpu"), (False, False, "cpu")]
 )
 def test_auto_takes_what_is_there(
     cuda: bool, mps: bool, picked: str, monkeypatch: pytest.MonkeyPatch
