@@ -41,7 +41,9 @@ def test_the_model_is_loaded_when_it_is_needed(
 ) -> None:
     calls: list[object] = []
     load = module.load
-    monkeypatch.setattr(module, "load", lambda *args: calls.append(args) or load(*args))
+    monkeypatch.setattr(
+        module, "load", lambda *args, **options: calls.append(args) or load(*args, **options)
+    )
     free = shared.constraints(shared.plan.pipeline.layers)
     assert isinstance(free, Constraints)
     assert not free
