@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 MOST_ROWS = 1 << 17
 """How many rows of scores a search is shown: where all readers of the residual stream, or many
 experts, share an order, a sample says the same and does not fill the memory."""
+
+SMALL = 1 << 23
+"""Scores of a group that one thread searches on the CPU: a search of fewer goes through thousands
+of tiny steps, in which threads wait for each other longer than they work."""
 
 Search = Callable[["Tensor", "Pattern", torch.Generator], "Tensor"]
 """From a group's stacked scores ``[R, C_in]`` to its order, ``LongTensor[C_in]``."""
@@ -41,9 +46,22 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
         # Each group draws from its own stream, whatever groups stand beside it.
         generator = torch.Generator().manual_seed(window.seed + seed)
         scores = window.group_scores(group, MOST_ROWS)
-        permutations[group] = search(scores, window.pattern(group), generator).cpu()
+        small = scores.device.type == "cpu" and scores.numel() < SMALL
+        with threads(1) if small else nullcontext():
+            permutations[group] = search(scores, window.pattern(group), generator).cpu()
     window.progress(name, len(permutations), len(permutations))
     return permutations
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Have PyTorch, and the kernels that go by it, use so many threads for the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def search_cost(

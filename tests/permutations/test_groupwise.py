@@ -12,6 +12,7 @@ from permllm.components import PermutationLearner
 from permllm.contexts.cost import ComponentCost, Workload
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import identity
+from permllm.permutations import groupwise
 from permllm.permutations.cp import Cp
 from permllm.permutations.greedy import Greedy
 from permllm.permutations.groupwise import (
@@ -19,6 +20,7 @@ from permllm.permutations.groupwise import (
     search_cost,
     search_groups,
 )
+from permllm.testing.windows import toy_window
 
 
 def test_each_group_is_searched_with_its_scores_its_pattern_and_the_seeds_of_both(
@@ -61,3 +63,23 @@ def test_a_search_costs_its_limit_or_its_usual_time_for_every_group(
     workload = Workload(sequences=8, length=32, groups=10)
     cost = search_cost(Cp(), limit, workload)
     assert cost == ComponentCost(search_seconds=pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(("small", "threads"), [(groupwise.SMALL, 1), (0, 2)])
+def test_small_groups_are_searched_by_one_thread(
+    small: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groupwise, "SMALL", small)
+    before, seen = torch.get_num_threads(), set()
+
+    def search(scores: torch.Tensor, pattern: Pattern, generator: torch.Generator) -> torch.Tensor:
+        seen.add(torch.get_num_threads())
+        return torch.arange(scores.shape[1])
+
+    torch.set_num_threads(2)
+    try:
+        groupwise.search_groups(toy_window(), "any", 0, search)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {threads}
