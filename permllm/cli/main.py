@@ -82,12 +82,15 @@ def cli() -> None:
 
 
 def let_waiting_threads_sleep() -> None:
-    """Have OpenMP's threads, which PyTorch is yet to start, sleep where they wait.
+    """Have OpenMP's threads, which PyTorch is yet to start, soon sleep where they wait.
 
-    By default they spin, since that wakes up sooner: beside other work on the same cores a
-    search of small groups then takes ten times as long.
+    By default they spin for long, since that wakes up sooner: beside other work on the same
+    cores that takes several times as long. To sleep at once is as dear on virtual machines,
+    where waking up is slow, so GNU's threads spin for some microseconds.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -77,11 +77,18 @@ def test_threads_that_wait_sleep() -> None:
     """Said before PyTorch starts them, and kept where the user says otherwise."""
     program = (
         "import os, sys; from permllm.cli import errors, main; "
-        "errors.call = lambda *_: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules); "
+        "errors.call = lambda *_: print(os.environ['OMP_WAIT_POLICY'], "
+        "os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules); "
         "main.main([])"
     )
-    for given, expected in (({}, "PASSIVE False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE False")):
-        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+    for given, expected in (
+        ({}, "PASSIVE 10000 False"),
+        ({"GOMP_SPINCOUNT": "5"}, "PASSIVE 5 False"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None False"),
+    ):
+        environment = {
+            k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+        } | given
         words = [sys.executable, "-c", program]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         assert done.stdout.strip() == expected, done.stderr
