@@ -143,6 +143,8 @@ def prune(
         quiet = attrs.evolve(pipeline, track=())
         plan = Plan(quiet, (), run, run.directory, named=out is not None)
         pruned = _observed_run(pruning, decoder.entries, plan, registry, observers)
+    # Copies on a device are not the user's model.
+    decoder.place("cpu")
     with torch.no_grad():
         for name, weight in pruned.weights.items():
             decoder.weight(name).copy_(weight)

@@ -37,6 +37,11 @@ class Linear:
     c_out: int
     c_in: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(C_out, C_in)``."""
+        return self.c_out, self.c_in
+
     def view(self, parameter: Tensor) -> Tensor:
         """The matrix ``[C_out, C_in]`` within the parameter, without a copy."""
         matrix = parameter if self.index is None else parameter[self.index]

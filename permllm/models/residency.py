@@ -104,8 +104,9 @@ class Residency:
                 self._send_home(parameter)
 
     def _type_of(self, tensor: Tensor) -> torch.dtype:
-        narrow = self.dtype is not None and tensor.dtype.itemsize < self.dtype.itemsize
-        return self.dtype if narrow and tensor.is_floating_point() else tensor.dtype  # type: ignore[return-value]
+        if self.dtype is None or not tensor.is_floating_point():
+            return tensor.dtype
+        return max(tensor.dtype, self.dtype, key=lambda dtype: dtype.itemsize)
 
     def _differs(self, home: Tensor, device: torch.device) -> bool:
         return home.device != device or home.dtype != self._type_of(home)

@@ -99,7 +99,7 @@ def pruned_linears(
         linear: PrunedLinear(
             layer=group.layer,
             group=group.name,
-            shape=(len(decoder.weight(linear)), group.channels),
+            shape=decoder.linears[linear].shape,
             pattern=pipeline.pattern,
         )
         for group in decoder.groups.values()

@@ -213,6 +213,8 @@ class OneRun:
         """Write every export of the run; the folders appear once they are complete."""
         run, reporter = self.run, self.shared.reporter
         places = {}
+        # What an export holds and is checked by are weights and logits on the CPU.
+        self.shared.decoder.place("cpu", ())
         with self.shared.decoder.substituted(pruned.weights):
             for exporter in run.pipeline.export:
                 stage = f"export ({exporter.name}), {run.label}"

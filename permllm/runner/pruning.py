@@ -112,7 +112,7 @@ class LinearPruning:
         Raises:
             RunFailed: they are of another shape, negative or not finite.
         """
-        if fault := _fault_of(scores, tuple(self.decoder.weight(linear).shape)):
+        if fault := _fault_of(scores, self.decoder.linears[linear].shape):
             raise RunFailed(f"{whose} gave scores for {linear} that are {fault}")
 
     def prune(

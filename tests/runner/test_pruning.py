@@ -16,6 +16,7 @@ from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import RunFailed
 from permllm.hookspecs import hookimpl
+from permllm.models.linears import Linear
 from permllm.pruners.mask import Mask
 from permllm.registry import Registry
 from permllm.runner.pruning import LinearPruning
@@ -115,8 +116,7 @@ def test_an_update_that_is_not_nm_is_refused(
 )
 def test_refused_scores_say_what_is_wrong(scores: Any, fault: str | None) -> None:
     class OneLinear:
-        def weight(self, linear: str) -> torch.Tensor:
-            return torch.zeros(2, 4)
+        linears = {"q_proj": Linear("q_proj", 0, "q_proj.weight", None, False, 2, 4)}
 
     pruning = LinearPruning(OneLinear(), {}, torch.device("cpu"))
     if fault is None:
