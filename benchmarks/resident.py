@@ -1,10 +1,11 @@
 """How much memory a run takes as a model gets deeper: its own, beside what is mapped from files.
 
     python benchmarks/resident.py
-    python benchmarks/resident.py --layers 8 --layers 16 --hidden 2048 --learner cp --stream never
+    python benchmarks/resident.py --layers 8 --layers 24 --window '"all"' \\
+        --learner '{"name": "lcp", "steps": 2, "start": "none"}'
 
-Models with random weights in bfloat16 are pruned, measured and exported in windows of one layer,
-each in a process of its own. What is mapped from files can be had back whenever the memory is
+Models with random weights in bfloat16 are pruned, measured and exported, each in a process of its
+own. What is mapped from files can be had back whenever the memory is
 wanted; what is the process's own (RssAnon) cannot, so that is what counts.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -91,11 +93,11 @@ def stage_of(out: Path, before: str) -> str:
     return known[-1] if known else before
 
 
-def measured(path: Path, out: Path) -> tuple[dict[str, int], float]:
-    """The peak of own memory by stage, and the seconds of a run."""
+def measured(path: Path, out: Path) -> tuple[dict[str, int], float, float]:
+    """The peak of own memory by stage, and the seconds of a run: on the clock and of CPUs."""
     words = [sys.executable, "-m", "permllm", "run", str(path), "--out", str(out)]
     peaks, stage = dict.fromkeys(STAGES, 0), STAGES[0]
-    began = time.monotonic()
+    began, spent = time.monotonic(), children_seconds()
     log = path.with_suffix(".log")
     with log.open("w") as file:
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
@@ -105,7 +107,13 @@ def measured(path: Path, out: Path) -> tuple[dict[str, int], float]:
             time.sleep(0.05)
     if process.returncode:
         raise click.ClickException(log.read_text())
-    return peaks, time.monotonic() - began
+    return peaks, time.monotonic() - began, children_seconds() - spent
+
+
+def children_seconds() -> float:
+    """CPU seconds of all processes that have been waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @click.command()
@@ -120,17 +128,18 @@ def main(
     layers: tuple[int, ...], hidden: int, learner: str, window: str, stream: tuple[str, ...]
 ) -> None:
     """Measure the memory of runs, by depth of the model."""
-    table = Table("stream", "layers", "parameters", *STAGES, "seconds")
+    table = Table("stream", "layers", "parameters", *STAGES, "seconds", "CPU")
     for depth in layers:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             parameters = save_model(folder / "model", depth, hidden)
             for one in stream:
                 path = pipeline_of(folder / "model", learner, window, one if one != "-" else None)
-                peaks, seconds = measured(path, folder / f"out-{one}")
+                peaks, seconds, spent = measured(path, folder / f"out-{one}")
                 table.add_row(
                     one, str(depth), f"{parameters / 1e6:,.0f} M",
-                    *(f"{peaks[stage] / 2**20:,.0f} MiB" for stage in STAGES), f"{seconds:.0f}",
+                    *(f"{peaks[stage] / 2**20:,.0f} MiB" for stage in STAGES),
+                    f"{seconds:.0f}", f"{spent:.0f}",
                 )  # fmt: skip
     Console(width=100).print(table)
 

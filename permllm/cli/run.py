@@ -123,8 +123,8 @@ def _run(
     plan: Plan, registry: Registry, resume: bool, cache: Path | None, cache_limit: int
 ) -> Results:
     from permllm.api import run_plan
+    from permllm.freed_memory import keep_freed_memory
     from permllm.observers.console import Console
-    from permllm.runner.memory import keep_freed_memory
 
     keep_freed_memory()
     return run_plan(

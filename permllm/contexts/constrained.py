@@ -84,22 +84,32 @@ class ReducedTensors:
 
     def assembled(self, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Weights ``[C_out, C_in]`` by linear, of those of the parts, and what is kept."""
-        whole = dict(self.kept) if weights else {}
-        pieces: dict[str, list[tuple[Tensor, Part]]] = {}
-        for linear, weight in weights.items():
-            if linear in self.origins:
-                name, part = self.origins[linear]
-                pieces.setdefault(name, []).append((weight, part))
-            else:
-                whole[linear] = weight
-        for name, parts in pieces.items():
-            side_by_side = torch.cat(
-                [lane for weight, part in parts for lane in weight.chunk(len(part.layout))],
-                dim=1,
-            )
-            channels = torch.cat([part.layout.flatten() for _, part in parts])
-            whole[name] = side_by_side.index_select(1, invert(channels).to(side_by_side.device))
-        return whole
+        pieces: dict[str, list[str]] = {}
+        for linear in weights:
+            name, _ = self.origins.get(linear, (linear, None))
+            pieces.setdefault(name, []).append(linear)
+        kept = self.kept if weights else {}
+
+        def assemble(name: str) -> Tensor:
+            if name in kept:
+                return kept[name]
+            if name in weights:
+                return weights[name]
+            return self._side_by_side({linear: weights[linear] for linear in pieces[name]})
+
+        return self.whole.for_each((*kept, *pieces), assemble)
+
+    def _side_by_side(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """The weight of a linear from those of all its parts."""
+        parts = [self.origins[linear][1] for linear in weights]
+        lanes = [
+            lane
+            for weight, part in zip(weights.values(), parts, strict=True)
+            for lane in weight.chunk(len(part.layout))
+        ]
+        channels = torch.cat([part.layout.flatten() for part in parts])
+        side_by_side = torch.cat(lanes, dim=1)
+        return side_by_side.index_select(1, invert(channels).to(side_by_side.device))
 
     def _reduced(self, linear: str, get: Callable[[str], Tensor]) -> Tensor:
         if linear not in self.origins:
@@ -151,7 +161,7 @@ class ConstrainedWindow:
         sharing = {name for names in shared.values() for name in names}
         parts: dict[str, Part] = {}
         origins: dict[str, tuple[str, Part]] = {}
-        kept: dict[str, Tensor] = {}
+        kept: dict[str, Pattern] = {}
         groups: dict[str, Group] = {}
         patterns: dict[str, Pattern] = {}
         for what, names in shared.items():
@@ -162,7 +172,7 @@ class ConstrainedWindow:
             if name in sharing:
                 continue
             if name in constraints.kept:
-                kept |= {linear: _pruned(window, linear, pattern) for linear in group.linears}
+                kept |= dict.fromkeys(group.linears, pattern)
             elif name not in used:
                 groups[name], patterns[name] = group, pattern
             else:
@@ -174,7 +184,8 @@ class ConstrainedWindow:
                     origins |= {f"{linear}#{index}": (linear, part) for linear in group.linears}
                     groups[own] = Group(own, group.layer, linears, layout.shape[1])
                     patterns[own] = pattern
-        tensors = ReducedTensors(window, parts, origins, shared, kept)
+        pruned = window.for_each(kept, lambda linear: _pruned(window, linear, kept[linear]))
+        tensors = ReducedTensors(window, parts, origins, shared, pruned)
         view = attrs.evolve(window, groups=groups, patterns=patterns, tensors=tensors)
         return cls(window, view, used, parts, shared)
 

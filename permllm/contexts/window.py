@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from permllm.contexts.sequences import Sequences
 from permllm.core.patterns import Pattern
+from permllm.core.remade import Remade
 from permllm.errors import RunFailed
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
@@ -166,6 +167,8 @@ class Window:
         seed: for everything random.
         pruners: who prunes each linear; for pruners, since runs that differ in them share
             what learners learn.
+        streamed: whether the window is too much for the memory, so that what there is of a layer
+            is made when the layer runs, and again for its backward pass.
         on_step, on_progress: are told how far learning is.
         on_warning: is told what the user should know.
         keep_states: keeps the dense model's states for other runs.
@@ -185,6 +188,7 @@ class Window:
     tensors: Tensors
     seed: int
     pruners: Mapping[str, object] = attrs.field(factory=dict)
+    streamed: bool = False
     on_step: StepCallback = lambda step, total, figures: None
     on_progress: ProgressCallback = lambda stage, done, total: None
     on_warning: WarningCallback = lambda message: None
@@ -279,6 +283,22 @@ class Window:
         """The statistics of a group's inputs, by name."""
         return self.tensors.statistics(group)
 
+    def for_each(
+        self, linears: Iterable[str], make: Callable[[str], Tensor]
+    ) -> Mapping[str, Tensor]:
+        """What there is to keep of some linears, such as their weights in another orientation.
+
+        Args:
+            linears: their names.
+            make: gives the tensor of a linear, the same one each time.
+
+        Returns:
+            the tensors by linear; in a streamed window each is made anew when it is asked for.
+        """
+        if self.streamed:
+            return Remade(tuple(linears), make)
+        return {linear: make(linear) for linear in linears}
+
     def outputs(
         self, weights: Mapping[str, Tensor], rows: Tensor, *, recompute: bool = False
     ) -> Tensor:
@@ -288,7 +308,7 @@ class Window:
             weights: by linear, ``[C_out, C_in]``; gradients flow back to them.
             rows: ``LongTensor[b]``.
             recompute: keep only what enters each layer for the backward pass, and run the
-                layer again there.
+                layer again there, as a streamed window does in any case.
 
         Returns:
             ``[b, L, H]``.
@@ -344,8 +364,9 @@ class Window:
             for part in self.sequences.batches():
                 if missing & set(part.tolist()):
                     hidden = self.keep_states(self.layers.stop, part, partial(self._dense, part))
-                    kept.update(zip(part.tolist(), hidden, strict=True))
-        return torch.stack([kept[row] for row in rows.tolist()])
+                    # Those of all sequences would take much of a device.
+                    kept.update(zip(part.tolist(), hidden.cpu(), strict=True))
+        return torch.stack([kept[row] for row in rows.tolist()]).to(self.device)
 
     def permutations(self, learner: Learner) -> dict[str, Tensor]:
         """What another learner learns for this window, such as one to start from.
@@ -424,6 +445,7 @@ class Window:
         calls = self.decoder.embed(self.tokens[rows].to(self.device))
         hidden = calls.hidden if inputs is None else inputs[rows].to(self.device)
         weights = self.tensors.assembled(weights)
+        recompute = recompute or self.streamed
         for layer in self.layers:
             run = partial(self.decoder.run_layer, layer, calls=calls, weights=weights)
             hidden = checkpoint(run, hidden, use_reentrant=False) if recompute else run(hidden)

@@ -83,6 +83,7 @@ def _solve(weights: Tensor) -> Tensor:
 
 
 def _solve_on_cpu(weights: Tensor) -> Tensor:
-    blocks = weights.double().cpu().numpy()
+    # One after the other in float64: a copy of all would take more room than what is learned.
+    blocks = (block.double().numpy() for block in weights.cpu())
     columns = [torch.from_numpy(linear_sum_assignment(x, maximize=True)[1]) for x in blocks]
     return torch.stack(columns).to(weights.device)

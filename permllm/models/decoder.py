@@ -163,11 +163,9 @@ class Decoder:
         try:
             for index, layer in enumerate(self.layers):
                 own = dict(layer.named_parameters())
-                typed = {
-                    name: self.residency.widened(self.residency.home(one))
-                    for name, one in own.items()
-                }
-                new = replaced_parameters(typed, self._linears_of(index), weights)
+                homes = {name: self.residency.home(one) for name, one in own.items()}
+                linears, place = self._linears_of(index), self.residency.widened
+                new = replaced_parameters(homes, linears, weights, place)
                 for name, tensor in new.items():
                     home = tensor.detach().contiguous()
                     kept[own[name]] = self.residency.replace(own[name], home)
@@ -310,11 +308,10 @@ class Decoder:
 
     def _parameters(self, index: int, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """A layer's parameters by name, with replaced weights, else without gradient."""
-        own = self.layers[index].named_parameters()
-        frozen = {name: self.residency.visit(parameter.detach()) for name, parameter in own}
-        if weights:
-            frozen |= replaced_parameters(frozen, self._linears_of(index), weights)
-        return frozen
+        own = {name: one.detach() for name, one in self.layers[index].named_parameters()}
+        place = self.residency.visit
+        new = replaced_parameters(own, self._linears_of(index), weights or {}, place)
+        return {name: new[name] if name in new else place(one) for name, one in own.items()}
 
     def _address(self, name: str, parameters: Mapping[str, Tensor]) -> int:
         linear = self.linears[name]

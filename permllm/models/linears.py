@@ -7,7 +7,7 @@ transformers ``Conv1D``, or one expert's slice of a 3-D parameter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import torch
@@ -70,15 +70,20 @@ class Group:
 
 
 def replaced_parameters(
-    parameters: Mapping[str, Tensor], linears: Sequence[Linear], weights: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor],
+    linears: Sequence[Linear],
+    weights: Mapping[str, Tensor],
+    place: Callable[[Tensor, Tensor], Tensor] = Tensor.to,
 ) -> dict[str, Tensor]:
     """The parameters of a layer that change when some linears get other weights.
 
     Args:
         parameters: the layer's, by name within the layer.
         linears: all linears of the layer.
-        weights: ``[C_out, C_in]`` by linear; names of other layers are ignored. They
-            are moved to the parameter's device and dtype; gradients flow back to them.
+        weights: ``[C_out, C_in]`` by linear; names of other layers are ignored. Gradients flow
+            back to them.
+        place: a tensor as it is computed with in place of a parameter: on that one's device and
+            in its dtype, if nothing else is said.
 
     Returns:
         new tensors by parameter name, in the parameters' shapes.
@@ -90,10 +95,10 @@ def replaced_parameters(
         if linear.index is not None:
             slices.setdefault(linear.parameter, []).append(linear)
         elif linear.name in weights:
-            replaced[linear.parameter] = linear.stored(weights[linear.name].to(old))
+            replaced[linear.parameter] = linear.stored(place(weights[linear.name], old))
     for name, experts in slices.items():
         if any(expert.name in weights for expert in experts):
-            replaced[name] = _stacked(parameters[name], experts, weights)
+            replaced[name] = _stacked(parameters[name], experts, weights, place)
     return replaced
 
 
@@ -116,11 +121,13 @@ def biases(layer: nn.Module, linear: Linear) -> list[str]:
     return [f"{where}.{name}" if where else name for name in named or names]
 
 
-def _stacked(old: Tensor, experts: Sequence[Linear], weights: Mapping[str, Tensor]) -> Tensor:
+def _stacked(
+    old: Tensor,
+    experts: Sequence[Linear],
+    weights: Mapping[str, Tensor],
+    place: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
     """A 3-D parameter with some of its slices replaced."""
-    parts = list(old.detach())
-    for expert in experts:
-        if expert.name in weights:
-            assert expert.index is not None
-            parts[expert.index] = expert.stored(weights[expert.name].to(old))
-    return torch.stack(parts)
+    given = {one.index: one.stored(weights[one.name]) for one in experts if one.name in weights}
+    slices = (given.get(index, kept) for index, kept in enumerate(old.detach()))
+    return torch.stack([place(each, old) for each in slices])

@@ -44,13 +44,14 @@ class Residency:
         """A parameter's tensor at home."""
         return self._homes.get(parameter, parameter.data)
 
-    def visit(self, tensor: Tensor) -> Tensor:
-        """A tensor as it is computed with: on the device, wide enough."""
-        return tensor.to(self.device, self._type_of(tensor))
+    def visit(self, tensor: Tensor, parameter: Tensor | None = None) -> Tensor:
+        """A tensor as it is computed with, by itself or in place of a parameter."""
+        return tensor.to(self.device, self._type_of(tensor if parameter is None else parameter))
 
-    def widened(self, tensor: Tensor) -> Tensor:
-        """A tensor where it is, wide enough to compute with."""
-        return tensor.to(self._type_of(tensor))
+    def widened(self, tensor: Tensor, parameter: Tensor | None = None) -> Tensor:
+        """A tensor where it is, or a parameter at home, in the type to compute with."""
+        home = tensor if parameter is None else parameter
+        return tensor.to(home.device, self._type_of(home))
 
     def copied_bytes(self, layers: Iterable[int], device: torch.device) -> int:
         """What copies of some layers take on a device; nothing where they compute at home."""

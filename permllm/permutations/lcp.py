@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from permllm.components import PermutationLearner
+from permllm.core.remade import in_pieces
 from permllm.core.sinkhorn import sinkhorn
 from permllm.option import option
 from permllm.permutations.cp import Cp
@@ -168,8 +170,9 @@ class LearnedPermutations(Trainee[dict[str, Tensor]]):
 
     def soft(self, at: Step) -> Blocks:
         """``P̃ = Sinkhorn(Z / τ)``: soft permutations ``[ΣG, B, B]`` (section 3.1)."""
-        temperature, rounds = self.temperature(at), self.options.sinkhorn_rounds
-        return self.scaled().map(lambda logits: sinkhorn(logits, temperature, rounds))
+        rounds = self.options.sinkhorn_rounds
+        soften = partial(sinkhorn, temperature=self.temperature(at), rounds=rounds)
+        return self.scaled().map(partial(in_pieces, soften) if self.groups.streamed else soften)
 
     def scaled(self) -> Blocks:
         """``Z``, of the published code ``clamp(scale · Z, -1, 1)`` with a scale per group.
@@ -181,7 +184,7 @@ class LearnedPermutations(Trainee[dict[str, Tensor]]):
         scaled = self.logits.map(torch.mul, self.groups.repeated(self.scales))
         return scaled.map(lambda logits: logits + (logits.clamp(-1, 1) - logits).detach())
 
-    def weights(self, at: Step) -> dict[str, Tensor]:
+    def weights(self, at: Step) -> Mapping[str, Tensor]:
         """``W' = W ⊙ top(S P̂) P̂ᵀ`` with ``P̂ = argmax ⟨P, P̃⟩`` (sections 3.1 and 3.2).
 
         Backward takes ``P̃`` for ``P̂``, and a softmax over each group of M, or the placement
@@ -190,13 +193,13 @@ class LearnedPermutations(Trainee[dict[str, Tensor]]):
         soft = self.soft(at)
         return self.masked(soft, harden(soft))
 
-    def result(self, at: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def result(self, at: Step) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
         """The hard permutations as they are, and the weights under them."""
         soft = self.soft(at)
         hard = harden(soft)
         return self.groups.permutations(hard), self.masked(soft, hard)
 
-    def masked(self, soft: Blocks, hard: Blocks) -> dict[str, Tensor]:
+    def masked(self, soft: Blocks, hard: Blocks) -> Mapping[str, Tensor]:
         """The pruned weights of all groups, with the gradient that the options name."""
         soft_mask = self.options.gradient == "soft"
         return self.groups.masked_weights(soft, hard, soft_mask=soft_mask)

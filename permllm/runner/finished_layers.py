@@ -56,6 +56,8 @@ class FinishedLayers:
 
     Attributes:
         checkpoints: where they are kept.
+        mapped: whether every layer is kept and its weights are mapped from the file, since those
+            of all layers would take much of the memory.
         on_reuse: is told what was found, and the seconds that this saved.
         seconds: that the found ones took then.
         worked, written: seconds of the work of this attempt, and of writing what it gave.
@@ -63,6 +65,7 @@ class FinishedLayers:
     """
 
     checkpoints: Checkpoints = attrs.field(factory=Checkpoints)
+    mapped: bool = False
     on_reuse: Callable[[str, float], None] = lambda stage, seconds: None
     seconds: float = 0.0
     worked: float = 0.0
@@ -84,12 +87,17 @@ class FinishedLayers:
         if (found := self._kept(index)) is not None:
             return found
         made, seconds = self._timed(prune)
-        if self._is_worth_it(seconds):
+        if self.mapped or self._is_worth_it(seconds):
             tensors = {f"{WEIGHT}{name}": one for name, one in made.weights.items()}
             tensors |= {f"{NORMS}{name}": one for name, one in made.norms.items()}
             facts = _Facts(tuple(made.reports), seconds)
-            self._write(_name(index), tensors, attrs.asdict(facts))
+            if self._write(_name(index), tensors, attrs.asdict(facts)) and self.mapped:
+                return self._mapped(index, made)
         return made
+
+    def _mapped(self, index: int, made: FinishedLayer) -> FinishedLayer:
+        weights = self.checkpoints.mapped(_name(index), WEIGHT)
+        return attrs.evolve(made, weights=_under(WEIGHT, weights))
 
     def _kept(self, index: int) -> FinishedLayer | None:
         kept = self.checkpoints.kept(_name(index))
@@ -102,7 +110,8 @@ class FinishedLayers:
             return None
         self._found(_name(index), facts.seconds)
         tensors = kept.tensors
-        return FinishedLayer(_under(WEIGHT, tensors), _under(NORMS, tensors), list(facts.reports))
+        found = FinishedLayer(_under(WEIGHT, tensors), _under(NORMS, tensors), list(facts.reports))
+        return self._mapped(index, found) if self.mapped else found
 
     def _found(self, what: str, seconds: float) -> None:
         self.seconds += seconds
@@ -119,13 +128,16 @@ class FinishedLayers:
         affordable = self.written + self.writing <= SHARE * self.worked
         return self.checkpoints.work and seconds >= KEEP_SECONDS and affordable
 
-    def _write(self, name: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
+    def _write(self, name: str, tensors: Mapping[str, Tensor], facts: Any) -> bool:
+        """Keep tensors; whether they are kept."""
         began = time.monotonic()
-        if not self.checkpoints.keep(name, tensors, facts):
+        kept = self.checkpoints.keep(name, tensors, facts)
+        if not kept:
             # It has been said why; the next layers would not be kept either.
             self.checkpoints = Checkpoints()
         self.writing = time.monotonic() - began
         self.written += self.writing
+        return kept
 
 
 def _name(index: int) -> str:

@@ -1,9 +1,7 @@
-"""Peak memory of a stretch of a run, and what becomes of memory that is free again."""
+"""Peak memory of a stretch of a run."""
 
 from __future__ import annotations
 
-import ctypes
-import platform
 import threading
 from types import TracebackType
 
@@ -53,23 +51,3 @@ class PeakMemory:
 
     def _sample(self) -> None:
         self.bytes = max(self.bytes, self._process.memory_info().rss)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Parameters of the C library's ``mallopt``."""
-
-
-def keep_freed_memory() -> None:
-    """Have this process keep what it frees, for its next tensors (glibc only).
-
-    A learning step allocates and frees gigabytes. By default glibc gives every large
-    piece back to the operating system, and the next step waits for the same pages to be
-    mapped and zeroed again: a third of its time on two cores. The price is a higher peak
-    of memory, by a tenth to a quarter. It holds for the whole process, so only programs of
-    permllm call it, never the library.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    library = ctypes.CDLL(None)
-    library.mallopt(_MMAP_THRESHOLD, 2**30)
-    library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)

@@ -10,6 +10,10 @@ from permllm.runner.preflight.check import available_memory
 SHARE = 0.5
 """Of the free memory, what copies of layers may take; the rest is for what is computed."""
 
+WINDOW_BYTES = 16
+"""What a window holds for each weight while it learns, about: scores, transposed copies, pruned
+weights and their gradients."""
+
 
 def place_layers(decoder: Decoder, device: torch.device, layers: range | None, stream: str) -> None:
     """Have a model compute on a device, some layers of which are wanted again and again.
@@ -29,6 +33,19 @@ def place_layers(decoder: Decoder, device: torch.device, layers: range | None, s
         copied = decoder.residency.copied_bytes(wanted, device)
         stay = copied <= SHARE * free_memory(device)
     decoder.place(device, wanted if stay else ())
+
+
+def streams_window(decoder: Decoder, device: torch.device, layers: range, stream: str) -> bool:
+    """Whether what a window holds of each layer is made when the layer runs, and not kept.
+
+    Args:
+        decoder, device, stream: as in :func:`place_layers`.
+        layers: of the window. What a single one holds is there while it runs in any case.
+    """
+    if len(layers) == 1 or stream != "auto":
+        return len(layers) > 1 and stream == "always"
+    weights = decoder.entries * len(layers) // len(decoder.layers)
+    return WINDOW_BYTES * weights > SHARE * free_memory(device)
 
 
 def free_memory(device: torch.device) -> int:

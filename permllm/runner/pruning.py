@@ -69,8 +69,19 @@ class LinearPruning:
     def scored(self, window: Window, sums: GroupSums) -> ScoredWindow:
         """A window that has no scores, with those of its metrics and pruners."""
         found: dict[str, Tensor] = {}
+        checked: set[str] = set()
+
+        def scores_of(linear: str) -> Tensor:
+            if linear in found:
+                return found[linear]
+            made = self._metric_scores(linear, sums[window.group_of(linear)], linear not in checked)
+            checked.add(linear)
+            return made
+
         for metric in distinct(self.settings[linear].metric for linear in window.linears):
             linears = [name for name in window.linears if self.settings[name].metric == metric]
+            if window.streamed and not metric.looks():
+                continue  # scores_of makes them where they are asked for
             whose = f"metric '{metric.name}'"
             given = metric.window_scores(self._own(window, metric), linears)
             scores = by_name(given, whose, "scores")
@@ -79,12 +90,16 @@ class LinearPruning:
                     raise RunFailed(f"{whose} gave no scores for {linear}")
                 self.check_scores(whose, linear, scores[linear])
                 found[linear] = scores[linear]
-        scores = {linear: found[linear] for linear in window.linears}
+        scores = window.for_each(window.linears, scores_of)
         window = attrs.evolve(window, tensors=self.tensors(sums, scores))
         original = {name: identity(group.channels) for name, group in window.groups.items()}
         refined = self.refine(window, original, first=True)
         if refined:
-            window = attrs.evolve(window, tensors=self.tensors(sums, scores | refined))
+            both = window.for_each(
+                window.linears,
+                lambda linear: refined[linear] if linear in refined else scores[linear],
+            )
+            window = attrs.evolve(window, tensors=self.tensors(sums, both))
         return ScoredWindow(window, scores, refined)
 
     def scores_anew(
@@ -101,9 +116,15 @@ class LinearPruning:
                 if metric.looks():
                     scores[linear] = window.metric_scores[linear]
                     continue
-                weight = self.decoder.weight(linear).to(self.device)
-                scores[linear] = metric.scores(weight, sums[name])
-                self.check_scores(f"metric '{metric.name}'", linear, scores[linear])
+                scores[linear] = self._metric_scores(linear, sums[name], check=True)
+        return scores
+
+    def _metric_scores(self, linear: str, sums: Mapping[str, Tensor], check: bool) -> Tensor:
+        """What a metric that looks at nothing else gives for a linear."""
+        metric = self.settings[linear].metric
+        scores = metric.scores(self.decoder.weight(linear).to(self.device), sums)
+        if check:
+            self.check_scores(f"metric '{metric.name}'", linear, scores)
         return scores
 
     def check_scores(self, whose: str, linear: str, scores: object) -> None:
@@ -146,10 +167,11 @@ class LinearPruning:
         for name, group in groups.items():
             for linear in group.linears:
                 dense = self.decoder.weight(linear).detach().to(self.device)
-                deciding = refined.get(linear, scores[linear])
+                own = scores[linear]
+                deciding = refined.get(linear, own)
                 pruned = self._pruned(linear, dense, deciding, permutations[name], sums[name])
                 reports.append(
-                    report(linear, group, self.settings[linear], dense, pruned, scores[linear],
+                    report(linear, group, self.settings[linear], dense, pruned, own,
                            permutations[name], sums[name])
                 )  # fmt: skip
                 weights[linear] = pruned.cpu()

@@ -25,7 +25,7 @@ from permllm.runner.caching.keys import digest
 from permllm.runner.caching.memo import Meter, Stages
 from permllm.runner.finished_layers import FinishedLayers
 from permllm.runner.learning import Learning
-from permllm.runner.placing import place_layers
+from permllm.runner.placing import place_layers, streams_window
 from permllm.runner.pruning import LayerPruning, LinearPruning, ScoredWindow
 from permllm.runner.reporting import Reporter
 from permllm.runner.room import room_for
@@ -224,7 +224,7 @@ class WindowLoop:
             checkpoints = self._checkpoints(index, key)
             scored, before = self._window(index, layers, needs, checkpoints)
         window = scored.window
-        finished = FinishedLayers(checkpoints, self.stages.on_reuse)
+        finished = FinishedLayers(checkpoints, window.streamed, self.stages.on_reuse)
         learner = self.pipeline.layers.permutation
         with self._room(f"learning the order ({learner.name})", layers):
             outcome = self.learning.within_constraints(learner, window)
@@ -291,6 +291,7 @@ class WindowLoop:
             on_step=partial(self.learning.step, index, "pruner", span(layers), []),
             on_progress=self.reporter.progress,
             on_warning=self.reporter.warn,
+            streamed=streams_window(self.decoder, self.device, layers, self.pipeline.stream),
             checkpoints=checkpoints or Checkpoints(),
             keep_states=self.streams.keep,
             find_permutations=lambda learner, window: (

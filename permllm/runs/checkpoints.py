@@ -13,7 +13,7 @@ from torch import Tensor
 
 from permllm.errors import UserError
 from permllm.files import converted, replacing
-from permllm.runs.tensors import read_facts, read_tensors, save_tensors
+from permllm.runs.tensors import mapped_tensors, read_facts, read_tensors, save_tensors
 
 FORMAT = "permllm-checkpoint-1"
 """Names the layout of a checkpoint's file in its metadata."""
@@ -104,6 +104,18 @@ class Checkpoints:
             self.warn(f"{error.message}: what it held is made again")
             return None
         return Checkpoint(tensors, record.facts)
+
+    def mapped(self, name: str, prefix: str) -> dict[str, Tensor]:
+        """Tensors that have just been kept under a name, mapped from the file and not checked.
+
+        Args:
+            name: theirs.
+            prefix: of their names within the file.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return mapped_tensors(self._path(name), prefix, "checkpoint")
 
     def of(self, whose: str | None) -> Checkpoints:
         """Those of one among several who work at the window, told apart by a key."""

@@ -9,8 +9,8 @@ serves the whole window. :class:`Blocks` hides that there may be several sizes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import attrs
@@ -21,6 +21,7 @@ from permllm.core.assignment import assign_blocks
 from permllm.core.block_product import block_masked_weight, run_permutation
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import block_sizes
+from permllm.core.remade import Remade
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
@@ -61,7 +62,8 @@ class BlockedGroup:
         start: ``LongTensor[C_in]``.
         runs: ``(B, G)`` of each run of G equally large blocks: one run, or two where
             the block does not divide the channels.
-        weights: per linear, ``[C_in, C_out]`` in original order.
+        weights: per linear, ``[C_in, C_out]`` in original order; made anew when they are asked
+            for in a streamed window, and so are the scores.
         scores: per linear, ``[C_in, C_out]`` in start order.
     """
 
@@ -69,25 +71,22 @@ class BlockedGroup:
     pattern: Pattern
     start: Tensor
     runs: tuple[tuple[int, int], ...]
-    weights: dict[str, Tensor]
-    scores: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
+    scores: Mapping[str, Tensor]
 
-    def masked_weights(
-        self, soft: list[Tensor], hard: list[Tensor], *, soft_mask: bool
-    ) -> dict[str, Tensor]:
-        """The pruned weights ``[C_out, C_in]`` under each run's soft and hard permutation."""
-        return {
-            linear: block_masked_weight(
-                weight,
-                self.scores[linear],
-                soft,
-                hard,
-                self.start,
-                self.pattern,
-                soft_mask=soft_mask,
-            ).T
-            for linear, weight in self.weights.items()
-        }
+    def masked_weight(
+        self, linear: str, soft: Sequence[Tensor], hard: Sequence[Tensor], *, soft_mask: bool
+    ) -> Tensor:
+        """A pruned weight ``[C_out, C_in]`` under each run's soft and hard permutation."""
+        return block_masked_weight(
+            self.weights[linear],
+            self.scores[linear],
+            soft,
+            hard,
+            self.start,
+            self.pattern,
+            soft_mask=soft_mask,
+        ).T
 
     def permutation(self, hard: list[Tensor]) -> Tensor:
         """``LongTensor[C_in]``: the group's, under each run's hard permutation."""
@@ -96,9 +95,15 @@ class BlockedGroup:
 
 @attrs.frozen(eq=False)
 class BlockedGroups:
-    """All groups of a window, cut into blocks; make them with :meth:`cut`."""
+    """All groups of a window, cut into blocks; make them with :meth:`cut`.
+
+    Attributes:
+        groups: each of them.
+        streamed: whether weights are made anew when they are asked for, as in the window.
+    """
 
     groups: tuple[BlockedGroup, ...]
+    streamed: bool = False
 
     @classmethod
     def cut(
@@ -121,20 +126,26 @@ class BlockedGroups:
             dtype: of the weights, where products are done in another than the model's; to
                 round once what every step would round takes half the memory.
         """
+
+        def weight_of(linear: str) -> Tensor:
+            weight = window.weight(linear)
+            return weight.to(dtype or weight.dtype).T.contiguous()
+
+        def scores_of(linear: str, start: Tensor) -> Tensor:
+            score = window.scores(linear)
+            score = score / score.mean().clamp_min(1e-30) if normalise_scores else score
+            score = score.to(window.weight(linear).dtype)
+            return score.T.index_select(0, start).contiguous()
+
         groups = []
         for name, start in starts.items():
             group, pattern = window.groups[name], window.pattern(name)
             start = start.to(window.device)
-            weights, scores = {}, {}
-            for linear in group.linears:
-                weight, score = window.weight(linear), window.scores(linear)
-                weights[linear] = weight.to(dtype or weight.dtype).T.contiguous()
-                score = score / score.mean().clamp_min(1e-30) if normalise_scores else score
-                score = score.to(weight.dtype)
-                scores[linear] = score.T.index_select(0, start).contiguous()
+            weights = window.for_each(group.linears, weight_of)
+            scores = window.for_each(group.linears, partial(scores_of, start=start))
             sizes = Counter(block_sizes(group.channels, block(group.channels), pattern.m))
             groups.append(BlockedGroup(name, pattern, start, tuple(sizes.items()), weights, scores))
-        return cls(tuple(groups))
+        return cls(tuple(groups), window.streamed)
 
     def blocks(self, make: Callable[[int, int], Tensor]) -> Blocks:
         """``make(count, size)`` for all ``count`` blocks of each size."""
@@ -160,7 +171,7 @@ class BlockedGroups:
 
     def masked_weights(
         self, soft: Blocks, hard: Blocks, *, soft_mask: bool = True
-    ) -> dict[str, Tensor]:
+    ) -> Mapping[str, Tensor]:
         """The pruned weights ``[C_out, C_in]`` of all groups' linears.
 
         Args:
@@ -169,11 +180,40 @@ class BlockedGroups:
             soft_mask: which gradient they get, as in
                 :func:`permllm.core.block_product.block_masked_weight`.
         """
-        pieces, places = self.of_groups(soft), self.of_groups(hard)
-        weights: dict[str, Tensor] = {}
-        for group, piece, place in zip(self.groups, pieces, places, strict=True):
-            weights |= group.masked_weights(piece, place, soft_mask=soft_mask)
-        return weights
+        places = iter(self.of_groups(hard))
+        hard_of = {group.name: next(places) for group in self.groups}
+
+        def make(group: BlockedGroup, linear: str, pieces: Sequence[Tensor]) -> Tensor:
+            return group.masked_weight(linear, pieces, hard_of[group.name], soft_mask=soft_mask)
+
+        return self.made(soft, make)
+
+    def made(
+        self, blocks: Blocks, make: Callable[[BlockedGroup, str, Sequence[Tensor]], Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Something of every linear, such as its pruned weight.
+
+        Args:
+            blocks: what it depends on; gradients flow to it.
+            make: gives it, from the linear's group, its name, and what each run of the group's
+                blocks has.
+
+        Returns:
+            by linear; made anew when it is asked for where the window is streamed.
+        """
+        sources: list[Tensor] = []
+        where: dict[str, tuple[BlockedGroup, slice]] = {}
+        for group, pieces in zip(self.groups, self.of_groups(blocks), strict=True):
+            own = slice(len(sources), len(sources) + len(pieces))
+            where |= dict.fromkeys(group.weights, (group, own))
+            sources += pieces
+
+        def of(linear: str, *given: Tensor) -> Tensor:
+            group, own = where[linear]
+            return make(group, linear, given[own])
+
+        remade = Remade(tuple(where), of, tuple(sources))
+        return remade if self.streamed else dict(remade)
 
     def permutations(self, hard: Blocks) -> dict[str, Tensor]:
         """The permutation of each group under hard ones of its blocks, on the CPU."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from permllm.deprecation import warn_of_old_name
 from permllm.errors import RunFailed
 from permllm.exhaustion import asked_for, out_of_memory
+from permllm.freed_memory import give_back_freed_memory
 from permllm.training.budget import FEWEST_STEPS, STEP_PER_LOOK, StepCount
 from permllm.training.losses import WindowLoss
 from permllm.training.resuming import Stand, TrainingCheckpoint
@@ -165,6 +166,8 @@ def train(
         stand.skipped, stand.parts = steps.skipped, steps.parts.most
         stand.look_parts = look.parts.most
         checkpoint.keep(stand, kept, count)
+        if window.streamed:
+            give_back_freed_memory()
     if stand.step and steps.skipped == stand.step:
         raise RunFailed(
             f"no step of {window.name} had a finite loss and gradient; a smaller learning_rate or "

@@ -1,13 +1,12 @@
 """A learning step: the gradient of its sequences, at once or in parts, and whether it is a number.
 
 The window's weights are made once for a step, however many parts it has, since making them may draw
-random numbers. A part's backward pass ends at the weights. What arrives there is added up and
-goes on to the parameters once.
+random numbers. A part's backward pass ends at the weights, or at what they are made of where that
+is done anew for every layer. What arrives there is added up and goes on to the parameters once.
 """
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -16,7 +15,9 @@ import attrs
 import torch
 from torch import Tensor
 
+from permllm.core.remade import Remade
 from permllm.exhaustion import asked_for, out_of_memory
+from permllm.freed_memory import give_back_freed_memory
 
 R = TypeVar("R")
 
@@ -54,9 +55,7 @@ class Parts:
                     raise
                 asked = asked_for(error) or asked
             # The error is gone, and with it the tensors of the frames that it held.
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            give_back_freed_memory()
             size = (size + 1) // 2
         if size < sequences:
             self._remember(size, sequences, asked)
@@ -84,8 +83,13 @@ def add_gradients(loss: Loss, weights: Mapping[str, Tensor], rows: Tensor, size:
     Returns:
         the loss, without a gradient.
     """
-    arrived: dict[str, Tensor] = {}
-    cut = {name: _cut(weight, name, arrived) for name, weight in weights.items()}
+    # What is made anew is cut from what it is made of.
+    sources = weights.sources if isinstance(weights, Remade) else tuple(weights.values())
+    arrived: dict[int, Tensor] = {}
+    apart = tuple(_cut(source, place, arrived) for place, source in enumerate(sources))
+    cut: Mapping[str, Tensor] = dict(zip(weights, apart, strict=False))
+    if isinstance(weights, Remade):
+        cut = attrs.evolve(weights, sources=apart)
     total: Tensor | None = None
     for part in rows.split(size):
         value = loss(cut, part)
@@ -95,7 +99,7 @@ def add_gradients(loss: Loss, weights: Mapping[str, Tensor], rows: Tensor, size:
         total = value.detach() if total is None else total + value.detach()
     assert total is not None
     if arrived:
-        torch.autograd.backward([weights[name] for name in arrived], list(arrived.values()))
+        torch.autograd.backward([sources[place] for place in arrived], list(arrived.values()))
     return total
 
 
@@ -129,12 +133,12 @@ class _Cut(torch.autograd.Function):
         return None, None
 
 
-def _cut(weight: Tensor, name: str, arrived: dict[str, Tensor]) -> Tensor:
-    if not weight.requires_grad:
-        return weight
+def _cut(source: Tensor, place: int, arrived: dict[int, Tensor]) -> Tensor:
+    if not source.requires_grad:
+        return source
 
     def keep(gradient: Tensor) -> None:
-        arrived[name] = arrived[name] + gradient if name in arrived else gradient
+        arrived[place] = arrived[place] + gradient if place in arrived else gradient
 
-    cut: Tensor = _Cut.apply(weight.detach().requires_grad_(), keep)
+    cut: Tensor = _Cut.apply(source.detach().requires_grad_(), keep)
     return cut

@@ -1,33 +1,24 @@
-"""What becomes of memory that is free again."""
+"""The peak of memory within a block."""
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
+import time
 
-import pytest
+import torch
 
-FAULTS = """
-import resource, sys, torch
-from permllm.runner.memory import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-def work():
-    torch.ones(2**24)
-for _ in range(20):  # aligned pieces find their place after a few rounds
-    work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
+from permllm.runner.memory import PeakMemory
+
+SIZE = 2**28
+"""Bytes: much more than what a test process takes and gives back by itself."""
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
-def test_memory_is_kept_for_the_next_tensors() -> None:
-    def faults(mode: str) -> int:
-        run = [sys.executable, "-c", FAULTS, mode]
-        return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
-
-    assert faults("keep") < faults("leave") / 10
+def test_the_peak_counts_what_was_freed_within_the_block_and_nothing_from_before() -> None:
+    torch.ones(2 * SIZE, dtype=torch.uint8)
+    peaks = []
+    for size in (1, SIZE):
+        with PeakMemory(0.01) as peak:
+            taken = torch.ones(size, dtype=torch.uint8)
+            time.sleep(0.1)  # to be seen by the thread that samples
+            del taken
+        peaks.append(peak.bytes)
+    assert SIZE / 2 < peaks[1] - peaks[0] < 2 * SIZE

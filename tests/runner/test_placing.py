@@ -51,12 +51,27 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: one for file in files for name, one in load_file(file).items()}
 
 
-@pytest.mark.parametrize("learner", ["cp", {"name": "lcp", "block": 8, "steps": 3, "batch": 2}])
-@pytest.mark.parametrize("pruner", ["mask", "sparsegpt"])
+LCP = {"name": "lcp", "block": 8, "steps": 3, "batch": 2}
+
+
+@pytest.mark.parametrize(
+    ("learner", "pruner", "window"),
+    [
+        ("cp", "mask", 1),
+        ("cp", "sparsegpt", "all"),
+        (LCP, "sparsegpt", 1),
+        (LCP, "mask", "all"),
+        (LCP | {"preset": "paper", "recompute": True}, {"name": "distil", "steps": 3}, "all"),
+    ],
+)
 def test_streamed_runs_are_the_same_to_the_bit(
-    learner: Any, pruner: str, write_pipeline: Callable[..., Path], tmp_path: Path
+    learner: Any,
+    pruner: Any,
+    window: Any,
+    write_pipeline: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
-    layers = {"permutation": learner, "pruner": pruner, "window": 1}
+    layers = {"permutation": learner, "pruner": pruner, "window": window}
     path = write_pipeline("llama-gqa", layers=layers, export=["permuted", "masked"])
     halved(path.parent / "llama-gqa")
     results = {}

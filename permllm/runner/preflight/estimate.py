@@ -40,7 +40,7 @@ ACTIVATIONS = 20
 
 HELD = 1.4
 """How much more memory a training holds than it uses, about: freed pieces are kept for the
-next tensors (:func:`permllm.runner.memory.keep_freed_memory`), with holes between them."""
+next tensors (:func:`permllm.freed_memory.keep_freed_memory`), with holes between them."""
 
 GROUPS_PER_LINEAR = 0.6
 """Permutation groups for each linear: 4 for the 7 linears of a LLaMA layer, about."""

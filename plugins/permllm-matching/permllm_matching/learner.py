@@ -11,7 +11,7 @@ and the order that comes out is the permutation of least cost. Only the costs le
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from permllm.components import PermutationLearner, option
 from permllm.permutations.cp import Cp
-from permllm.training.blocks import BlockedGroups, Blocks
+from permllm.training.blocks import BlockedGroup, BlockedGroups, Blocks
 from permllm.training.budget import first_permutations
 from permllm.training.loop import Step, Trainee
 from permllm.training.losses import WindowLoss
@@ -148,7 +148,7 @@ class LearnedCosts(Trainee[dict[str, Tensor]]):
         """The costs ``[ΣG, B, B]``, normalised where that is wanted."""
         return self.costs.map(normalised) if self.options.normalise else self.costs
 
-    def weights(self, at: Step) -> dict[str, Tensor]:
+    def weights(self, at: Step) -> Mapping[str, Tensor]:
         """The pruned weights of all groups, differentiable with respect to the costs."""
         cost = self.cost()
         soft = self.soft(cost, at)
@@ -169,7 +169,7 @@ class LearnedCosts(Trainee[dict[str, Tensor]]):
             )
         return Blocks(soft)
 
-    def result(self, at: Step) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def result(self, at: Step) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
         """The permutations of least cost as they are, and the weights under them."""
         hard = self.cost().map(match)
         # Without gradient nothing but the shapes of the soft permutations is read.
@@ -203,12 +203,11 @@ def normalised(cost: Tensor) -> Tensor:
     return centred / centred.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-12)
 
 
-def relaxed_weights(groups: BlockedGroups, soft: Blocks) -> dict[str, Tensor]:
+def relaxed_weights(groups: BlockedGroups, soft: Blocks) -> Mapping[str, Tensor]:
     """The pruned weights ``[C_out, C_in]`` of all groups under soft permutations."""
-    return {
-        linear: relaxed_masked_weight(
-            weight, group.scores[linear], pieces, group.start, group.pattern
-        ).T
-        for group, pieces in zip(groups.groups, groups.of_groups(soft), strict=True)
-        for linear, weight in group.weights.items()
-    }
+
+    def make(group: BlockedGroup, linear: str, pieces: Sequence[Tensor]) -> Tensor:
+        weight, scores = group.weights[linear], group.scores[linear]
+        return relaxed_masked_weight(weight, scores, pieces, group.start, group.pattern).T
+
+    return groups.made(soft, make)
