@@ -106,7 +106,7 @@ def measured(evaluator: Evaluator, loaded: LoadedExport, device: str) -> dict[st
     from functools import partial
 
     from permllm.contexts.evaluation import EvaluationContext
-    from permllm.given import plain_figures
+    from permllm.given import Giver, plain_figures
     from permllm.sparse.models import packed
 
     with _progress(evaluator.name) as progress:
@@ -114,7 +114,7 @@ def measured(evaluator: Evaluator, loaded: LoadedExport, device: str) -> dict[st
             device=device, progress=progress, packed=partial(packed, loaded.model, loaded.patterns)
         )
         figures = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
-    return plain_figures(figures, evaluator.name)
+    return plain_figures(figures, Giver("evaluator", evaluator))
 
 
 @contextlib.contextmanager

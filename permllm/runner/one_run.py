@@ -15,10 +15,9 @@ from permllm.contexts.evaluation import EvaluationContext
 from permllm.contexts.export import ExportContext
 from permllm.core.digest import tensor_digest
 from permllm.core.patterns import Pattern
-from permllm.errors import RunFailed
 from permllm.files import completing
 from permllm.formats.served import as_served
-from permllm.given import plain_figures
+from permllm.given import Giver, plain_figures
 from permllm.pipeline.reading import dump_yaml, published, resolved
 from permllm.results import DENSE, RunResult
 from permllm.runner.allocating import allocated
@@ -70,7 +69,7 @@ class OneRun:
     def dense(self) -> RunResult:
         """Evaluate the dense model."""
         with PeakMemory() as peak:
-            figures = self._evaluate(None, None)
+            figures = self._evaluate(None, None, {})
         return RunResult(DENSE, {"sparsity": 0.0} | figures, 0.0, peak.bytes)
 
     def pruned(self, dense: RunResult, versions: dict[str, str]) -> RunResult:
@@ -97,9 +96,8 @@ class OneRun:
             settings=settings,
         )
         pruned = loop.prune()
-        own, measured = overall(pruned, shared.decoder.entries), self._evaluate(pruned, windows)
-        _check_own_figures(own, measured)
-        figures = own | measured
+        own = overall(pruned, shared.decoder.entries)
+        figures = own | self._evaluate(pruned, windows, own)
         result = RunResult(
             label=run.label,
             figures=figures,
@@ -141,8 +139,19 @@ class OneRun:
             if any(settings_of(linear, self.run.pipeline) for linear in group.linears)
         ]
 
-    def _evaluate(self, pruned: PrunedWindow | None, saved: Path | None) -> dict[str, float]:
-        """The figures of all evaluators, with pruned weights in place where there are some."""
+    def _evaluate(
+        self, pruned: PrunedWindow | None, saved: Path | None, own: dict[str, float]
+    ) -> dict[str, float]:
+        """The figures of all evaluators, with pruned weights in place where there are some.
+
+        Args:
+            pruned: the weights; the dense model's where it is None.
+            saved: the folder of the windows.
+            own: the run's own figures.
+
+        Raises:
+            GivenWrong: an evaluator gives another value for one of these, or for another's.
+        """
         state = DENSE if pruned is None else pruned.key
         stages = self.shared.stages
         surroundings = self._surroundings(pruned, saved)
@@ -153,10 +162,15 @@ class OneRun:
             key = stages.key("figures", partial(self._figures_key, evaluator, state))
             measure = partial(self._measure, evaluator, pruned, surroundings, stage)
             measured = stages.figures("figures", key if known else None, measure, stage=stage)
-            for name, value in measured.items():
-                if name in figures and figures[name] != value and name != "sparsity":
-                    raise RunFailed(f"two evaluators give a figure with the name '{name}'")
-                figures[name] = float(value)
+            others = figures | own
+            for name in measured.keys() & others.keys():
+                if not math.isclose(measured[name], others[name], rel_tol=1e-6, abs_tol=1e-6):
+                    whose = "the run's own" if name in own else "another evaluator's"
+                    raise Giver("evaluator", evaluator).wrong(
+                        f"gives {measured[name]:.6g} as '{name}', which is {whose} figure "
+                        f"({others[name]:.6g}); it has to call it otherwise"
+                    )
+            figures |= measured
         self.shared.reporter.hook.permllm_evaluated(run=self.run, figures=figures)
         return figures
 
@@ -207,7 +221,7 @@ class OneRun:
         room = room_for(stage, self.run.pipeline)
         with room, decoder.substituted(weights), decoder.streamed():
             measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
-        return plain_figures(measured, evaluator.name)
+        return plain_figures(measured, Giver("evaluator", evaluator))
 
     def _export(self, pruned: PrunedWindow, context: ExportContext) -> dict[str, str]:
         """Write every export of the run; the folders appear once they are complete."""
@@ -228,16 +242,6 @@ class OneRun:
                 reporter.progress(stage, 1, 1)
                 reporter.hook.permllm_exported(run=run, exporter=exporter.name, directory=final)
         return places
-
-
-def _check_own_figures(own: dict[str, float], measured: dict[str, float]) -> None:
-    """Refuse an evaluator's figure that has the name of one of the run's, and another value."""
-    for name in own.keys() & measured.keys():
-        if not math.isclose(own[name], measured[name], rel_tol=1e-6, abs_tol=1e-6):
-            raise RunFailed(
-                f"an evaluator gives {measured[name]:.6g} as '{name}', which is the run's own "
-                f"figure ({own[name]:.6g}); it has to call it otherwise"
-            )
 
 
 def overall(pruned: PrunedWindow, entries: int) -> dict[str, float]:

@@ -17,8 +17,7 @@ from permllm.core.patterns import is_nm, retained_share
 from permllm.core.permutations import identity, invert
 from permllm.core.statistics import SQUARE_SUM, Statistic
 from permllm.distinct import distinct
-from permllm.errors import RunFailed
-from permllm.given import by_name, pruned_weight
+from permllm.given import Giver, by_name, kind_of, pruned_weight
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 from permllm.results import LayerReport
@@ -71,13 +70,13 @@ class LinearPruning:
         found: dict[str, Tensor] = {}
         for metric in distinct(self.settings[linear].metric for linear in window.linears):
             linears = [name for name in window.linears if self.settings[name].metric == metric]
-            whose = f"metric '{metric.name}'"
+            giver = Giver("metric", metric)
             given = metric.window_scores(self._own(window, metric), linears)
-            scores = by_name(given, whose, "scores")
+            scores = by_name(given, giver, "scores")
             for linear in linears:
                 if linear not in scores:
-                    raise RunFailed(f"{whose} gave no scores for {linear}")
-                self.check_scores(whose, linear, scores[linear])
+                    raise giver.wrong(f"gave no scores for {linear}")
+                self.check_scores(giver, linear, scores[linear])
                 found[linear] = scores[linear]
         scores = {linear: found[linear] for linear in window.linears}
         window = attrs.evolve(window, tensors=self.tensors(sums, scores))
@@ -103,17 +102,17 @@ class LinearPruning:
                     continue
                 weight = self.decoder.weight(linear).to(self.device)
                 scores[linear] = metric.scores(weight, sums[name])
-                self.check_scores(f"metric '{metric.name}'", linear, scores[linear])
+                self.check_scores(Giver("metric", metric), linear, scores[linear])
         return scores
 
-    def check_scores(self, whose: str, linear: str, scores: object) -> None:
+    def check_scores(self, giver: Giver, linear: str, scores: object) -> None:
         """Refuse scores that cannot be used.
 
         Raises:
-            RunFailed: they are of another shape, negative or not finite.
+            GivenWrong: they are of another shape, negative or not finite.
         """
         if fault := _fault_of(scores, self.decoder.linears[linear].shape):
-            raise RunFailed(f"{whose} gave scores for {linear} that are {fault}")
+            raise giver.wrong(f"gave scores for {linear} that are {fault}")
 
     def prune(
         self,
@@ -139,7 +138,7 @@ class LinearPruning:
             the pruned weights on the CPU, in original order, and a report on each.
 
         Raises:
-            RunFailed: a pruner gave something else than an N:M weight.
+            GivenWrong: a pruner gave something else than an N:M weight.
         """
         weights: dict[str, Tensor] = {}
         reports = []
@@ -169,11 +168,11 @@ class LinearPruning:
         for pruner, own in self._pruners(window):
             if pruner.refines_first != first:
                 continue
-            whose = f"pruner '{pruner.name}'"
+            giver = Giver("pruner", pruner)
             given = pruner.refine(own, permutations)
-            for linear, scores in by_name(given, whose, "scores", window.linears).items():
+            for linear, scores in by_name(given, giver, "scores", window.linears).items():
                 if self.settings[linear].pruner == pruner:
-                    self.check_scores(whose, linear, scores)
+                    self.check_scores(giver, linear, scores)
                     refined[linear] = scores
         return refined
 
@@ -181,17 +180,16 @@ class LinearPruning:
         """What pruners make of the weights that are kept, each of its own linears.
 
         Raises:
-            RunFailed: a weight is of another shape, not finite, or not zero where it was.
+            GivenWrong: one gave no weight, one of another shape, one that is not finite, or one
+                that is not zero where it was.
         """
         updated: dict[str, Tensor] = {}
         for pruner, own in self._pruners(window):
-            whose = f"pruner '{pruner.name}'"
+            giver = Giver("pruner", pruner)
             given = pruner.update(own, weights)
-            for linear, weight in by_name(given, whose, "weights", window.linears).items():
+            for linear, weight in by_name(given, giver, "weights", window.linears).items():
                 if self.settings[linear].pruner == pruner:
-                    weight = weight.detach().cpu()
-                    _check_update(pruner, linear, weights[linear], weight)
-                    updated[linear] = weight
+                    updated[linear] = _updated(giver, linear, weights[linear], weight)
         return updated
 
     def updated(self, report: LayerReport, weight: Tensor, norms: Tensor) -> LayerReport:
@@ -232,10 +230,10 @@ class LinearPruning:
         given = settings.pruner.prune(
             dense[:, permutation], scores.to(dense.device)[:, permutation], settings.pattern, moved
         )
-        who = f"pruner '{settings.pruner.name}' gave {linear}"
-        pruned = pruned_weight(given, dense, who)
+        giver = Giver("pruner", settings.pruner)
+        pruned = pruned_weight(given, dense, giver, linear)
         if not is_nm(pruned, settings.pattern):
-            raise RunFailed(f"{who} a weight that is not {settings.pattern}")
+            raise giver.wrong(f"gave {linear} a weight that is not {settings.pattern}")
         return pruned[:, invert(permutation)]
 
 
@@ -389,11 +387,16 @@ def relative_error(dense: Tensor, pruned: Tensor, norms: Tensor) -> float:
     return float(change / (dense.float().square() * norms).sum().clamp_min(1e-30))
 
 
-def _check_update(pruner: Pruner, linear: str, before: Tensor, after: Tensor) -> None:
-    where = f"pruner '{pruner.name}' updated {linear}"
+def _updated(giver: Giver, linear: str, before: Tensor, after: Any) -> Tensor:
+    """What a pruner made of a weight, on the CPU."""
+    where = f"updated {linear}"
+    if not isinstance(after, Tensor):
+        raise giver.wrong(f"{where} to {kind_of(after)}, where a tensor is expected")
+    after = after.detach().cpu()
     if after.shape != before.shape or after.dtype != before.dtype:
-        raise RunFailed(f"{where} to another shape or type than {tuple(before.shape)}")
+        raise giver.wrong(f"{where} to another shape or type than {tuple(before.shape)}")
     if not bool(after.isfinite().all()):
-        raise RunFailed(f"{where} to NaN or infinite weights")
+        raise giver.wrong(f"{where} to NaN or infinite weights")
     if bool(after[before == 0].any()):
-        raise RunFailed(f"{where} where it had been cut to zero")
+        raise giver.wrong(f"{where} where it had been cut to zero")
+    return after

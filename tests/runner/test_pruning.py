@@ -15,11 +15,12 @@ from permllm.components import Metric, Pruner, option
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import RunFailed
+from permllm.given import Giver
 from permllm.hookspecs import hookimpl
 from permllm.models.linears import Linear
 from permllm.pruners.mask import Mask
 from permllm.registry import Registry
-from permllm.runner.pruning import LinearPruning
+from permllm.runner.pruning import LinearPruning, _updated
 from permllm.runs.plan import make_plan
 from permllm.runs.windows import load_window
 
@@ -118,12 +119,30 @@ def test_refused_scores_say_what_is_wrong(scores: Any, fault: str | None) -> Non
     class OneLinear:
         linears = {"q_proj": Linear("q_proj", 0, "q_proj.weight", None, False, 2, 4)}
 
-    pruning = LinearPruning(OneLinear(), {}, torch.device("cpu"))
+    class Mine:
+        name = "mine"
+
+    pruning, giver = LinearPruning(OneLinear(), {}, torch.device("cpu")), Giver("metric", Mine())
     if fault is None:
-        pruning.check_scores("metric 'mine'", "q_proj", scores)
+        pruning.check_scores(giver, "q_proj", scores)
         return
     with pytest.raises(RunFailed, match=f"^metric 'mine' gave scores for q_proj that are {fault}$"):
-        pruning.check_scores("metric 'mine'", "q_proj", scores)
+        pruning.check_scores(giver, "q_proj", scores)
+
+
+@pytest.mark.parametrize(
+    ("weight", "fault"),
+    [
+        (None, "to None, where a tensor is expected"),
+        (torch.ones(4, 2), r"to another shape or type than \(2, 4\)"),
+        (torch.full((2, 4), torch.nan), "to NaN or infinite weights"),
+        (torch.ones(2, 4), "where it had been cut to zero"),
+    ],
+)
+def test_refused_updates_say_what_is_wrong(weight: Any, fault: str) -> None:
+    giver = Giver("pruner", Mask())
+    with pytest.raises(RunFailed, match=f"^pruner 'mask' updated q_proj {fault}$"):
+        _updated(giver, "q_proj", torch.eye(2, 4), weight)
 
 
 @attrs.frozen
