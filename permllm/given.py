@@ -32,6 +32,10 @@ class GivenWrong(RunFailed):
         self.module = module
 
 
+class WeightsChanged(GivenWrong):
+    """A component changed weights that it was to read: what comes after it would be wrong, too."""
+
+
 @attrs.frozen
 class Giver:
     """A component that gives something.
@@ -44,10 +48,10 @@ class Giver:
     kind: str
     component: Named
 
-    def wrong(self, what: str) -> GivenWrong:
+    def wrong(self, what: str, error: type[GivenWrong] = GivenWrong) -> GivenWrong:
         """The error for something that it did, such as ``gave no scores for q_proj``."""
         message = f"{self.kind} '{self.component.name}' {what}"
-        return GivenWrong(message, type(self.component).__module__)
+        return error(message, type(self.component).__module__)
 
 
 def by_name(given: Any, giver: Giver, what: str, names: Collection[str] | None = None) -> Any:

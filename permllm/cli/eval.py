@@ -107,14 +107,17 @@ def measured(evaluator: Evaluator, loaded: LoadedExport, device: str) -> dict[st
 
     from permllm.contexts.evaluation import EvaluationContext
     from permllm.given import Giver, plain_figures
+    from permllm.models.unchanged import unchanged
     from permllm.sparse.models import packed
 
+    giver = Giver("evaluator", evaluator)
     with _progress(evaluator.name) as progress:
         context = EvaluationContext(
             device=device, progress=progress, packed=partial(packed, loaded.model, loaded.patterns)
         )
-        figures = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
-    return plain_figures(figures, Giver("evaluator", evaluator))
+        with unchanged(loaded.model, giver):
+            figures = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+    return plain_figures(figures, giver)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from permllm.contexts.sequences import Sequences
 from permllm.contexts.window import Window
 from permllm.given import Giver, by_name, plain_figures
 from permllm.models.decoder import Decoder
+from permllm.models.unchanged import unchanged
 from permllm.pipeline.schema import Pipeline
 from permllm.pruners.mask import Mask
 from permllm.runner.caching.memo import Stages
@@ -84,7 +85,9 @@ def figures_of(allocation: Allocation, windows: Iterable[Window]) -> dict[str, f
     giver = Giver("allocation", allocation)
     figures: dict[str, float] = {}
     for window in windows:
-        found = plain_figures(allocation.figures(window), giver)
+        with unchanged(window.decoder.model, giver, sampled=0):
+            given = allocation.figures(window)
+        found = plain_figures(given, giver)
         if twice := sorted(figures.keys() & found.keys()):
             raise giver.wrong(f"gave figures of two layers the name '{twice[0]}'")
         figures |= found

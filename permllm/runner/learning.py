@@ -15,6 +15,7 @@ from permllm.contexts.window import Window
 from permllm.folding.constraints import Constraints
 from permllm.given import Giver, by_name, permutation_fault
 from permllm.models.linears import Group
+from permllm.models.unchanged import unchanged
 from permllm.results import Cost
 from permllm.runner.caching.chain_keys import ChainKeys
 from permllm.runner.caching.memo import Outcome, Stages
@@ -59,7 +60,9 @@ class Learning:
                 checkpoints=window.checkpoints.of(key),
             )
             giver = Giver("permutation learner", learner)
-            permutations = by_name(learner.learn(watched), giver, "permutations")
+            with unchanged(window.decoder.model, giver, sampled=0):
+                given = learner.learn(watched)
+            permutations = by_name(given, giver, "permutations")
             _check(permutations, window.groups, giver)
             return {group: permutations[group] for group in window.groups}
 

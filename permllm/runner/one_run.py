@@ -18,10 +18,12 @@ from permllm.core.patterns import Pattern
 from permllm.files import completing
 from permllm.formats.served import as_served
 from permllm.given import Giver, plain_figures
+from permllm.models.unchanged import unchanged
 from permllm.pipeline.reading import dump_yaml, published, resolved
 from permllm.results import DENSE, RunResult
 from permllm.runner.allocating import allocated
 from permllm.runner.caching.keys import component_key
+from permllm.runner.exporting import export
 from permllm.runner.memory import PeakMemory
 from permllm.runner.placing import place_layers
 from permllm.runner.room import room_for
@@ -219,9 +221,10 @@ class OneRun:
                 dense=decoder.dense,
             )
         room = room_for(stage, self.run.pipeline)
-        with room, decoder.substituted(weights), decoder.streamed():
+        giver = Giver("evaluator", evaluator)
+        with room, decoder.substituted(weights), unchanged(loaded.model, giver), decoder.streamed():
             measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
-        return plain_figures(measured, Giver("evaluator", evaluator))
+        return plain_figures(measured, giver)
 
     def _export(self, pruned: PrunedWindow, context: ExportContext) -> dict[str, str]:
         """Write every export of the run; the folders appear once they are complete."""
@@ -236,7 +239,7 @@ class OneRun:
                 final = run.directory / exports.FOLDER / exporter.name
                 if not exports.is_whole(run.directory, exporter.name, reporter.warn):
                     with completing(final) as unfinished:
-                        exporter.export(context, unfinished)
+                        export(exporter, context, unfinished)
                         exports.note(run.directory, exporter.name, unfinished)
                 places[exporter.name] = str(final.relative_to(self.shared.plan.out))
                 reporter.progress(stage, 1, 1)

@@ -4,6 +4,7 @@ reports out."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from permllm.distinct import distinct
 from permllm.given import Giver, by_name, kind_of, pruned_weight
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
+from permllm.models.unchanged import unchanged
 from permllm.results import LayerReport
 from permllm.runner.finished_layers import FinishedLayer, FinishedLayers
 from permllm.runner.reporting import Reporter
@@ -71,7 +73,8 @@ class LinearPruning:
         for metric in distinct(self.settings[linear].metric for linear in window.linears):
             linears = [name for name in window.linears if self.settings[name].metric == metric]
             giver = Giver("metric", metric)
-            given = metric.window_scores(self._own(window, metric), linears)
+            with self._reading(giver):
+                given = metric.window_scores(self._own(window, metric), linears)
             scores = by_name(given, giver, "scores")
             for linear in linears:
                 if linear not in scores:
@@ -100,9 +103,10 @@ class LinearPruning:
                 if metric.looks():
                     scores[linear] = window.metric_scores[linear]
                     continue
-                weight = self.decoder.weight(linear).to(self.device)
-                scores[linear] = metric.scores(weight, sums[name])
-                self.check_scores(Giver("metric", metric), linear, scores[linear])
+                weight, giver = self.decoder.weight(linear).to(self.device), Giver("metric", metric)
+                with self._reading(giver):
+                    scores[linear] = metric.scores(weight, sums[name])
+                self.check_scores(giver, linear, scores[linear])
         return scores
 
     def check_scores(self, giver: Giver, linear: str, scores: object) -> None:
@@ -169,7 +173,8 @@ class LinearPruning:
             if pruner.refines_first != first:
                 continue
             giver = Giver("pruner", pruner)
-            given = pruner.refine(own, permutations)
+            with self._reading(giver):
+                given = pruner.refine(own, permutations)
             for linear, scores in by_name(given, giver, "scores", window.linears).items():
                 if self.settings[linear].pruner == pruner:
                     self.check_scores(giver, linear, scores)
@@ -186,7 +191,8 @@ class LinearPruning:
         updated: dict[str, Tensor] = {}
         for pruner, own in self._pruners(window):
             giver = Giver("pruner", pruner)
-            given = pruner.update(own, weights)
+            with self._reading(giver):
+                given = pruner.update(own, weights)
             for linear, weight in by_name(given, giver, "weights", window.linears).items():
                 if self.settings[linear].pruner == pruner:
                     updated[linear] = _updated(giver, linear, weights[linear], weight)
@@ -200,6 +206,10 @@ class LinearPruning:
             sparsity=zero_share(weight),
             error=relative_error(dense.to(weight.device), weight, norms),
         )
+
+    def _reading(self, giver: Giver) -> AbstractContextManager[None]:
+        """What a component does in the block leaves the model as it is: weights may be views."""
+        return unchanged(self.decoder.model, giver, sampled=0)
 
     def _pruners(self, window: Window) -> list[tuple[Pruner, Window]]:
         """Each pruner, and the window in which it finds its own checkpoints."""

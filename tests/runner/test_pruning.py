@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from permllm.api import run_plan
-from permllm.components import Metric, Pruner, option
+from permllm.components import Metric, PermutationLearner, Pruner, option
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import RunFailed
 from permllm.given import Giver
 from permllm.hookspecs import hookimpl
 from permllm.models.linears import Linear
+from permllm.permutations.none import NoPermutation
 from permllm.pruners.mask import Mask
 from permllm.registry import Registry
 from permllm.runner.pruning import LinearPruning, _updated
@@ -243,3 +244,51 @@ def test_a_metric_may_look_at_the_whole_window(
     wanted = [one.linear for one in window.reports if not one.linear.endswith("down_proj")]
     # Once for the window, where others' scores are taken anew for every layer.
     assert Seen.asked == [wanted]
+
+
+@attrs.frozen
+class InPlace(Metric):
+    """Makes its scores of the very weights."""
+
+    name = "in-place"
+
+    def scores(self, weight: torch.Tensor, statistics: Any) -> torch.Tensor:
+        return weight.abs_()
+
+
+@attrs.frozen
+class SortsInPlace(NoPermutation):
+    """Changes the weights that it learns from."""
+
+    name = "sorts-in-place"
+
+    def learn(self, window: Any) -> dict[str, torch.Tensor]:
+        window.weight(window.linears[0]).zero_()
+        return super().learn(window)
+
+
+class InPlacePlugin:
+    @hookimpl
+    def permllm_metrics(self) -> list[type[Metric]]:
+        return [InPlace]
+
+    @hookimpl
+    def permllm_permutations(self) -> list[type[PermutationLearner]]:
+        return [SortsInPlace]
+
+
+@pytest.mark.parametrize(
+    ("layers", "who"),
+    [
+        ({"metric": "in-place"}, "metric 'in-place'"),
+        ({"permutation": "sorts-in-place"}, "permutation learner 'sorts-in-place'"),
+    ],
+)
+def test_what_changes_the_dense_weights_is_named(
+    write_pipeline: Callable[..., Path], tmp_path: Path, layers: dict[str, str], who: str
+) -> None:
+    registry = Registry.load()
+    registry.add(InPlacePlugin(), "in-place")
+    path = write_pipeline(layers=layers, evaluate=[])
+    with pytest.raises(RunFailed, match=rf"^{who} changed the model's model\.layers\.0\."):
+        run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)
