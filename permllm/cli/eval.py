@@ -87,7 +87,8 @@ def _evaluators(
     limits: dict[str, int | None],
 ) -> Any:
     """The pipeline that holds the model and the evaluators that were asked for."""
-    from permllm.pipeline.document import Origin, parse_yaml
+    from permllm.pipeline.document import Origin
+    from permllm.pipeline.parsing import parse_yaml
     from permllm.pipeline.reading import read_mapping
 
     perplexity = {"name": "perplexity"} | {k: v for k, v in limits.items() if v is not None}

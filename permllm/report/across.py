@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from permllm.pipeline.document import dotted, walk
+from permllm.pipeline.plain import dotted, walk
 from permllm.report.comparable import differences
 from permllm.report.comparison import PERPLEXITY, difference, gap, gaps, perplexities, rival
 from permllm.report.repeats import Setting, setting_of
