@@ -204,7 +204,7 @@ def _print_plan(plan: Plan, checked: Checked) -> None:
 
 
 def _print_results(plan: Plan, results: Results) -> None:
-    from permllm.report.table import rows_of, sentence, tables_of
+    from permllm.comparing.table import rows_of, sentence, tables_of
 
     screen = console()
     for table in tables_of(rows_of(results), screen):
