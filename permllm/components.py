@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 
-from permllm.errors import RunFailed
-from permllm.given import kind_of
+from permllm.given import Giver, kind_of
 from permllm.option import option
 
 if TYPE_CHECKING:
@@ -380,24 +379,24 @@ class Dataset(Component):
         text changed says so here.
         """
         digest = hashlib.sha256()
-        for text in documents(self.texts(split), self.name):
+        for text in documents(self.texts(split), self):
             plain = text if isinstance(text, str) else json.dumps(text.messages, default=str)
             digest.update(plain.encode() + b"\0")
         return digest.hexdigest()
 
 
-def documents(given: Any, dataset: str) -> Iterator[Document]:
+def documents(given: Any, dataset: Dataset) -> Iterator[Document]:
     """The documents that a data set gave, one after the other.
 
     Raises:
         RunFailed: it gave nothing to go through, or one that is no text.
     """
+    giver = Giver("dataset", dataset)
     if not isinstance(given, Iterable) or isinstance(given, str | bytes):
-        raise RunFailed(f"dataset '{dataset}' gave {kind_of(given)}, where texts are expected")
+        raise giver.wrong(f"gave {kind_of(given)}, where texts are expected")
     for document in given:
         if not isinstance(document, str | Conversation):
-            what = f"{kind_of(document)} as a document, where a str is expected"
-            raise RunFailed(f"dataset '{dataset}' gave {what}")
+            raise giver.wrong(f"gave {kind_of(document)} as a document, where a str is expected")
         yield document
 
 

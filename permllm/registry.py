@@ -13,7 +13,8 @@ import pluggy
 
 from permllm import hookspecs
 from permllm.components import Component, Observer
-from permllm.errors import RunFailed, UserError
+from permllm.errors import UserError
+from permllm.given import Giver
 from permllm.plugins.diagnosis import ambiguous, plugin_warnings, unknown
 from permllm.plugins.guard import guard_hooks
 from permllm.plugins.info import Entry, PluginInfo
@@ -110,7 +111,7 @@ class Registry:
         owner = self.plugin_of(type(observer))
         who = f"the observer '{observer.name}'" + (f" ({owner})" if owner else "")
         if watcher is None:
-            raise RunFailed(f"{who} watches with nothing: its watch() gave None")
+            raise Giver("observer", observer).wrong("watches with nothing: its watch() gave None")
         self.manager.register(watcher)
         guard_hooks(self.manager, watcher, who, owner.distribution if owner else "")
         try:

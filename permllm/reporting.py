@@ -13,15 +13,15 @@ permllm's own::
 
 from __future__ import annotations
 
+from permllm.comparing.comparison import PERPLEXITY, dense_run, perplexities
+from permllm.comparing.repeats import Setting, Spread
+from permllm.comparing.sentence import sentence
+from permllm.comparing.table import Column, Row, columns, rows_of
 from permllm.files import write_text
-from permllm.report.comparison import PERPLEXITY, dense_run, perplexities
 from permllm.report.plots import COLOURS, FAINT, GREY, STYLE, Course, training_curves
 from permllm.report.record import Record, RunRecord, State, read_record
-from permllm.report.repeats import Setting, Spread
-from permllm.report.sentence import sentence
-from permllm.report.table import Column, Row, columns, rows_of
 from permllm.runs.layers import by_layer, joined, layer_of, mean, place_in_layer
-from permllm.runs.units import duration, number, percent
+from permllm.units import duration, number, percent
 
 __all__ = [
     "COLOURS",

@@ -9,13 +9,26 @@ import torch
 
 from permllm.components import Conversation, documents
 from permllm.errors import RunFailed
-from permllm.given import by_name, permutation_fault, plain_figures, pruned_weight
+from permllm.given import Giver, by_name, permutation_fault, plain_figures, pruned_weight
+
+
+class Mine:
+    name = "mine"
+
+
+METRIC, PRUNER, EVALUATOR = (Giver(kind, Mine()) for kind in ("metric", "pruner", "evaluator"))
+
+
+def test_what_is_wrong_says_who_gave_it_and_where_that_is_defined() -> None:
+    error = PRUNER.wrong("gave nothing")
+    assert str(error) == "pruner 'mine' gave nothing"
+    assert error.module == __name__
 
 
 def test_a_mapping_is_given_back() -> None:
     given = {"q_proj": 1}
-    assert by_name(given, "metric 'mine'", "scores") is given
-    assert by_name(given, "metric 'mine'", "scores", ["q_proj", "k_proj"]) is given
+    assert by_name(given, METRIC, "scores") is given
+    assert by_name(given, METRIC, "scores", ["q_proj", "k_proj"]) is given
 
 
 @pytest.mark.parametrize(
@@ -29,7 +42,7 @@ def test_a_mapping_is_given_back() -> None:
 )
 def test_what_is_no_mapping_of_what_is_wanted_is_refused(given: Any, fault: str) -> None:
     with pytest.raises(RunFailed, match=f"^pruner 'mine' {fault}"):
-        by_name(given, "pruner 'mine'", "scores", ["q_proj"])
+        by_name(given, PRUNER, "scores", ["q_proj"])
 
 
 @pytest.mark.parametrize(
@@ -64,16 +77,16 @@ DENSE = torch.ones(2, 4)
 )
 def test_what_is_no_pruned_weight_is_refused(given: Any, fault: str) -> None:
     with pytest.raises(RunFailed, match=f"^pruner 'mine' gave q_proj {fault}"):
-        pruned_weight(given, DENSE, "pruner 'mine' gave q_proj")
+        pruned_weight(given, DENSE, PRUNER, "q_proj")
 
 
 def test_the_pruned_weight_is_the_first_of_the_pair() -> None:
-    assert pruned_weight((DENSE, DENSE > 0), DENSE, "pruner 'mine' gave q_proj") is DENSE
+    assert pruned_weight((DENSE, DENSE > 0), DENSE, PRUNER, "q_proj") is DENSE
 
 
 def test_figures_become_plain_numbers() -> None:
     given = {"a": 1, "b": torch.tensor(2.5), "c": torch.tensor([0.5]).numpy()[0], "d": True}
-    plain = plain_figures(given, "mine")
+    plain = plain_figures(given, EVALUATOR)
     assert plain == {"a": 1.0, "b": 2.5, "c": 0.5, "d": 1.0}
     assert all(type(value) is float for value in plain.values())
 
@@ -81,17 +94,17 @@ def test_figures_become_plain_numbers() -> None:
 @pytest.mark.parametrize("value", ["3", None, torch.ones(2), 1j])
 def test_what_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises(RunFailed, match=r"^evaluator 'mine' gave 'a' as .*, where a number is exp"):
-        plain_figures({"a": value}, "mine")
+        plain_figures({"a": value}, EVALUATOR)
 
 
 def test_no_figures_are_refused() -> None:
     with pytest.raises(RunFailed, match=r"^evaluator 'mine' gave figures as None, where a dict"):
-        plain_figures(None, "mine")
+        plain_figures(None, EVALUATOR)
 
 
 def test_documents_are_passed_on_one_by_one() -> None:
     chat = Conversation(())
-    given = documents(iter(["a", chat, 3]), "mine")
+    given = documents(iter(["a", chat, 3]), Mine())
     assert [next(given), next(given)] == ["a", chat]
     with pytest.raises(RunFailed, match=r"^dataset 'mine' gave an int as a document, where a str"):
         next(given)
@@ -100,4 +113,4 @@ def test_documents_are_passed_on_one_by_one() -> None:
 @pytest.mark.parametrize("given", [None, "text", b"text", 3])
 def test_what_is_no_source_of_documents_is_refused(given: Any) -> None:
     with pytest.raises(RunFailed, match=r"^dataset 'mine' gave .*, where texts are expected$"):
-        next(documents(given, "mine"))
+        next(documents(given, Mine()))

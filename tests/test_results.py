@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from permllm.results import Cost, LayerReport, Results, RunResult
+from permllm.results import LayerReport, Results, RunResult
 
 REPORT = LayerReport("layers.0.up", "layers.0:up", (4, 8), "2:4", 0.7, 0.8, 0.5, 0.1)
 
@@ -46,11 +44,6 @@ def test_what_broke_is_counted() -> None:
 def test_a_setting_is_the_label_unless_it_repeats() -> None:
     assert RunResult("lcp", {}, 0.0, 0).setting == "lcp"
     assert results()["cp #2"].setting == "cp"
-
-
-@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
-def test_times_add_up_and_the_higher_peak_counts(a: int, b: int, c: int, d: int) -> None:
-    assert Cost(a, b) + Cost(c, d) == Cost(a + c, max(b, d))
 
 
 def test_results_show_themselves() -> None:

@@ -143,7 +143,7 @@ def _print(work: Load, costs: list[Cost]) -> None:
     import torch
     from rich.table import Table
 
-    from permllm.runs.units import memory
+    from permllm.units import memory
 
     table = Table(box=None, pad_edge=False)
     for heading in HEADINGS:

@@ -107,6 +107,6 @@ def _open(folder: Path) -> Cache:
 
 
 def _size(count: int) -> str:
-    from permllm.runs.units import memory
+    from permllm.units import memory
 
     return memory(count)

@@ -33,8 +33,8 @@ def command(
     """
     if as_csv + as_markdown + as_latex + as_json > 1:
         raise click.UsageError("--csv, --markdown, --latex and --json exclude each other")
+    from permllm.comparing.table import latex_of, markdown_of, tables_of
     from permllm.report.across import compare, to_csv, to_json
-    from permllm.report.table import latex_of, markdown_of, tables_of
 
     comparison = compare(runs)
     for warned in comparison.warnings:

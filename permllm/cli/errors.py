@@ -31,6 +31,7 @@ from permllm.cli.interrupts import Interrupted, interruptible
 from permllm.commands import own
 from permllm.errors import DeprecatedWarning, PermllmError, RunFailed, UserError, causes
 from permllm.exhaustion import too_many_files
+from permllm.given import GivenWrong
 from permllm.printing import echo
 
 FAILED, WRONG_INPUT = 1, 2
@@ -43,13 +44,13 @@ class StoppedError(PermllmError):
     """A run ended early and can be resumed.
 
     Attributes:
-        resume: the command that goes on where it ended.
+        resume: the command that goes on where it ended; None where it would meet the same again.
         anew: the command that starts again with what the cache holds, for runs with plugin
             files: they go on with the same files only.
     """
 
-    def __init__(self, resume: str, anew: str | None = None) -> None:
-        super().__init__(resume)
+    def __init__(self, resume: str | None, anew: str | None = None) -> None:
+        super().__init__(resume or anew)
         self.resume, self.anew = resume, anew
 
 
@@ -131,7 +132,8 @@ def report(error: BaseException, *, debug: bool) -> int:
         return WRONG_INPUT
     kept = list(_ways_on(error, cause))
     if isinstance(cause, RunFailed):
-        _say(f"error: {cause}", *kept)
+        blame = _blame(cause) if isinstance(cause, GivenWrong) else ()
+        _say(f"error: {cause}", *blame, *kept)
         return FAILED
     if too_many_files(cause):
         how = "allow it more: ulimit -n 1024"
@@ -149,7 +151,7 @@ def _ways_on(error: BaseException, cause: BaseException) -> Iterator[str]:
         return
     from permllm.plugins.diagnosis import blames_a_file
 
-    if error.anew is None or not blames_a_file(cause):
+    if error.resume and (error.anew is None or not blames_a_file(cause)):
         yield f"state kept; go on with: {error.resume}"
     if error.anew is not None:
         yield f"with a changed plugin file, start anew with what is kept: {error.anew}"

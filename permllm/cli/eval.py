@@ -87,7 +87,8 @@ def _evaluators(
     limits: dict[str, int | None],
 ) -> Any:
     """The pipeline that holds the model and the evaluators that were asked for."""
-    from permllm.pipeline.document import Origin, parse_yaml
+    from permllm.pipeline.document import Origin
+    from permllm.pipeline.parsing import parse_yaml
     from permllm.pipeline.reading import read_mapping
 
     perplexity = {"name": "perplexity"} | {k: v for k, v in limits.items() if v is not None}
@@ -106,15 +107,18 @@ def measured(evaluator: Evaluator, loaded: LoadedExport, device: str) -> dict[st
     from functools import partial
 
     from permllm.contexts.evaluation import EvaluationContext
-    from permllm.given import plain_figures
+    from permllm.given import Giver, plain_figures
+    from permllm.models.unchanged import unchanged
     from permllm.sparse.models import packed
 
+    giver = Giver("evaluator", evaluator)
     with _progress(evaluator.name) as progress:
         context = EvaluationContext(
             device=device, progress=progress, packed=partial(packed, loaded.model, loaded.patterns)
         )
-        figures = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
-    return plain_figures(figures, evaluator.name)
+        with unchanged(loaded.model, giver):
+            figures = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
+    return plain_figures(figures, giver)
 
 
 @contextlib.contextmanager

@@ -34,7 +34,8 @@ def command(run: Path, specs: tuple[str, ...], to: Path | None, no_plugin: tuple
 
     RUN is the folder of one finished run, such as runs/quickstart-1/runs/lcp.
     """
-    from permllm.pipeline.document import Origin, parse_yaml
+    from permllm.pipeline.document import Origin
+    from permllm.pipeline.parsing import parse_yaml
     from permllm.pipeline.reading import read_mapping
     from permllm.runner.exporting import export_run
 

@@ -16,6 +16,7 @@ from permllm.cli.interrupts import interruptible
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.commands import own
 from permllm.errors import RunFailed, UserError
+from permllm.hooks import hookimpl
 from permllm.printing import console, echo, plain
 from permllm.redaction import redacted
 
@@ -106,8 +107,10 @@ def command(
         kept = [] if cache is None else ["--cache", str(cache)]
         again = own(*words, *kept, "--out", str(plan.out), "--resume")
         anew = own(*words, "--cache", str(cache or plan.out / "cache"))
-        stopped = StoppedError(again, anew if plan.pipeline.plugins else None)
-        with _resumable(stopped), interruptible(registry):
+        changed = anew if plan.pipeline.plugins else None
+        failures = _Failures()
+        registry.manager.register(failures)
+        with _resumable(StoppedError(again, changed)), interruptible(registry):
             results = _run(plan, registry, resume, cache, int(cache_limit * 1e9))
     if as_json:
         click.echo(json.dumps(results.to_dict(layers=False)))
@@ -115,8 +118,23 @@ def command(
         _print_results(plan, results)
     if results.failed:
         failed, all_runs = len(results.failed), len(plan.runs)
-        with _resumable(stopped):
+        with _resumable(StoppedError(None if failures.of_files else again, changed)):
             raise RunFailed(f"{failed} of {all_runs} runs failed; the others are done")
+
+
+class _Failures:
+    """Notes whether plugin files are to blame for runs that failed while others went on.
+
+    Not the errors themselves, which hold what was in memory.
+    """
+
+    of_files = False
+
+    @hookimpl
+    def permllm_run_failed(self, error: BaseException) -> None:
+        from permllm.plugins.diagnosis import blames_a_file
+
+        self.of_files |= blames_a_file(error)
 
 
 def _run(
@@ -186,7 +204,7 @@ def _print_plan(plan: Plan, checked: Checked) -> None:
 
 
 def _print_results(plan: Plan, results: Results) -> None:
-    from permllm.report.table import rows_of, sentence, tables_of
+    from permllm.comparing.table import rows_of, sentence, tables_of
 
     screen = console()
     for table in tables_of(rows_of(results), screen):

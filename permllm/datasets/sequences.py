@@ -86,7 +86,7 @@ def cut(
     chosen: list[Tensor] = [torch.empty(0, length, dtype=torch.long)]
     missing, available = count, 0
     if missing:
-        texts = documents(dataset.texts(split), dataset.name)
+        texts = documents(dataset.texts(split), dataset)
         for tokens in _chapters(token_stream(texts, tokenizer), size):
             cuts = tokens[: len(tokens) // length * length].view(-1, length)
             chosen.append(cuts[torch.randperm(len(cuts), generator=generator)[:missing]])

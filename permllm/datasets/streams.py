@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from permllm.datasets.xz import MAGIC, XzFile
 from permllm.errors import UserError
 
 LONGEST_LINE = 2**25
@@ -34,10 +35,13 @@ def _zstd(path: Path) -> Any:
 COMPRESSED: dict[bytes, Callable[[Path], Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
+    MAGIC: XzFile,
     b"\x28\xb5\x2f\xfd": _zstd,
 }
 """What opens a compressed file, by its first bytes: names say less."""
+
+WANTS_MEMORY = ("Memory usage limit exceeded", "requires too much memory")
+"""What xz and zstd say of files that are read in hundreds of megabytes, or more."""
 
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 """What compression adds to a file's name."""
@@ -218,5 +222,10 @@ def _other_encoding(path: Path, what: str, encoding: str, line: int | None = Non
 
 
 def _cannot_read(path: Path, error: Exception) -> UserError:
+    if any(words in str(error) for words in WANTS_MEMORY):
+        return UserError(
+            f"cannot read '{path}': it is compressed so that reading it takes too much memory",
+            hint="compress it again, without --long and with no larger dictionary than xz -9 takes",
+        )
     reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or "it is damaged"
     return UserError(f"cannot read '{path}': {reason}")

@@ -140,11 +140,11 @@ class Perplexity(Evaluator):
     def _tokens(self, tokenizer: Any) -> Tensor:
         """``LongTensor[tokens]``."""
         if self.protocol == "documents":
-            texts = documents(self.dataset.texts(self.split), self.dataset.name)
+            texts = documents(self.dataset.texts(self.split), self.dataset)
             return first_tokens(texts, tokenizer, self.max_tokens)
         rows = [
             plain_text(row, tokenizer)
-            for row in documents(self.dataset.rows(self.split), self.dataset.name)
+            for row in documents(self.dataset.rows(self.split), self.dataset)
         ]
         return torch.tensor(tokenizer("\n\n".join(rows), verbose=False)["input_ids"])
 

@@ -9,7 +9,13 @@ import attrs
 
 from permllm.components import Exporter
 from permllm.exporters.card import NOT_SPARSE, model_card
-from permllm.exporters.writing import as_for_users, weight_bytes, without_bars, write_extras
+from permllm.exporters.writing import (
+    as_for_users,
+    emptied_on_failure,
+    weight_bytes,
+    without_bars,
+    write_extras,
+)
 
 if TYPE_CHECKING:
     from permllm.contexts.export import ExportContext
@@ -31,24 +37,30 @@ class Masked(Exporter):
     def export(self, context: ExportContext, directory: Path) -> None:
         """Write weights (safetensors), config, generation config, tokenizer, card and manifest.
 
+        What was written is opened and gives the logits of the pruned model. Where it does not,
+        nothing is left in the folder.
+
         Raises:
             UserError: the folder is in use.
             NoSpace: the disk is too full.
-            RunFailed: not all that was pruned is in the files.
+            RunFailed: the saved model is not the pruned one.
         """
-        from permllm.folding.plan import StoragePlan
-        from permllm.formats.export_files import check_claim, check_complete
-        from permllm.formats.finishing import finish_masked
-        from permllm.formats.stored import in_stored_order
+        from permllm.formats.export_files import check_claim
 
         check_claim(directory, weight_bytes(context.model, context.dtype))
-        unmoved = StoragePlan(groups=(), rows={}, columns={}, gathers={})
-        with (
-            in_stored_order(context.decoder, unmoved, context.dtype),
-            as_for_users(context.model),
-            without_bars(),
-        ):
-            context.model.save_pretrained(directory)
-        check_complete(directory, context.model)
-        write_extras(context, directory, model_card(context, ABOUT, sparse=NOT_SPARSE))
-        finish_masked(directory, context.decoder, context.patterns, context.dtype)
+        with emptied_on_failure(directory):
+            _write(context, directory)
+
+
+def _write(context: ExportContext, directory: Path) -> None:
+    from permllm.formats.export_files import check_complete
+    from permllm.formats.finishing import finish, unmoved
+    from permllm.formats.stored import in_stored_order
+
+    model, decoder, dtype = context.model, context.decoder, context.dtype
+    storage = unmoved(decoder)
+    with in_stored_order(decoder, storage, dtype), as_for_users(model), without_bars():
+        model.save_pretrained(directory)
+    check_complete(directory, model)
+    write_extras(context, directory, model_card(context, ABOUT, sparse=NOT_SPARSE))
+    finish(directory, "masked", decoder, storage, context.patterns, held={}, dtype=dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections.abc
 import math
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -277,8 +278,17 @@ def _any_of(hint: Any, of: Callable[[Any], Schema]) -> Schema:
 
 
 def _plural(text: str) -> str:
-    noun = text.removeprefix("a ").removeprefix("an ")
-    return f"{noun}s" if noun.replace(" ", "").isalpha() else f"{noun}, …"
+    """Words for several of a type; what has no article stays.
+
+    >>> _plural("a list of numbers"), _plural("a number or null"), _plural("true or false")
+    ('lists of numbers', 'numbers or null', 'true or false')
+    """
+    return re.sub(r"(?:^|(?<= or ))an? ([\w ]+?)(?= of | such as | or |$)", r"\1s", text)
+
+
+def _mapping_words(hint: Any) -> str:
+    (inner,) = _mapped(hint)
+    return "a mapping" if inner is Any else f"a mapping of texts to {_plural(type_text(inner))}"
 
 
 def _with_article(noun: str) -> str:
@@ -335,7 +345,7 @@ TYPES: tuple[FieldType, ...] = (
     ),
     FieldType(
         fits=lambda hint: bool(_mapped(hint)),
-        words=lambda hint: "a mapping",
+        words=_mapping_words,
         read=_mapping,
         schema=lambda hint, of: {"type": "object", "additionalProperties": of(*_mapped(hint))},
         holds=lambda value, hint: (

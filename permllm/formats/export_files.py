@@ -63,10 +63,13 @@ def check_complete(directory: Path, model: nn.Module) -> None:
     memory; then there have to be as many numbers.
 
     Raises:
-        RunFailed: weights are missing; it names one.
+        RunFailed: weights are missing, of which it names one, or a file is damaged.
     """
     files = sorted(directory.glob("*.safetensors"))
-    shapes = {name: shape for name, shape, _ in tensors_in(files)}
+    try:
+        shapes = {name: shape for name, shape, _ in tensors_in(files)}
+    except SafetensorError as error:
+        raise RunFailed(f"what transformers wrote cannot be read back: {error}") from error
     parameters = dict(model.named_parameters())
     missing = [name for name, one in parameters.items() if shapes.get(name) != tuple(one.shape)]
     size = sum(parameter.numel() for parameter in parameters.values())

@@ -81,7 +81,9 @@ def finish(
     write_manifest(directory, manifest)
     try:
         # As the model was opened, since buffers that are in no file are rounded to that.
-        opened = load(directory, dtype=None if dtype is None else decoder.residency.opened_as)
+        as_opened = None if dtype is None else decoder.residency.opened_as
+        # Its files were read a moment ago.
+        opened = load(directory, dtype=as_opened, check=False)
         agreement = compare_logits(expected, float32_logits(opened.model, tokens))
         if not agreement.holds:
             raise RunFailed(
@@ -95,36 +97,13 @@ def finish(
     return manifest
 
 
-def finish_masked(
-    directory: Path,
-    decoder: Decoder,
-    patterns: Mapping[str, Pattern],
-    dtype: torch.dtype | None,
-) -> Manifest:
-    """Write the manifest of a folder in the original order, which is as transformers wrote it.
-
-    Args:
-        directory: the folder, with everything else in it.
-        decoder: the model with its pruned weights.
-        patterns: of the pruned linears, which they hold in the learned order.
-        dtype: in which floating-point tensors were saved; their own where it is None.
-    """
-    tokens = fixed_tokens(decoder.model)
-    unmoved = [
+def unmoved(decoder: Decoder) -> StoragePlan:
+    """How a model is stored whose channels all keep their original order."""
+    groups = (
         StoredGroup(group.name, group.linears, group.channels, "stored")
         for group in decoder.groups.values()
-    ]
-    manifest = Manifest(
-        permllm=SCHEMA,
-        version=__version__,
-        format="masked",
-        groups=_groups(unmoved, patterns),
-        tensors=tensor_entries(directory, {}),
-        logits=record_logits(tokens, float32_logits(decoder.model, tokens, through=dtype)),
-        contents=listing(directory),
     )
-    write_manifest(directory, manifest)
-    return manifest
+    return StoragePlan(groups=tuple(groups), rows={}, columns={}, gathers={})
 
 
 def _groups(

@@ -15,7 +15,7 @@ from permllm.hooks import hookimpl
 from permllm.observers.displays import Display, best_display
 from permllm.observers.stages import Stage, evaluation_line, span, started, training_line
 from permllm.runs.layers import mean
-from permllm.runs.units import duration, percent
+from permllm.units import duration, percent
 
 if TYPE_CHECKING:
     from permllm.results import LayerReport, Results, RunResult

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from permllm.observers.stages import Stage
 from permllm.printing import plain
-from permllm.runs.units import clock, duration, percent
+from permllm.units import clock, duration, percent
 
 SECONDS_BETWEEN_LINES = 10.0
 """Within a stage, plain lines come no more often than this."""

@@ -384,7 +384,7 @@ def reason(error: BaseException) -> str:
 
 def flattened(pipeline: Any) -> dict[str, Any]:
     """A pipeline's dotted keys and values, every default spelled out, without secrets."""
-    from permllm.pipeline.document import dotted, walk
+    from permllm.pipeline.plain import dotted, walk
     from permllm.pipeline.reading import resolved
 
     return {dotted(place): value for place, value in walk(redacted(resolved(pipeline)))}

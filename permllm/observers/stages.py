@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from permllm.runs.units import number
+from permllm.units import number
 
 
 @attrs.define

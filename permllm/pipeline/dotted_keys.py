@@ -11,15 +11,9 @@ from permllm.errors import UserError
 from permllm.fields.declared import REFERENCE, key_of, option_fields
 from permllm.fields.errors import Keys
 from permllm.fields.options import option_types
-from permllm.pipeline.document import (
-    ABSENT,
-    Document,
-    Origin,
-    dotted,
-    parse_yaml,
-    plain_document,
-    value_at,
-)
+from permllm.pipeline.document import Document, Origin, plain_document
+from permllm.pipeline.parsing import parse_yaml
+from permllm.pipeline.plain import ABSENT, dotted, value_at
 from permllm.pipeline.schema import Pipeline
 
 MATRIX = "matrix"
@@ -85,7 +79,7 @@ def parts_of(key: str) -> Keys:
 
 
 def value_of(data: Any, key: str) -> Any:
-    """The value of plain data at a dotted key, or :data:`~permllm.pipeline.document.ABSENT`."""
+    """The value of plain data at a dotted key, or :data:`~permllm.pipeline.plain.ABSENT`."""
     return value_at(data, key.split("."))
 
 

@@ -10,7 +10,8 @@ import attrs
 from permllm.errors import did_you_mean
 from permllm.fields.errors import Keys, shown
 from permllm.fields.reading import Placed
-from permllm.pipeline.document import MAX_NODES, Document, Origin, parse_file
+from permllm.pipeline.document import Document, Origin
+from permllm.pipeline.parsing import MAX_NODES, parse_file
 
 EXTENDS = "extends"
 

@@ -13,13 +13,14 @@ import attrs
 from permllm.commands import pip_install
 from permllm.errors import UserError
 from permllm.fields.errors import shown
-from permllm.pipeline.document import Document, Origin, parse_file, parse_yaml, plain_document
+from permllm.pipeline.document import Document, Origin, plain_document
 from permllm.pipeline.dotted_keys import MATRIX, apply_settings
 from permllm.pipeline.extending import EXTENDS, extended
 from permllm.pipeline.lookup import Lookup
 from permllm.pipeline.matrix.cells import Cell, only_cell
 from permllm.pipeline.matrix.expansion import base_of, expand
 from permllm.pipeline.matrix.shape import check_shape
+from permllm.pipeline.parsing import parse_file, parse_yaml
 from permllm.pipeline.resolving import Resolver
 from permllm.pipeline.schema import MAX_NAME, VERSION, Pipeline
 from permllm.pipeline.unstructuring import differences, dump_yaml, published, resolved

@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from permllm.fields.writing import fields_of, writer
-from permllm.pipeline.document import dotted, walk
 from permllm.pipeline.lookup import Lookup
+from permllm.pipeline.plain import dotted, walk
 from permllm.pipeline.schema import Pipeline
 from permllm.redaction import redacted
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from permllm.commands import pip_install
 from permllm.errors import UserError, causes, did_you_mean
+from permllm.given import GivenWrong
 from permllm.plugins.info import BUILT_IN, Entry, PluginInfo, normal
 from permllm.plugins.loading import plugin_entry_points
 from permllm.plugins.requirements import missing_dependency
@@ -50,15 +53,17 @@ def ambiguous(kind: str, name: str, entries: Sequence[Entry]) -> UserError:
 def blamed(error: BaseException) -> tuple[str, str | None] | None:
     """The plugin whose code an error went through last, and what to install if it misses something.
 
+    Of a wrong value, that which gave it.
+
     Returns:
         its package and version, or its file, and an installer's command or None; None
         where no plugin's code took part.
     """
     owners = {point.module.partition(".")[0]: point.dist for point in plugin_entry_points()}
-    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-        name = frame.f_globals.get("__name__", "")
+    for module in reversed(list(_modules(error))):
+        name = module.get("__name__", "")
         if name.startswith(MODULE_PREFIX):
-            return frame.f_globals["__file__"], None
+            return module["__file__"], None
         dist = owners.get(name.partition(".")[0])
         if dist and normal(dist.name) != BUILT_IN:
             return f"{dist.name} {dist.version}", missing_dependency(dist.name, error)
@@ -66,12 +71,20 @@ def blamed(error: BaseException) -> tuple[str, str | None] | None:
 
 
 def blames_a_file(error: BaseException) -> bool:
-    """Whether the code of a plugin of a single file broke, which has to be changed then."""
+    """Whether a plugin of a single file broke or gave a wrong value, and has to be changed."""
     return any(
-        frame.f_globals.get("__name__", "").startswith(MODULE_PREFIX)
+        module.get("__name__", "").startswith(MODULE_PREFIX)
         for cause in causes(error)
-        for frame, _ in traceback.walk_tb(cause.__traceback__)
+        for module in _modules(cause)
     )
+
+
+def _modules(error: BaseException) -> Iterator[dict[str, Any]]:
+    """The names of each module that an error comes from, those of the first to blame last."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        yield frame.f_globals
+    if isinstance(error, GivenWrong):
+        yield vars(sys.modules[error.module])
 
 
 def _clash(kind: str, name: str, entries: list[Entry]) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 
 import attrs
 
-from permllm.pipeline.document import dotted, walk
+from permllm.comparing.comparison import PERPLEXITY, difference, gap, gaps, perplexities, rival
+from permllm.comparing.repeats import Setting, setting_of
+from permllm.comparing.table import Row
+from permllm.pipeline.plain import dotted, walk
 from permllm.report.comparable import differences
-from permllm.report.comparison import PERPLEXITY, difference, gap, gaps, perplexities, rival
-from permllm.report.repeats import Setting, setting_of
-from permllm.report.table import Row
 from permllm.results import DENSE, RunResult
 from permllm.runs.events import finite
 from permllm.runs.reading import Selection, select

@@ -11,8 +11,8 @@ import attrs
 
 from permllm.datasets.local_files import label_of
 from permllm.errors import UserError
-from permllm.pipeline.document import dotted, identity, walk
 from permllm.pipeline.dotted_keys import MATRIX, REPEAT, by_depth, parts_of, value_of
+from permllm.pipeline.plain import dotted, identity, walk
 from permllm.runs.folder import PIPELINE, RESULTS
 from permllm.runs.reading import Selection
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from permllm.report.comparison import PERPLEXITY, perplexities
+from permllm.comparing.comparison import PERPLEXITY, perplexities
+from permllm.comparing.repeats import Setting, Spread, settings, spread
 from permllm.report.history import training_history, window_starts
 from permllm.report.pictures import Picture, write_pictures
-from permllm.report.repeats import Setting, Spread, settings, spread
 from permllm.results import DENSE, LayerReport, Results, RunResult
 from permllm.runs.events import read_events
 from permllm.runs.layers import by_kind, by_layer, mean
-from permllm.runs.units import with_deviation
+from permllm.units import with_deviation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

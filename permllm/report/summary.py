@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from permllm.comparing.repeats import repeated
+from permllm.comparing.sentence import sentence
+from permllm.comparing.table import markdown
 from permllm.files import read_sealed, write_text
 from permllm.redaction import redacted
-from permllm.report.repeats import repeated
-from permllm.report.sentence import sentence
-from permllm.report.table import markdown
 from permllm.results import Results
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from permllm.components import Allocation
 from permllm.contexts.allocation import PrunedLinear, flaw_of
 from permllm.contexts.sequences import Sequences
 from permllm.contexts.window import Window
-from permllm.errors import RunFailed
+from permllm.given import Giver, by_name, plain_figures
 from permllm.models.decoder import Decoder
+from permllm.models.unchanged import unchanged
 from permllm.pipeline.schema import Pipeline
 from permllm.pruners.mask import Mask
 from permllm.runner.caching.memo import Stages
@@ -39,7 +40,7 @@ def allocated(
 
     Raises:
         UserError: the pipeline does not fit the model.
-        RunFailed: the allocation gave patterns that do not fit, or keep too much.
+        GivenWrong: the allocation gave patterns that do not fit, or keep too much.
     """
     settings = settle(decoder, run.pipeline)
     allocation = run.pipeline.layers.allocation
@@ -57,9 +58,10 @@ def allocated(
         lambda: figures_of(allocation, loop.dense_windows(allocation.needs)),
         stage=f"allocation ({allocation.name}), {run.label}",
     )
-    patterns = allocation.allocate(figures, linears)
+    giver = Giver("allocation", allocation)
+    patterns = by_name(allocation.allocate(figures, linears), giver, "patterns")
     if flaw := flaw_of(patterns, linears):
-        raise RunFailed(f"allocation '{allocation.name}' {flaw}")
+        raise giver.wrong(flaw)
     return {
         name: attrs.evolve(one, pattern=patterns.get(name, one.pattern))
         for name, one in settings.items()
@@ -78,16 +80,17 @@ def figures_of(allocation: Allocation, windows: Iterable[Window]) -> dict[str, f
     """What an allocation wants to know of all layers.
 
     Raises:
-        RunFailed: it gave two layers' figures one name.
+        GivenWrong: it gave something else, or two layers' figures one name.
     """
+    giver = Giver("allocation", allocation)
     figures: dict[str, float] = {}
     for window in windows:
-        found = allocation.figures(window)
+        with unchanged(window.decoder.model, giver, sampled=0):
+            given = allocation.figures(window)
+        found = plain_figures(given, giver)
         if twice := sorted(figures.keys() & found.keys()):
-            raise RunFailed(
-                f"allocation '{allocation.name}' gave figures of two layers the name '{twice[0]}'"
-            )
-        figures |= {name: float(value) for name, value in found.items()}
+            raise giver.wrong(f"gave figures of two layers the name '{twice[0]}'")
+        figures |= found
     return figures
 
 

@@ -14,10 +14,12 @@ from permllm.contexts.window import cut_windows
 from permllm.errors import UserError
 from permllm.files import completing, sweep
 from permllm.folding.layout import Layout
+from permllm.given import Giver
 from permllm.models.devices import pick_dtype
 from permllm.models.fingerprint import fingerprint
 from permllm.models.loading import load
 from permllm.models.origin import origin_of
+from permllm.models.unchanged import unchanged
 from permllm.pipeline.reading import dump_yaml, published, read_study, resolved
 from permllm.registry import Registry
 from permllm.results import DENSE, RunResult
@@ -87,13 +89,26 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
     with decoder.substituted(pruned.weights):
         try:
             with completing(to) as unfinished:
-                exporter.export(context, unfinished)
+                export(exporter, context, unfinished)
         except FileExistsError as error:
             raise _there_already(to) from error
         except OSError as error:
             if error.errno == errno.ENOTEMPTY:
                 raise _there_already(to) from error
             raise
+
+
+def export(exporter: Exporter, context: ExportContext, directory: Path) -> None:
+    """Write a model to an empty folder, and look whether anything was written.
+
+    Raises:
+        GivenWrong: the exporter wrote no file, or changed the model.
+    """
+    giver = Giver("exporter", exporter)
+    with unchanged(context.model, giver):
+        exporter.export(context, directory)
+    if not any(path.is_file() for path in directory.rglob("*")):
+        raise giver.wrong("wrote no file into the folder that it was given")
 
 
 def _there_already(to: Path) -> UserError:

@@ -12,10 +12,10 @@ from torch import Tensor
 from permllm.components import PermutationLearner
 from permllm.contexts.constrained import ConstrainedWindow
 from permllm.contexts.window import Window
-from permllm.errors import RunFailed
 from permllm.folding.constraints import Constraints
-from permllm.given import by_name, permutation_fault
+from permllm.given import Giver, by_name, permutation_fault
 from permllm.models.linears import Group
+from permllm.models.unchanged import unchanged
 from permllm.results import Cost
 from permllm.runner.caching.chain_keys import ChainKeys
 from permllm.runner.caching.memo import Outcome, Stages
@@ -59,9 +59,11 @@ class Learning:
                 on_step=partial(self.step, window.index, "permutation", window.name, log),
                 checkpoints=window.checkpoints.of(key),
             )
-            given = learner.learn(watched)
-            permutations = by_name(given, f"permutation learner '{learner.name}'", "permutations")
-            _check(permutations, window.groups, learner.name)
+            giver = Giver("permutation learner", learner)
+            with unchanged(window.decoder.model, giver, sampled=0):
+                given = learner.learn(watched)
+            permutations = by_name(given, giver, "permutations")
+            _check(permutations, window.groups, giver)
             return {group: permutations[group] for group in window.groups}
 
         key = self.keys.permutations(learner, window.layers)
@@ -94,10 +96,9 @@ class Learning:
         self.reporter.progress(f"learning, {name}", step, total)
 
 
-def _check(permutations: Mapping[str, Tensor], groups: Mapping[str, Group], learner: str) -> None:
+def _check(permutations: Mapping[str, Tensor], groups: Mapping[str, Group], giver: Giver) -> None:
     for name, group in groups.items():
         if fault := permutation_fault(permutations.get(name), group.channels):
-            raise RunFailed(
-                f"permutation learner '{learner}' gave no permutation of the {group.channels} "
-                f"input channels of {name}: {fault}"
+            raise giver.wrong(
+                f"gave no permutation of the {group.channels} input channels of {name}: {fault}"
             )

@@ -15,14 +15,15 @@ from permllm.contexts.evaluation import EvaluationContext
 from permllm.contexts.export import ExportContext
 from permllm.core.digest import tensor_digest
 from permllm.core.patterns import Pattern
-from permllm.errors import RunFailed
 from permllm.files import completing
 from permllm.formats.served import as_served
-from permllm.given import plain_figures
+from permllm.given import Giver, plain_figures
+from permllm.models.unchanged import unchanged
 from permllm.pipeline.reading import dump_yaml, published, resolved
 from permllm.results import DENSE, RunResult
 from permllm.runner.allocating import allocated
 from permllm.runner.caching.keys import component_key
+from permllm.runner.exporting import export
 from permllm.runner.memory import PeakMemory
 from permllm.runner.placing import place_layers
 from permllm.runner.room import room_for
@@ -70,7 +71,7 @@ class OneRun:
     def dense(self) -> RunResult:
         """Evaluate the dense model."""
         with PeakMemory() as peak:
-            figures = self._evaluate(None, None)
+            figures = self._evaluate(None, None, {})
         return RunResult(DENSE, {"sparsity": 0.0} | figures, 0.0, peak.bytes)
 
     def pruned(self, dense: RunResult, versions: dict[str, str]) -> RunResult:
@@ -97,9 +98,8 @@ class OneRun:
             settings=settings,
         )
         pruned = loop.prune()
-        own, measured = overall(pruned, shared.decoder.entries), self._evaluate(pruned, windows)
-        _check_own_figures(own, measured)
-        figures = own | measured
+        own = overall(pruned, shared.decoder.entries)
+        figures = own | self._evaluate(pruned, windows, own)
         result = RunResult(
             label=run.label,
             figures=figures,
@@ -141,8 +141,19 @@ class OneRun:
             if any(settings_of(linear, self.run.pipeline) for linear in group.linears)
         ]
 
-    def _evaluate(self, pruned: PrunedWindow | None, saved: Path | None) -> dict[str, float]:
-        """The figures of all evaluators, with pruned weights in place where there are some."""
+    def _evaluate(
+        self, pruned: PrunedWindow | None, saved: Path | None, own: dict[str, float]
+    ) -> dict[str, float]:
+        """The figures of all evaluators, with pruned weights in place where there are some.
+
+        Args:
+            pruned: the weights; the dense model's where it is None.
+            saved: the folder of the windows.
+            own: the run's own figures.
+
+        Raises:
+            GivenWrong: an evaluator gives another value for one of these, or for another's.
+        """
         state = DENSE if pruned is None else pruned.key
         stages = self.shared.stages
         surroundings = self._surroundings(pruned, saved)
@@ -153,10 +164,15 @@ class OneRun:
             key = stages.key("figures", partial(self._figures_key, evaluator, state))
             measure = partial(self._measure, evaluator, pruned, surroundings, stage)
             measured = stages.figures("figures", key if known else None, measure, stage=stage)
-            for name, value in measured.items():
-                if name in figures and figures[name] != value and name != "sparsity":
-                    raise RunFailed(f"two evaluators give a figure with the name '{name}'")
-                figures[name] = float(value)
+            others = figures | own
+            for name in measured.keys() & others.keys():
+                if not math.isclose(measured[name], others[name], rel_tol=1e-6, abs_tol=1e-6):
+                    whose = "the run's own" if name in own else "another evaluator's"
+                    raise Giver("evaluator", evaluator).wrong(
+                        f"gives {measured[name]:.6g} as '{name}', which is {whose} figure "
+                        f"({others[name]:.6g}); it has to call it otherwise"
+                    )
+            figures |= measured
         self.shared.reporter.hook.permllm_evaluated(run=self.run, figures=figures)
         return figures
 
@@ -205,9 +221,10 @@ class OneRun:
                 dense=decoder.dense,
             )
         room = room_for(stage, self.run.pipeline)
-        with room, decoder.substituted(weights), decoder.streamed():
+        giver = Giver("evaluator", evaluator)
+        with room, decoder.substituted(weights), unchanged(loaded.model, giver), decoder.streamed():
             measured = evaluator.evaluate(loaded.model, loaded.tokenizer, context)
-        return plain_figures(measured, evaluator.name)
+        return plain_figures(measured, giver)
 
     def _export(self, pruned: PrunedWindow, context: ExportContext) -> dict[str, str]:
         """Write every export of the run; the folders appear once they are complete."""
@@ -222,22 +239,12 @@ class OneRun:
                 final = run.directory / exports.FOLDER / exporter.name
                 if not exports.is_whole(run.directory, exporter.name, reporter.warn):
                     with completing(final) as unfinished:
-                        exporter.export(context, unfinished)
+                        export(exporter, context, unfinished)
                         exports.note(run.directory, exporter.name, unfinished)
                 places[exporter.name] = str(final.relative_to(self.shared.plan.out))
                 reporter.progress(stage, 1, 1)
                 reporter.hook.permllm_exported(run=run, exporter=exporter.name, directory=final)
         return places
-
-
-def _check_own_figures(own: dict[str, float], measured: dict[str, float]) -> None:
-    """Refuse an evaluator's figure that has the name of one of the run's, and another value."""
-    for name in own.keys() & measured.keys():
-        if not math.isclose(own[name], measured[name], rel_tol=1e-6, abs_tol=1e-6):
-            raise RunFailed(
-                f"an evaluator gives {measured[name]:.6g} as '{name}', which is the run's own "
-                f"figure ({own[name]:.6g}); it has to call it otherwise"
-            )
 
 
 def overall(pruned: PrunedWindow, entries: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ reports out."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,10 @@ from permllm.core.patterns import is_nm, retained_share
 from permllm.core.permutations import identity, invert
 from permllm.core.statistics import SQUARE_SUM, Statistic
 from permllm.distinct import distinct
-from permllm.errors import RunFailed
-from permllm.given import by_name, pruned_weight
+from permllm.given import Giver, by_name, kind_of, pruned_weight
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
+from permllm.models.unchanged import unchanged
 from permllm.results import LayerReport
 from permllm.runner.finished_layers import FinishedLayer, FinishedLayers
 from permllm.runner.reporting import Reporter
@@ -82,13 +83,14 @@ class LinearPruning:
             linears = [name for name in window.linears if self.settings[name].metric == metric]
             if window.streamed and not metric.looks():
                 continue  # scores_of makes them where they are asked for
-            whose = f"metric '{metric.name}'"
-            given = metric.window_scores(self._own(window, metric), linears)
-            scores = by_name(given, whose, "scores")
+            giver = Giver("metric", metric)
+            with self._reading(giver):
+                given = metric.window_scores(self._own(window, metric), linears)
+            scores = by_name(given, giver, "scores")
             for linear in linears:
                 if linear not in scores:
-                    raise RunFailed(f"{whose} gave no scores for {linear}")
-                self.check_scores(whose, linear, scores[linear])
+                    raise giver.wrong(f"gave no scores for {linear}")
+                self.check_scores(giver, linear, scores[linear])
                 found[linear] = scores[linear]
         scores = window.for_each(window.linears, scores_of)
         window = attrs.evolve(window, tensors=self.tensors(sums, scores))
@@ -121,20 +123,23 @@ class LinearPruning:
 
     def _metric_scores(self, linear: str, sums: Mapping[str, Tensor], check: bool) -> Tensor:
         """What a metric that looks at nothing else gives for a linear."""
-        metric = self.settings[linear].metric
-        scores = metric.scores(self.decoder.weight(linear).to(self.device), sums)
-        if check:
-            self.check_scores(f"metric '{metric.name}'", linear, scores)
+        metric, weight = self.settings[linear].metric, self.decoder.weight(linear).to(self.device)
+        if not check:
+            return metric.scores(weight, sums)
+        giver = Giver("metric", metric)
+        with self._reading(giver):
+            scores = metric.scores(weight, sums)
+        self.check_scores(giver, linear, scores)
         return scores
 
-    def check_scores(self, whose: str, linear: str, scores: object) -> None:
+    def check_scores(self, giver: Giver, linear: str, scores: object) -> None:
         """Refuse scores that cannot be used.
 
         Raises:
-            RunFailed: they are of another shape, negative or not finite.
+            GivenWrong: they are of another shape, negative or not finite.
         """
         if fault := _fault_of(scores, self.decoder.linears[linear].shape):
-            raise RunFailed(f"{whose} gave scores for {linear} that are {fault}")
+            raise giver.wrong(f"gave scores for {linear} that are {fault}")
 
     def prune(
         self,
@@ -160,7 +165,7 @@ class LinearPruning:
             the pruned weights on the CPU, in original order, and a report on each.
 
         Raises:
-            RunFailed: a pruner gave something else than an N:M weight.
+            GivenWrong: a pruner gave something else than an N:M weight.
         """
         weights: dict[str, Tensor] = {}
         reports = []
@@ -191,11 +196,12 @@ class LinearPruning:
         for pruner, own in self._pruners(window):
             if pruner.refines_first != first:
                 continue
-            whose = f"pruner '{pruner.name}'"
-            given = pruner.refine(own, permutations)
-            for linear, scores in by_name(given, whose, "scores", window.linears).items():
+            giver = Giver("pruner", pruner)
+            with self._reading(giver):
+                given = pruner.refine(own, permutations)
+            for linear, scores in by_name(given, giver, "scores", window.linears).items():
                 if self.settings[linear].pruner == pruner:
-                    self.check_scores(whose, linear, scores)
+                    self.check_scores(giver, linear, scores)
                     refined[linear] = scores
         return refined
 
@@ -203,17 +209,17 @@ class LinearPruning:
         """What pruners make of the weights that are kept, each of its own linears.
 
         Raises:
-            RunFailed: a weight is of another shape, not finite, or not zero where it was.
+            GivenWrong: one gave no weight, one of another shape, one that is not finite, or one
+                that is not zero where it was.
         """
         updated: dict[str, Tensor] = {}
         for pruner, own in self._pruners(window):
-            whose = f"pruner '{pruner.name}'"
-            given = pruner.update(own, weights)
-            for linear, weight in by_name(given, whose, "weights", window.linears).items():
+            giver = Giver("pruner", pruner)
+            with self._reading(giver):
+                given = pruner.update(own, weights)
+            for linear, weight in by_name(given, giver, "weights", window.linears).items():
                 if self.settings[linear].pruner == pruner:
-                    weight = weight.detach().cpu()
-                    _check_update(pruner, linear, weights[linear], weight)
-                    updated[linear] = weight
+                    updated[linear] = _updated(giver, linear, weights[linear], weight)
         return updated
 
     def updated(self, report: LayerReport, weight: Tensor, norms: Tensor) -> LayerReport:
@@ -224,6 +230,10 @@ class LinearPruning:
             sparsity=zero_share(weight),
             error=relative_error(dense.to(weight.device), weight, norms),
         )
+
+    def _reading(self, giver: Giver) -> AbstractContextManager[None]:
+        """What a component does in the block leaves the model as it is: weights may be views."""
+        return unchanged(self.decoder.model, giver, sampled=0)
 
     def _pruners(self, window: Window) -> list[tuple[Pruner, Window]]:
         """Each pruner, and the window in which it finds its own checkpoints."""
@@ -254,10 +264,10 @@ class LinearPruning:
         given = settings.pruner.prune(
             dense[:, permutation], scores.to(dense.device)[:, permutation], settings.pattern, moved
         )
-        who = f"pruner '{settings.pruner.name}' gave {linear}"
-        pruned = pruned_weight(given, dense, who)
+        giver = Giver("pruner", settings.pruner)
+        pruned = pruned_weight(given, dense, giver, linear)
         if not is_nm(pruned, settings.pattern):
-            raise RunFailed(f"{who} a weight that is not {settings.pattern}")
+            raise giver.wrong(f"gave {linear} a weight that is not {settings.pattern}")
         return pruned[:, invert(permutation)]
 
 
@@ -411,11 +421,16 @@ def relative_error(dense: Tensor, pruned: Tensor, norms: Tensor) -> float:
     return float(change / (dense.float().square() * norms).sum().clamp_min(1e-30))
 
 
-def _check_update(pruner: Pruner, linear: str, before: Tensor, after: Tensor) -> None:
-    where = f"pruner '{pruner.name}' updated {linear}"
+def _updated(giver: Giver, linear: str, before: Tensor, after: Any) -> Tensor:
+    """What a pruner made of a weight, on the CPU."""
+    where = f"updated {linear}"
+    if not isinstance(after, Tensor):
+        raise giver.wrong(f"{where} to {kind_of(after)}, where a tensor is expected")
+    after = after.detach().cpu()
     if after.shape != before.shape or after.dtype != before.dtype:
-        raise RunFailed(f"{where} to another shape or type than {tuple(before.shape)}")
+        raise giver.wrong(f"{where} to another shape or type than {tuple(before.shape)}")
     if not bool(after.isfinite().all()):
-        raise RunFailed(f"{where} to NaN or infinite weights")
+        raise giver.wrong(f"{where} to NaN or infinite weights")
     if bool(after[before == 0].any()):
-        raise RunFailed(f"{where} where it had been cut to zero")
+        raise giver.wrong(f"{where} where it had been cut to zero")
+    return after

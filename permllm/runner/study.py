@@ -12,6 +12,7 @@ from permllm.distinct import distinct
 from permllm.errors import PermllmError, RunFailed, UserError
 from permllm.exhaustion import cannot_write
 from permllm.files import write_sealed
+from permllm.given import WeightsChanged
 from permllm.pipeline.reading import resolved
 from permllm.registry import Registry
 from permllm.results import Results, RunResult
@@ -106,8 +107,8 @@ def _results(shared: Shared) -> Results:
         try:
             runs.append(_once(one, partial(one.pruned, dense, environment["versions"])))
         except Exception as error:
-            if cannot_write(error):
-                # It would be the same for every other run.
+            if cannot_write(error) or isinstance(error, WeightsChanged):
+                # It would be the same for every other run, or these would be of another model.
                 raise
             # Components are anybody's code, and the other runs are worth having.
             failed += 1

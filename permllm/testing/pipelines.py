@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from permllm.pipeline.document import Origin, parse_yaml
+from permllm.pipeline.document import Origin
+from permllm.pipeline.parsing import parse_yaml
 from permllm.pipeline.reading import read_mapping
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry

@@ -227,21 +227,41 @@ def permllm_metrics():
 """
 
 
-def test_a_plugin_file_that_broke_is_not_to_be_resumed(
-    permllm, project: Path, cp_only: list[str], tmp_path: Path
+BREAKS = 'raise ArithmeticError("not today")'
+GIVES_A_WRONG_VALUE = "return -weight.abs().float()"
+
+
+@pytest.mark.parametrize("fault", [BREAKS, GIVES_A_WRONG_VALUE])
+def test_a_plugin_file_that_has_to_be_mended_is_not_to_be_resumed(
+    permllm, project: Path, cp_only: list[str], tmp_path: Path, fault: str
 ) -> None:
     plugin = tmp_path / "own.py"
-    plugin.write_text(FAILING)
+    plugin.write_text(FAILING.replace(BREAKS, fault))
     words = [*cp_only, "--set", f"plugins=[{plugin}]", "--set", "layers.metric=own"]
     done = permllm("run", "tiny.yaml", *words, "--out", tmp_path / "run", cwd=project)
     assert done.returncode == 1
+    assert f"it comes from the plugin {plugin}" in done.stderr
     assert "--resume" not in done.stderr
     way = "with a changed plugin file, start anew with what is kept: "
     command = done.stderr.partition(way)[2].partition("\n")[0]
     assert command.endswith(f"--cache {tmp_path / 'run' / 'cache'}")
     mended = "return weight.abs().float()"
-    plugin.write_text(FAILING.replace('raise ArithmeticError("not today")', mended))
+    plugin.write_text(FAILING.replace(BREAKS, mended))
     again = subprocess.run(
         f"{command} --out {tmp_path / 'again'}", shell=True, cwd=project, check=False
     )
     assert again.returncode == 0
+
+
+def test_some_runs_that_fail_by_a_plugin_file_are_not_to_be_resumed(
+    permllm, project: Path, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "own.py"
+    plugin.write_text(FAILING.replace(BREAKS, GIVES_A_WRONG_VALUE))
+    words = ["--set", f"plugins=[{plugin}]", "--set", "matrix={layers.metric: [wanda, own]}"]
+    words += ["--set", "evaluate=[]", "--set", "export=[]", "--out", tmp_path / "run"]
+    done = permllm("run", "tiny.yaml", *words, cwd=project)
+    assert done.returncode == 1
+    assert "1 of 2 runs failed" in done.stderr
+    assert "--resume" not in done.stderr
+    assert "with a changed plugin file, start anew with what is kept: " in done.stderr

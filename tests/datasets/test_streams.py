@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -78,6 +79,41 @@ def test_bombs_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     array = write(tmp_path / "b.gz", gzip.compress(b'[{"text": "' + b"a" * 10_000_000))
     with pytest.raises(UserError, match=r"b\.gz:1: more than 200,000 characters"):
         list(JsonLines(array).texts("train"))
+
+
+def with_large_dictionary(packed: bytes) -> bytes:
+    """A file of xz whose header asks for 1.5 GiB to read it."""
+    size = (packed[12] + 1) * 4
+    header = bytearray(packed[12 : 12 + size])
+    # The filter LZMA2, with one byte of properties: the size, (2 | 1) << (37 // 2 + 11).
+    header[header.index(b"\x21\x01") + 2] = 37
+    header[-4:] = zlib.crc32(header[:-4]).to_bytes(4, "little")
+    return packed[:12] + bytes(header) + packed[12 + size :]
+
+
+def with_large_window(text: bytes) -> bytes:
+    """A file of zstd whose header asks for 2 GiB to read it."""
+    block = (len(text) << 3 | 1).to_bytes(3, "little")
+    return b"\x28\xb5\x2f\xfd\0" + bytes([(31 - 10) << 3]) + block + text
+
+
+GREEDY = {
+    "xz": with_large_dictionary(lzma.compress(b"text")),
+    "two.xz": lzma.compress(b"text") + with_large_dictionary(lzma.compress(b"text")),
+    "zst": with_large_window(b"text"),
+}
+
+
+@pytest.mark.parametrize("suffix", GREEDY)
+def test_no_file_takes_the_memory_that_it_asks_for(tmp_path: Path, suffix: str, write) -> None:
+    path = write(tmp_path / f"a.{suffix}", GREEDY[suffix])
+    with pytest.raises(UserError, match=rf"cannot read '.*/a\.{suffix}': .* too much memory"):
+        whole(path)
+
+
+def test_what_compresses_best_is_read(tmp_path: Path, write) -> None:
+    best = lzma.compress(b"text", preset=9 | lzma.PRESET_EXTREME)
+    assert whole(write(tmp_path / "a.xz", best + bytes(8))) == "text"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -77,7 +77,7 @@ def test_pages_for_plugins_show_what_is_public(page: str) -> None:
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("from permllm.runs.units import number", {"permllm.runs.units.number"}),
+        ("from permllm.units import number", {"permllm.units.number"}),
         ("def f():\n    import permllm.files", {"permllm.files"}),
         ("import permllm\npermllm.api.run", {"permllm", "permllm.api"}),
         ("from permllm.core import packing", {"permllm.core.packing"}),

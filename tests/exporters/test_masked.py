@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from permllm.errors import RunFailed
 from permllm.exporters.masked import Masked
 from permllm.exporters.permuted import Permuted
 from permllm.exporters.sparse import Sparse
+from permllm.formats.manifest import read_manifest
 from permllm.models.checkpoint_files import tensors_in
 from permllm.models.decoder import Decoder
 from permllm.testing import check_exporter
-from permllm.testing.exporters import toy_export
+from permllm.testing.exporters import pruned_export, toy_export
 from permllm.testing.models import tiny_model
 
 
@@ -98,3 +100,46 @@ def test_files_without_the_pruned_weights_are_no_export(tmp_path: Path) -> None:
     model.save_pretrained = without
     with pytest.raises(RunFailed, match=r"without 'model\.layers\.0\.mlp\.up_proj\.weight' and 1 "):
         Masked().export(toy_export(model), tmp_path)
+
+
+def half_zeroed(path: Path) -> None:
+    """As of a file system that lost pages: the header and the size are right."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("tear", "message"),
+    [
+        (half_zeroed, "does not compute what the pruned model does"),
+        (cut_short, "what transformers wrote cannot be read back"),
+    ],
+)
+def test_what_was_written_in_part_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tear: Callable[[Path], None], message: str
+) -> None:
+    model = tiny_model("llama-gqa")
+    save = type(model).save_pretrained
+
+    def torn(self: Any, directory: Path) -> None:
+        save(self, directory)
+        tear(directory / "model.safetensors")
+
+    monkeypatch.setattr(type(model), "save_pretrained", torn)
+    with pytest.raises(RunFailed, match=message):
+        Masked().export(toy_export(model), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_manifest_tells_every_group(tmp_path: Path) -> None:
+    context = pruned_export(tiny_model("llama"), lambda name, group: torch.arange(group.channels))
+    Masked().export(context, tmp_path)
+    manifest = read_manifest(tmp_path)
+    assert manifest.format == "masked"
+    assert {group.name for group in manifest.groups} == set(context.decoder.groups)
+    assert {(group.order, group.pattern) for group in manifest.groups} == {("stored", "2:4")}
+    assert not any(entry.pattern for entry in manifest.tensors.values())

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from permllm.comparing.table import markdown_of, tables_of
 from permllm.files import read_record
 from permllm.observers.mlflow import IDS, Mlflow, Recorder
 from permllm.pipeline.reading import dump_yaml, load_plain_yaml
 from permllm.report.across import compare, to_csv, to_json
 from permllm.report.history import training_history, window_starts
-from permllm.report.table import markdown_of, tables_of
 from permllm.results import RunResult
 from permllm.runner.identity import RunIdentity, believed
 from permllm.runs import folder as folders

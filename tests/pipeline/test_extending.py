@@ -11,8 +11,8 @@ import pytest
 from permllm.core.patterns import Pattern
 from permllm.errors import UserError
 from permllm.models.sources import DirectorySource, HubSource
-from permllm.pipeline.document import MAX_BYTES, MAX_DEPTH, MAX_NODES
 from permllm.pipeline.extending import MAX_BASES
+from permllm.pipeline.parsing import MAX_BYTES, MAX_DEPTH, MAX_NODES
 from permllm.pipeline.reading import (
     blaming,
     dump_yaml,

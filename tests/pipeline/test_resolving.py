@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from permllm.errors import DeprecatedWarning, UserError
-from permllm.pipeline.document import Document, Origin, parse_yaml, plain_document
+from permllm.pipeline.document import Document, Origin, plain_document
+from permllm.pipeline.parsing import parse_yaml
 from permllm.pipeline.resolving import Resolver
 from permllm.registry import Registry
 

@@ -9,7 +9,8 @@ import pytest
 
 from permllm.errors import UserError
 from permllm.fields.errors import FieldError, at
-from permllm.pipeline.document import Origin, parse_yaml
+from permllm.pipeline.document import Origin
+from permllm.pipeline.parsing import parse_yaml
 from permllm.pipeline.schema import Layers, Pipeline
 from permllm.pipeline.structuring import Structurer, first_error
 from permllm.registry import Registry

@@ -11,7 +11,8 @@ import attrs
 import pytest
 
 from permllm.components import Metric
-from permllm.plugins.diagnosis import ambiguous, blamed, plugin_warnings, unknown
+from permllm.given import Giver
+from permllm.plugins.diagnosis import ambiguous, blamed, blames_a_file, plugin_warnings, unknown
 from permllm.plugins.info import Entry, PluginInfo
 from permllm.plugins.single_file import load_file
 
@@ -90,4 +91,23 @@ def test_an_error_comes_from_the_plugin_that_it_went_through_last(
     through_both = raised(lambda: permllm_blamed.call(module.call))
     assert blamed(through_both) == (str(tmp_path / "file.py"), None)
     assert blamed(raised(lambda: 1 / 0)) is None
+    sys.modules.pop("permllm_blamed")
+
+
+def test_a_wrong_value_comes_from_the_plugin_that_gave_it(
+    package: Callable[..., Distribution], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "class Own:\n    name = 'own'\n"
+    package("permllm-blamed", own)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "file.py").write_text(own, encoding="utf-8")
+    module, _ = load_file(tmp_path / "file.py")
+    import permllm_blamed
+
+    of_file = Giver("metric", module.Own()).wrong("gave nothing")
+    assert blamed(of_file) == (str(tmp_path / "file.py"), None)
+    assert blames_a_file(of_file)
+    of_package = Giver("metric", permllm_blamed.Own()).wrong("gave nothing")
+    assert blamed(of_package) == ("permllm-blamed 1.5", None)
+    assert not blames_a_file(of_package)
     sys.modules.pop("permllm_blamed")

@@ -10,9 +10,9 @@ from pathlib import Path
 import attrs
 import pytest
 
+from permllm.comparing.table import markdown_of
 from permllm.errors import UserError
 from permllm.report.across import compare, options, to_csv, to_json
-from permllm.report.table import markdown_of
 
 FIGURE = "perplexity/python-docs"
 

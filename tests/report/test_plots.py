@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import attrs
 import pytest
 
+from permllm.comparing.repeats import settings
 from permllm.report.plots import (
     MAX_KINDS,
     perplexity_bars,
@@ -18,7 +19,6 @@ from permllm.report.plots import (
     training_curves,
     write_plots,
 )
-from permllm.report.repeats import settings
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -77,7 +77,7 @@ class Told(Allocation):
         group = window.group_of(window.linears[0])
         self.seen.append((window.layers, window.statistics(group)["gram"].shape))
         assert window.scores(window.linears[0]).isfinite().all()
-        return {f"layer {window.index}": 1.5}
+        return {f"layer {window.index}": 1.5} if self.n else None  # type: ignore[return-value]
 
     def allocate(
         self, figures: Mapping[str, float], linears: Mapping[str, PrunedLinear]
@@ -111,3 +111,5 @@ def test_an_allocation_sees_every_layer_once_and_keeps_no_more(
     assert len(Told.seen) == 2, "what it saw is kept for other runs"
     with pytest.raises(RunFailed, match=r"allocation 'told' keeps .* where the pipeline's"):
         outcome("more", "layers.allocation.n=5")
+    with pytest.raises(RunFailed, match=r"allocation 'told' gave figures as None, where a dict"):
+        outcome("none", "layers.allocation.n=0")

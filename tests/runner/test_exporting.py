@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 
 from permllm.api import run_plan
-from permllm.errors import UserError
+from permllm.components import Exporter
+from permllm.contexts.export import ExportContext
+from permllm.errors import RunFailed, UserError
 from permllm.exporters.masked import Masked
 from permllm.files import workplace
+from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
 from permllm.runner.exporting import export_run
 from permllm.runs.plan import make_plan
@@ -58,3 +62,51 @@ def test_only_what_is_still_whole_is_exported(
     with pytest.raises(UserError, match=r"000\.safetensors' is gone"):
         export_run(out / "runs/none", Masked(), registry, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@attrs.frozen
+class Writes(Exporter):
+    """Writes nothing, or writes after it changed the model."""
+
+    name = "writes"
+    changes: bool = False
+
+    def export(self, context: ExportContext, directory: Path) -> None:
+        (directory / "empty").mkdir()
+        if self.changes:
+            (directory / "model").write_text("all of it")
+            next(context.model.parameters()).detach().zero_()
+
+
+class WritesPlugin:
+    @hookimpl
+    def permllm_exporters(self) -> list[type[Exporter]]:
+        return [Writes]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        (False, "wrote no file into the folder that it was given"),
+        (True, r"changed the model's model\.embed_tokens\.weight"),
+    ],
+)
+def test_an_exporter_that_writes_nothing_or_changes_the_model_is_named(
+    registry: Registry,
+    tmp_path: Path,
+    write_pipeline: Callable[..., Path],
+    changes: bool,
+    fault: str,
+) -> None:
+    registry.add(WritesPlugin(), "writes")
+    path = write_pipeline(layers={"permutation": "none"}, evaluate=[], export=[])
+    out, to = tmp_path / "out", tmp_path / "to"
+    run_plan(make_plan(path, registry, out=out), registry)
+    with pytest.raises(RunFailed, match=f"^exporter 'writes' {fault}"):
+        export_run(out / "runs/none", Writes(changes), registry, to)
+    assert not to.exists()
+
+    settings = [f"export=[{{name: writes, changes: {str(changes).lower()}}}]"]
+    with pytest.raises(RunFailed, match=f"^exporter 'writes' {fault}"):
+        run_plan(make_plan(path, registry, settings, tmp_path / "run"), registry)
+    assert not (tmp_path / "run/runs/none/exports/writes").exists()

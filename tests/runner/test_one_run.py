@@ -98,3 +98,63 @@ def test_no_evaluator_replaces_a_figure_of_the_run(write_pipeline: Write, tmp_pa
         run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)
     same = make_plan(path, registry, ["evaluate.1.share=0.5"], tmp_path / "same").settled()
     assert run_plan(same, registry).runs[1].figures["sparsity"] == 0.5
+
+
+@attrs.frozen
+class SaysOne(Evaluator):
+    """Gives one figure."""
+
+    name = "says-one"
+    value: float = 1.0
+
+    def evaluate(self, model: Any, tokenizer: Any, context: Any) -> dict[str, float]:
+        return {"one": self.value}
+
+
+def test_no_evaluator_replaces_a_figure_of_another(write_pipeline: Write, tmp_path: Path) -> None:
+    class Plugin:
+        @hookimpl
+        def permllm_evaluators(self) -> list[type[Evaluator]]:
+            return [SaysOne]
+
+    path = write_pipeline(evaluate=["says-one", {"name": "says-one", "value": 2.0}])
+    registry = Registry.load()
+    registry.add(Plugin(), "says")
+    fault = r"^evaluator 'says-one' gives 2 as 'one', which is another evaluator's figure \(1\)"
+    with pytest.raises(RunFailed, match=fault):
+        run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)
+
+
+@attrs.frozen
+class Halves(Evaluator):
+    """Changes an embedding of the pruned model, or of the dense one."""
+
+    name = "halves"
+    repeatable = False
+    dense: bool = False
+
+    def evaluate(self, model: Any, tokenizer: Any, context: Any) -> dict[str, float]:
+        if self.dense or context.saved:
+            model.get_input_embeddings().weight.data.mul_(0.5)
+        return {"one": 1.0}
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_no_evaluator_changes_the_model_for_those_after_it(
+    write_pipeline: Write, tmp_path: Path, dense: bool
+) -> None:
+    class Plugin:
+        @hookimpl
+        def permllm_evaluators(self) -> list[type[Evaluator]]:
+            return [Halves]
+
+    # Other runs, which would be of another model, are not begun.
+    path = write_pipeline(
+        evaluate=[{"name": "halves", "dense": dense}],
+        matrix={"layers.permutation": ["none", "cp"]},
+    )
+    registry = Registry.load()
+    registry.add(Plugin(), "halves")
+    fault = r"^evaluator 'halves' changed the model's model\.embed_tokens\.weight, which others"
+    with pytest.raises(RunFailed, match=fault):
+        run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)

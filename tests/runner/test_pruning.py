@@ -11,15 +11,17 @@ import pytest
 import torch
 
 from permllm.api import run_plan
-from permllm.components import Metric, Pruner, option
+from permllm.components import Metric, PermutationLearner, Pruner, option
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.errors import RunFailed
+from permllm.given import Giver
 from permllm.hookspecs import hookimpl
 from permllm.models.linears import Linear
+from permllm.permutations.none import NoPermutation
 from permllm.pruners.mask import Mask
 from permllm.registry import Registry
-from permllm.runner.pruning import LinearPruning
+from permllm.runner.pruning import LinearPruning, _updated
 from permllm.runs.plan import make_plan
 from permllm.runs.windows import load_window
 
@@ -118,12 +120,30 @@ def test_refused_scores_say_what_is_wrong(scores: Any, fault: str | None) -> Non
     class OneLinear:
         linears = {"q_proj": Linear("q_proj", 0, "q_proj.weight", None, False, 2, 4)}
 
-    pruning = LinearPruning(OneLinear(), {}, torch.device("cpu"))
+    class Mine:
+        name = "mine"
+
+    pruning, giver = LinearPruning(OneLinear(), {}, torch.device("cpu")), Giver("metric", Mine())
     if fault is None:
-        pruning.check_scores("metric 'mine'", "q_proj", scores)
+        pruning.check_scores(giver, "q_proj", scores)
         return
     with pytest.raises(RunFailed, match=f"^metric 'mine' gave scores for q_proj that are {fault}$"):
-        pruning.check_scores("metric 'mine'", "q_proj", scores)
+        pruning.check_scores(giver, "q_proj", scores)
+
+
+@pytest.mark.parametrize(
+    ("weight", "fault"),
+    [
+        (None, "to None, where a tensor is expected"),
+        (torch.ones(4, 2), r"to another shape or type than \(2, 4\)"),
+        (torch.full((2, 4), torch.nan), "to NaN or infinite weights"),
+        (torch.ones(2, 4), "where it had been cut to zero"),
+    ],
+)
+def test_refused_updates_say_what_is_wrong(weight: Any, fault: str) -> None:
+    giver = Giver("pruner", Mask())
+    with pytest.raises(RunFailed, match=f"^pruner 'mask' updated q_proj {fault}$"):
+        _updated(giver, "q_proj", torch.eye(2, 4), weight)
 
 
 @attrs.frozen
@@ -224,3 +244,51 @@ def test_a_metric_may_look_at_the_whole_window(
     wanted = [one.linear for one in window.reports if not one.linear.endswith("down_proj")]
     # Once for the window, where others' scores are taken anew for every layer.
     assert Seen.asked == [wanted]
+
+
+@attrs.frozen
+class InPlace(Metric):
+    """Makes its scores of the very weights."""
+
+    name = "in-place"
+
+    def scores(self, weight: torch.Tensor, statistics: Any) -> torch.Tensor:
+        return weight.abs_()
+
+
+@attrs.frozen
+class SortsInPlace(NoPermutation):
+    """Changes the weights that it learns from."""
+
+    name = "sorts-in-place"
+
+    def learn(self, window: Any) -> dict[str, torch.Tensor]:
+        window.weight(window.linears[0]).zero_()
+        return super().learn(window)
+
+
+class InPlacePlugin:
+    @hookimpl
+    def permllm_metrics(self) -> list[type[Metric]]:
+        return [InPlace]
+
+    @hookimpl
+    def permllm_permutations(self) -> list[type[PermutationLearner]]:
+        return [SortsInPlace]
+
+
+@pytest.mark.parametrize(
+    ("layers", "who"),
+    [
+        ({"metric": "in-place"}, "metric 'in-place'"),
+        ({"permutation": "sorts-in-place"}, "permutation learner 'sorts-in-place'"),
+    ],
+)
+def test_what_changes_the_dense_weights_is_named(
+    write_pipeline: Callable[..., Path], tmp_path: Path, layers: dict[str, str], who: str
+) -> None:
+    registry = Registry.load()
+    registry.add(InPlacePlugin(), "in-place")
+    path = write_pipeline(layers=layers, evaluate=[])
+    with pytest.raises(RunFailed, match=rf"^{who} changed the model's model\.layers\.0\."):
+        run_plan(make_plan(path, registry, out=tmp_path / "out"), registry)

@@ -8,10 +8,10 @@ from typing import Any
 
 import attrs
 
-from permllm.pipeline.document import ABSENT
 from permllm.pipeline.dotted_keys import value_of
 from permllm.pipeline.matrix.labels import single_label
 from permllm.pipeline.matrix.shape import SEEDS
+from permllm.pipeline.plain import ABSENT
 from permllm.pipeline.resolving import Resolved
 from permllm.pipeline.schema import Pipeline
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from permllm.errors import UserError, did_you_mean
 from permllm.fields.errors import Keys
-from permllm.pipeline.document import ABSENT, Document, Origin, identity
+from permllm.pipeline.document import Document, Origin
 from permllm.pipeline.dotted_keys import (
     EXCLUDE,
     INCLUDE,
@@ -28,6 +28,7 @@ from permllm.pipeline.matrix.labels import (
     single_label,
 )
 from permllm.pipeline.matrix.shape import SEEDS, axes_of, check_count, included_places
+from permllm.pipeline.plain import ABSENT, identity
 from permllm.pipeline.resolving import Resolved, Resolver
 from permllm.pipeline.schema import Pipeline
 

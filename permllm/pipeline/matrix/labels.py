@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from permllm.pipeline.document import dotted, identity, walk
+from permllm.pipeline.plain import dotted, identity, walk
 from permllm.pipeline.schema import Pipeline
 from permllm.results import DENSE
 

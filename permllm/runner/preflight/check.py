@@ -30,7 +30,7 @@ from permllm.runner.preflight.estimate import (
 )
 from permllm.runner.selection import check_channels, check_glob, globs, settings_of
 from permllm.runs.plan import Plan
-from permllm.runs.units import memory
+from permllm.units import memory
 
 try:
     import resource

@@ -24,7 +24,7 @@ from permllm.pipeline.schema import Pipeline
 from permllm.runner.calibration import wished_sequences
 from permllm.runner.selection import LinearSettings, settings_of
 from permllm.runs.plan import Plan
-from permllm.runs.units import duration, memory
+from permllm.units import duration, memory
 
 FORWARD, BACKWARD = 2, 4
 """Floating-point operations per parameter and token."""

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from permllm import units
+from permllm.comparing import table
+from permllm.fields import types
 from permllm.observers import mlflow_store, stages
-from permllm.report import table
-from permllm.runs import layers, units
-from permllm.runs.units import clock, duration, memory, number
+from permllm.runs import layers
+from permllm.units import clock, duration, memory, number
 
 
-@pytest.mark.parametrize("module", [units, table, layers, stages, mlflow_store])
+@pytest.mark.parametrize("module", [units, table, types, layers, stages, mlflow_store])
 def test_examples_in_docstrings(module) -> None:
     found = doctest.testmod(module)
     assert found.attempted > 0

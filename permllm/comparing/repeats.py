@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from permllm.results import Results, RunResult
+from permllm.measured import Measured, RunResult
 
 
 @attrs.frozen
@@ -72,7 +72,7 @@ class Paired:
     count: int
 
 
-def settings(results: Results) -> list[Setting]:
+def settings(results: Measured) -> list[Setting]:
     """The settings of a pipeline in the order of their first runs, the dense model's first."""
     runs: dict[str, list[RunResult]] = {}
     for run in results.runs:
@@ -87,7 +87,7 @@ def setting_of(label: str, runs: Iterable[RunResult]) -> Setting:
     return Setting(label, finished, tuple(run for run in runs if run.error is not None))
 
 
-def repeated(results: Results) -> bool:
+def repeated(results: Measured) -> bool:
     """Whether anything was run more than once."""
     return any(run.repeat > 0 for run in results.runs)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from permllm.report.comparison import (
+from permllm.comparing.comparison import (
     PERPLEXITY,
     Gaps,
     gaps,
     perplexities,
     rival,
 )
-from permllm.report.repeats import Setting, Spread, repeated, settings
-from permllm.results import DENSE, Results
-from permllm.runs.units import number, percent, with_deviation
+from permllm.comparing.repeats import Setting, Spread, repeated, settings
+from permllm.measured import DENSE, Measured
+from permllm.units import number, percent, with_deviation
 
 
-def sentence(results: Results) -> str:
+def sentence(results: Measured) -> str:
     """A few sentences on the first perplexity, true whatever the figures are.
 
     Runs that failed are counted and otherwise left out. The figures of repeated runs are
@@ -33,7 +33,7 @@ def sentence(results: Results) -> str:
     return text
 
 
-def _on_runs(results: Results, dense: Setting | None, pruned: list[Setting]) -> str:
+def _on_runs(results: Measured, dense: Setting | None, pruned: list[Setting]) -> str:
     figures = perplexities(results)
     start = dense.spread(figures[0]) if figures and dense else None
     if start is None:
@@ -56,7 +56,7 @@ def _on_runs(results: Results, dense: Setting | None, pruned: list[Setting]) -> 
     )
 
 
-def _on_gaps(results: Results, pruned: list[Setting], opened: dict[str, Gaps], what: str) -> str:
+def _on_gaps(results: Measured, pruned: list[Setting], opened: dict[str, Gaps], what: str) -> str:
     """Of the best setting that has a reference, against that reference and its rivals."""
     bases = {
         setting.label: base

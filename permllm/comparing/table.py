@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from permllm.comparing.comparison import PERPLEXITY, difference, gaps, rival
+from permllm.comparing.repeats import Setting, settings
+from permllm.comparing.sentence import sentence
+from permllm.measured import DENSE, Measured, RunResult
 from permllm.printing import longest_word, plain
-from permllm.report.comparison import PERPLEXITY, difference, gaps, rival
-from permllm.report.repeats import Setting, settings
-from permllm.report.sentence import sentence
-from permllm.results import DENSE, Results, RunResult
-from permllm.runs.units import duration, memory, number, percent, with_deviation
+from permllm.units import duration, memory, number, percent, with_deviation
 
 __all__ = ["Row", "columns", "comparison", "markdown", "rows_of", "sentence"]
 
@@ -57,7 +57,7 @@ class Row:
     """
 
     setting: Setting
-    results: Results
+    results: Measured
     sources: tuple[str, ...] = ()
 
 
@@ -69,7 +69,7 @@ class Column:
     show: Callable[[Row], str]
 
 
-def rows_of(results: Results) -> list[Row]:
+def rows_of(results: Measured) -> list[Row]:
     """A row for each setting, the dense model first."""
     return [Row(setting, results) for setting in settings(results)]
 
@@ -107,7 +107,7 @@ def shown_figures(rows: Sequence[Row]) -> list[str]:
     return first + [name for name in names if name not in first and not name.endswith(HIDDEN)]
 
 
-def comparison(results: Results) -> Table:
+def comparison(results: Measured) -> Table:
     """The table of all runs, dense first, for the terminal."""
     return table_of(rows_of(results))
 
@@ -153,7 +153,7 @@ def table_of(rows: Sequence[Row], shown: Sequence[Column] | None = None) -> Tabl
     return table
 
 
-def markdown(results: Results) -> str:
+def markdown(results: Measured) -> str:
     """The same table in Markdown."""
     return markdown_of(rows_of(results))
 
@@ -184,7 +184,7 @@ def latex_of(rows: Sequence[Row]) -> str:
     )
 
 
-def html(results: Results) -> str:
+def html(results: Measured) -> str:
     """The table of all runs in HTML, below the sentence on them."""
     head, *lines = _cells(rows_of(results))
     parts = [_html_row("th", head), *(_html_row("td", line) for line in lines)]

@@ -9,7 +9,7 @@ import attrs
 import pytest
 from rich.console import Console
 
-from permllm.report.table import (
+from permllm.comparing.table import (
     columns,
     comparison,
     latex_of,

@@ -7,7 +7,7 @@ import math
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from permllm.report.table import sentence
+from permllm.comparing.table import sentence
 
 FIGURE = "perplexity/python-docs"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
-from permllm.report.repeats import Paired, Setting, Spread, paired, settings, spread
-from permllm.results import DENSE, Results, RunResult
+from permllm.comparing.repeats import Paired, Setting, Spread, paired, settings, spread
+from permllm.measured import DENSE, Measured, RunResult
 
 PERPLEXITY = "perplexity/"
 """Figures with this prefix are perplexities, which the comparison is about."""
@@ -77,22 +77,22 @@ class Gaps:
         return spread(gap.closed for gap in self.each if gap.closed is not None)
 
 
-def perplexities(results: Results) -> list[str]:
+def perplexities(results: Measured) -> list[str]:
     """The names of the perplexity figures, in the order measured."""
     return [name for name in figure_names(results) if name.startswith(PERPLEXITY)]
 
 
-def figure_names(results: Results) -> list[str]:
+def figure_names(results: Measured) -> list[str]:
     """The names of all figures of all runs, in the order measured."""
     return list(dict.fromkeys(name for run in results.runs for name in run.figures))
 
 
-def dense_run(results: Results) -> RunResult | None:
+def dense_run(results: Measured) -> RunResult | None:
     """The dense model's run."""
     return next((run for run in results.runs if run.label == DENSE), None)
 
 
-def reference(results: Results, run: RunResult) -> RunResult | None:
+def reference(results: Measured, run: RunResult) -> RunResult | None:
     """The run without a permutation that is otherwise like ``run``, or None.
 
     Repeats are compared with the same repeat.
@@ -107,7 +107,7 @@ def reference(results: Results, run: RunResult) -> RunResult | None:
     return None
 
 
-def rival(results: Results, setting: Setting) -> Setting | None:
+def rival(results: Measured, setting: Setting) -> Setting | None:
     """The setting that another is compared with, or None for one that is a rival itself.
 
     It is the one without a permutation that is otherwise alike or, where there is none,
@@ -124,13 +124,13 @@ def rival(results: Results, setting: Setting) -> Setting | None:
     return None
 
 
-def difference(results: Results, setting: Setting, figure: str) -> Paired | None:
+def difference(results: Measured, setting: Setting, figure: str) -> Paired | None:
     """How a setting differs from its rival; None where there is none or no pair of repeats."""
     other = rival(results, setting)
     return None if other is None else paired(setting, other, figure)
 
 
-def gap(results: Results, run: RunResult, figure: str) -> Gap | None:
+def gap(results: Measured, run: RunResult, figure: str) -> Gap | None:
     """The gap of a run in one perplexity; None where a side of the comparison is missing.
 
     The dense run and the runs that are references have none of their own.
@@ -143,7 +143,7 @@ def gap(results: Results, run: RunResult, figure: str) -> Gap | None:
     return Gap(figure, dense.figures[figure], without.figures[figure], run.figures[figure])
 
 
-def gaps(results: Results, setting: Setting, figure: str) -> Gaps | None:
+def gaps(results: Measured, setting: Setting, figure: str) -> Gaps | None:
     """The gaps of a setting's repeats in one perplexity; None if none has one."""
     each = [one for run in setting.runs if (one := gap(results, run, figure))]
     return Gaps(tuple(each)) if each else None

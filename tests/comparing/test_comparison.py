@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permllm.report.comparison import Gap, gap, reference
+from permllm.comparing.comparison import Gap, gap, reference
 
 FIGURE = "perplexity/python-docs"
 perplexity = st.floats(1, 1e6)

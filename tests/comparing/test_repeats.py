@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permllm.report.comparison import difference, gaps, rival
-from permllm.report.repeats import Setting, paired, repeated, settings, spread
+from permllm.comparing.comparison import difference, gaps, rival
+from permllm.comparing.repeats import Setting, paired, repeated, settings, spread
 from permllm.results import RunResult
 
 FIGURE = "perplexity/python-docs"

@@ -1,0 +1,1 @@
+"""What runs measured, compared: repeats, gaps, the sentence on them and the table."""
