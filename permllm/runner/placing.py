@@ -15,7 +15,7 @@ WINDOW_BYTES = 16
 weights and their gradients."""
 
 
-def place_layers(decoder: Decoder, device: torch.device, layers: range | None, stream: str) -> None:
+def place_layers(decoder: Decoder, device: torch.device, layers: range | None, stream: str) -> bool:
     """Have a model compute on a device, some layers of which are wanted again and again.
 
     Args:
@@ -24,15 +24,19 @@ def place_layers(decoder: Decoder, device: torch.device, layers: range | None, s
         layers: those that are wanted; all where it is None.
         stream: ``always`` copies a layer each time that it runs, ``never`` once, ``auto`` once
             if the copies of all take no more than half of the memory that is free.
+
+    Returns:
+        whether they stay there.
     """
     wanted = range(len(decoder.layers)) if layers is None else layers
     stay = stream == "never"
     if stream == "auto":
-        # What lies there already is room that they may take again.
-        decoder.place(device, ())
         copied = decoder.residency.copied_bytes(wanted, device)
-        stay = copied <= SHARE * free_memory(device)
+        # What lies there already is room that they may take again.
+        room = free_memory(device) + decoder.residency.staying_bytes(device)
+        stay = copied <= SHARE * room
     decoder.place(device, wanted if stay else ())
+    return stay
 
 
 def streams_window(decoder: Decoder, device: torch.device, layers: range, stream: str) -> bool:
@@ -49,9 +53,13 @@ def streams_window(decoder: Decoder, device: torch.device, layers: range, stream
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken on a device; no limit is known of others than CUDA's."""
+    """Bytes that may still be taken on a device; no limit is known of others than CUDA's.
+
+    What PyTorch keeps of CUDA's memory for its next tensors is free, too.
+    """
     if device.type == "cpu":
         return available_memory()
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return 2**63
