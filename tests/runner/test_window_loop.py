@@ -261,3 +261,14 @@ def test_a_learner_without_anything_to_move_says_so(write_pipeline: Any, tmp_pat
         run(path, tmp_path / str(said), recorder)
         told = [one for one in recorder.warnings if "no order is learned (cp)" in one]
         assert bool(told) == said, recorder.warnings
+
+
+@pytest.mark.parametrize("learner", ["cp", {"name": "lcp", "block": 8, "steps": 2}])
+@pytest.mark.parametrize("pruner", ["mask", "sparsegpt", {"name": "distil", "steps": 2}])
+def test_a_window_of_which_everything_is_skipped_stays_dense(
+    learner: Any, pruner: Any, write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {"permutation": learner, "pruner": pruner, "skip": ["model.layers.0"], "window": 1}
+    path = write_pipeline("llama-gqa", layers=layers, evaluate=[])
+    (result,) = run(path, tmp_path / "out").runs[1:]
+    assert {one.linear.split(".")[2] for one in result.layers} == {"1"}
