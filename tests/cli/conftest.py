@@ -40,12 +40,12 @@ def environment(**variables: str) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def permllm(forks: Forks) -> Call:
-    """``python -m permllm …`` to its end."""
+    """``python -m permllm …`` to its end; plots are not drawn unless they are asked for."""
 
     def call(
-        *words: str | Path, cwd: Path | None = None, **variables: str
+        *words: str | Path, cwd: Path | None = None, draw: bool = False, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        return forks.run(*words, cwd=cwd, environment=environment(**variables))
+        return forks.run(*words, cwd=cwd, environment=environment(**variables), sketch=not draw)
 
     return call
 

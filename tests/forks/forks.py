@@ -32,6 +32,11 @@ ENVIRONMENT = {
 }
 
 
+def sketched(figure: Any, path: Path, *, metadata: Any = None, **options: Any) -> None:
+    """In place of ``Figure.savefig``: to draw takes longer than all else of a small study."""
+    path.write_text(f"a plot of {metadata}", encoding="utf-8")
+
+
 class Forks:
     """Calls of ``permllm`` in forks of one process.
 
@@ -84,7 +89,12 @@ class Forks:
         return called
 
     def run(
-        self, *words: str | Path, cwd: Path | None, environment: dict[str, str], said: str = ""
+        self,
+        *words: str | Path,
+        cwd: Path | None,
+        environment: dict[str, str],
+        said: str = "",
+        sketch: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """What ``subprocess.run`` makes of a call, with ``said`` as its input."""
         folder = self.folder / f"call-{self.calls}"
@@ -96,6 +106,7 @@ class Forks:
             cwd=str(cwd or Path.cwd()),
             environment=environment,
             seconds=SECONDS,
+            sketch=sketch,
             **{name: str(path) for name, path in files.items()},
         )
         assert called.code is not None
