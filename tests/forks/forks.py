@@ -151,6 +151,10 @@ class Called:
             self.code = self.forks.wait(self.pid)
         return self.code
 
+    def is_running(self) -> bool:
+        """Whether it has not ended; one that has waits for :meth:`wait`, without a program."""
+        return Path(f"/proc/{self.pid}/exe").exists()
+
     def kill(self) -> int:
         """End it, however far it is."""
         os.kill(self.pid, signal.SIGKILL)

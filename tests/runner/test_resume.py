@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 from safetensors.torch import load_file
 
 from permllm.api import run_plan
@@ -79,25 +78,26 @@ def test_two_runs_give_equal_tensors(write_pipeline: Callable[..., Path], tmp_pa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is for POSIX")
-def test_a_killed_process_resumes(write_pipeline: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_killed_process_resumes(
+    write_pipeline: Callable[..., Path], tmp_path: Path, forks: Forks
+) -> None:
     layers = {"permutation": {"name": "lcp", "block": 8, "steps": 40, "batch": 2}, "window": 1}
     path, out = write_pipeline(layers=layers), tmp_path / "out"
-    command = [sys.executable, "-m", "permllm", "run", str(path), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["run", path, "--out", out]
+    process = forks.start(*words, sketch=True)
     first = out / "runs" / "lcp" / "windows" / "000.safetensors"
     deadline = time.monotonic() + 240
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not first.exists() and process.is_running() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.kill() == -signal.SIGKILL
     assert first.exists()
     assert not (out / "results.json").exists()
 
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "--resume" in refused.stderr
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    refused = forks.call(*words)
+    assert refused.code == 2
+    assert "--resume" in refused.printed
+    done = forks.call(*words, "--resume", sketch=True)
+    assert done.code == 0, done.printed
     whole = Registry.load()
     run_plan(make_plan(path, whole, out=tmp_path / "whole"), whole)
     assert_same_windows(tmp_path / "whole", out)
