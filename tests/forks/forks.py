@@ -32,6 +32,29 @@ ENVIRONMENT = {
 }
 
 
+class Processes:
+    """Calls of ``permllm`` in new processes, where they do not fork."""
+
+    def run(
+        self,
+        *words: str | Path,
+        cwd: Path | None,
+        environment: dict[str, str],
+        said: str = "",
+        sketch: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """A call to its end, with ``said`` as its input; plots are drawn."""
+        return subprocess.run(
+            [sys.executable, "-m", "permllm", *map(str, words)],
+            cwd=cwd,
+            env=environment,
+            input=said,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+
 def sketched(figure: Any, path: Path, *, metadata: Any = None, **options: Any) -> None:
     """In place of ``Figure.savefig``: to draw takes longer than all else of a small study."""
     path.write_text(f"a plot of {metadata}", encoding="utf-8")
@@ -96,7 +119,7 @@ class Forks:
         said: str = "",
         sketch: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """What ``subprocess.run`` makes of a call, with ``said`` as its input."""
+        """What :class:`Processes` do, without the imports; a sketch of plots may be enough."""
         folder = self.folder / f"call-{self.calls}"
         folder.mkdir()
         files = {name: folder / name for name in ("stdin", "stdout", "stderr")}
@@ -113,9 +136,10 @@ class Forks:
         out, err = (files[name].read_text(encoding="utf-8") for name in ("stdout", "stderr"))
         return subprocess.CompletedProcess(words, called.code, out, err)
 
-    def wait(self, pid: int) -> int:
-        """The exit code of a call."""
-        return int(self._ask({"wait": pid})["code"])
+    def wait(self, pid: int, block: bool) -> int | None:
+        """The exit code of a call; None if it has not ended."""
+        code: int | None = self._ask({"wait": pid, "block": block})["code"]
+        return code
 
     def close(self) -> None:
         """End the process."""
@@ -146,16 +170,15 @@ class Called:
     log: Path
     code: int | None = None
 
-    def wait(self) -> int:
+    def wait(self, block: bool = True) -> int | None:
         if self.code is None:
-            self.code = self.forks.wait(self.pid)
+            self.code = self.forks.wait(self.pid, block)
         return self.code
 
     def is_running(self) -> bool:
-        """Whether it has not ended; one that has waits for :meth:`wait`, without a program."""
-        return Path(f"/proc/{self.pid}/exe").exists()
+        return self.wait(block=False) is None
 
-    def kill(self) -> int:
+    def kill(self) -> int | None:
         """End it, however far it is."""
         os.kill(self.pid, signal.SIGKILL)
         return self.wait()

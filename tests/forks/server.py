@@ -188,7 +188,7 @@ def _sketch() -> None:
     """Have plots written without drawing them."""
     from matplotlib.figure import Figure
 
-    Figure.savefig = sketched  # type: ignore[method-assign]
+    Figure.savefig = sketched  # type: ignore[method-assign, assignment]
 
 
 def _ended() -> int:
@@ -217,7 +217,8 @@ def _warm(words: list[str]) -> None:
 def main() -> None:
     """Answer orders: ``{"words": …}`` with ``{"pid": …}``, ``{"wait": pid}`` with its code.
 
-    The code is that of :class:`subprocess.Popen`: negative where a signal ended the process.
+    The code is that of :class:`subprocess.Popen`: negative where a signal ended the process, and
+    null where it has not ended and nobody wants to ``block``.
     """
     answers = os.fdopen(os.dup(1), "w")
     # What libraries print is no answer.
@@ -233,8 +234,8 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
-            _, status = os.waitpid(order["wait"], 0)
-            answer = {"code": os.waitstatus_to_exitcode(status)}
+            ended, status = os.waitpid(order["wait"], 0 if order["block"] else os.WNOHANG)
+            answer = {"code": os.waitstatus_to_exitcode(status) if ended else None}
         else:
             answer = {"pid": call(order)}
         print(json.dumps(answer), file=answers, flush=True)

@@ -18,6 +18,9 @@ from permllm.testing.models import tiny_model
 
 CPU = torch.device("cpu")
 
+SEARCH = {"name": "cp", "rounds": 2, "steps": 2}
+LCP = {"name": "lcp", "block": 8, "steps": 3, "batch": 2, "start": SEARCH}
+
 
 @pytest.mark.parametrize(
     ("stream", "free", "stays"),
@@ -51,7 +54,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: one for file in files for name, one in load_file(file).items()}
 
 
-@pytest.mark.parametrize("learner", ["cp", {"name": "lcp", "block": 8, "steps": 3, "batch": 2}])
+@pytest.mark.parametrize("learner", [SEARCH, LCP], ids=["cp", "lcp"])
 @pytest.mark.parametrize("pruner", ["mask", "sparsegpt"])
 def test_streamed_runs_are_the_same_to_the_bit(
     learner: Any, pruner: str, write_pipeline: Callable[..., Path], tmp_path: Path

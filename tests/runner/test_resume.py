@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +20,9 @@ from permllm.files import read_sealed, write_sealed
 from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
 from permllm.runs.plan import make_plan
+
+SEARCH = {"name": "cp", "rounds": 2, "steps": 2}
+LCP = {"name": "lcp", "block": 8, "batch": 2, "start": SEARCH}
 
 
 class StopAfter:
@@ -52,7 +55,7 @@ def assert_same_windows(one: Path, other: Path) -> None:
 def test_resumes_after_the_last_window_with_the_same_bits(
     write_pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:
-    layers = {"permutation": {"name": "lcp", "block": 8, "steps": 3, "batch": 2}, "window": 1}
+    layers = {"permutation": LCP | {"steps": 3}, "window": 1}
     path = write_pipeline(layers=layers)
     whole = Registry.load()
     uninterrupted = run_plan(make_plan(path, whole, out=tmp_path / "whole"), whole)
@@ -77,11 +80,11 @@ def test_two_runs_give_equal_tensors(write_pipeline: Callable[..., Path], tmp_pa
     assert_same_windows(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is for POSIX")
+@pytest.mark.skipif(sys.platform != "linux", reason="for Linux")
 def test_a_killed_process_resumes(
     write_pipeline: Callable[..., Path], tmp_path: Path, forks: Forks
 ) -> None:
-    layers = {"permutation": {"name": "lcp", "block": 8, "steps": 40, "batch": 2}, "window": 1}
+    layers = {"permutation": LCP | {"steps": 40}, "window": 1}
     path, out = write_pipeline(layers=layers), tmp_path / "out"
     words = ["run", path, "--out", out]
     process = forks.start(*words, sketch=True)

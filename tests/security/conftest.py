@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forks import Forks
+from forks import Forks, Processes
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -47,14 +46,6 @@ def permllm(project: Path, forks: Forks) -> Call:
             return forks.run(*words, cwd=project, environment=environment, said=yes)
         known = environment.get("PYTHONPATH", "")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), known]))
-        return subprocess.run(
-            [sys.executable, "-m", "permllm", *map(str, words)],
-            cwd=project,
-            env=environment,
-            input=yes,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        return Processes().run(*words, cwd=project, environment=environment, said=yes)
 
     return call
