@@ -18,6 +18,9 @@ from permllm.testing.models import tiny_model
 
 CPU = torch.device("cpu")
 
+SEARCH = {"name": "cp", "rounds": 2, "steps": 2}
+LCP = {"name": "lcp", "block": 8, "steps": 3, "batch": 2, "start": SEARCH}
+
 
 @pytest.mark.parametrize(
     ("stream", "free", "stays"),
@@ -51,14 +54,11 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: one for file in files for name, one in load_file(file).items()}
 
 
-LCP = {"name": "lcp", "block": 8, "steps": 3, "batch": 2}
-
-
 @pytest.mark.parametrize(
     ("learner", "pruner", "window"),
     [
-        ("cp", "mask", 1),
-        ("cp", "sparsegpt", "all"),
+        (SEARCH, "mask", 1),
+        (SEARCH, "sparsegpt", "all"),
         (LCP, "sparsegpt", 1),
         (LCP, "mask", "all"),
         (LCP | {"preset": "paper", "recompute": True}, {"name": "distil", "steps": 3}, "all"),

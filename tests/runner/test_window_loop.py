@@ -22,6 +22,8 @@ from permllm.runs.events import read_events
 from permllm.runs.plan import make_plan
 from permllm.runs.windows import load_window
 
+SEARCH = {"name": "cp", "rounds": 2, "steps": 2}
+
 
 class Recorder:
     """Keeps what the life-cycle hooks say."""
@@ -69,7 +71,7 @@ def test_one_window_a_layer(
     inputs: str, write_pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:
     layers = {
-        "permutation": {"name": "lcp", "block": 8, "steps": 2, "batch": 2},
+        "permutation": {"name": "lcp", "block": 8, "steps": 2, "batch": 2, "start": SEARCH},
         "window": 1,
         "inputs": inputs,
     }
@@ -219,7 +221,7 @@ def test_a_pruner_may_update_what_it_keeps(
     write_pipeline: Callable[..., Path], tmp_path: Path, window: int | str
 ) -> None:
     """Reports are on the updated weights, and zeros stay where they were."""
-    layers: dict[str, Any] = {"permutation": "cp", "window": window}
+    layers: dict[str, Any] = {"permutation": SEARCH, "window": window}
     masked = run(write_pipeline(layers=layers, export=[]), tmp_path / "masked").runs[-1]
     options = {"steps": 2, "batch": 2, "learning_rate": 0.001, "select": "last"}
     layers["pruner"] = {"name": "distil", **options}
