@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 
+from permllm.formats.stored import COPIES_SHARE
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.calibration import wished_sequences
@@ -162,8 +163,15 @@ class Footprint:
 
     @property
     def exported(self) -> int:
-        """Bytes of an export while it is put together, in the type that it is saved in."""
-        return self.numbers.saved * self.shape.pruned if self.numbers.mapped else 0
+        """Bytes of an export while it is put together, in the type that it is saved in.
+
+        Where they are much of the memory, they lie in files but for those of a layer.
+        """
+        if self.numbers.mapped is None:
+            return 0
+        whole = self.numbers.saved * self.shape.pruned
+        much = self.machine.host is None or whole > COPIES_SHARE * self.machine.host
+        return whole // max(1, self.shape.layers) if much else whole
 
     @property
     def copied(self) -> int:
