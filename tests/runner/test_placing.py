@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from permllm.api import run
+from permllm.evaluators.sparsity import Sparsity
 from permllm.models.decoder import Decoder
 from permllm.runner import placing
 from permllm.runner.placing import place_layers
@@ -87,3 +88,19 @@ def test_streamed_runs_are_the_same_to_the_bit(
     assert one[:2] == other[:2]
     assert one[2].keys() == other[2].keys()
     assert all(torch.equal(tensor, other[2][name]) for name, tensor in one[2].items())
+
+
+def test_an_evaluator_that_needs_no_model_leaves_it_at_home(
+    write_pipeline: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pipeline("llama-gqa", evaluate=["sparsity"], layers={"permutation": "none"})
+    halved(path.parent / "llama-gqa")
+    found = []
+
+    def look(self: Sparsity, model: Any, *others: Any) -> dict[str, float]:
+        found.append({one.dtype for one in model.model.layers.parameters()})
+        return {"sparsity": 0.5}
+
+    monkeypatch.setattr(Sparsity, "evaluate", look)
+    run(path, ["stream=never"], out=tmp_path / "out")
+    assert found == [{torch.bfloat16}] * 2
