@@ -111,7 +111,7 @@ class Footprint:
         """Bytes of the machine's own memory at the peak."""
         targets = self.target_bytes + (self.exported if self.pipeline.export else 0)
         if self.machine.device is not None:
-            return self.least + targets
+            return self.least + targets + self.entering
         return self.least + max(self.working + self.target_bytes, targets)
 
     @property
@@ -146,11 +146,22 @@ class Footprint:
             self.pipeline, self.shape, self.numbers.computed, self.layers, self.machine.bfloat16
         )
         if training_cost(self.pipeline, self.shape).batch and self.machine.device is None:
-            working = round(HELD * working)
+            working = round(HELD * (working + self.entering))
         widened = self.numbers.mapped not in (None, self.numbers.computed)
         if self.machine.device is None and widened and self.pipeline.stream != "always":
             working += self.numbers.computed * self.held
         return working
+
+    @property
+    def entering(self) -> int:
+        """Bytes of what enters the layers of a window that is streamed, in a learning step.
+
+        They lie in the machine's own memory, whatever computes.
+        """
+        others = window_layers(self.pipeline, self.shape) - self.layers
+        batch = training_cost(self.pipeline, self.shape).batch
+        tokens = batch * self.pipeline.calibration.length
+        return others * tokens * self.shape.hidden * self.numbers.computed
 
     @property
     def target_bytes(self) -> int:
@@ -222,7 +233,7 @@ def working_bytes(
         pipeline: what is done.
         shape: the model's sizes.
         number_bytes: of a number that is computed with.
-        held: how many layers are held at once; of the others of a window, what enters them.
+        held: how many layers are held at once.
         bfloat16: whether a training may multiply in bfloat16.
     """
     calibration, layers = pipeline.calibration, window_layers(pipeline, shape)
@@ -239,7 +250,6 @@ def working_bytes(
     copies = (number_bytes + 3 * multiplied) * share
     states = cost.batch * calibration.length * shape.hidden
     kept = ACTIVATIONS * held * states * multiplied
-    kept += (layers - held) * states * number_bytes
     # The loss holds the logits of both models and a gradient.
     return scores + statistics + copies + kept + 3 * cost.batch * logits
 

@@ -63,10 +63,10 @@ def test_a_streamed_window_takes_the_memory_of_a_layer_whatever_the_depth() -> N
     resident, deeper = (footprint(depth=depth, stream="never").device for depth in (16, 32))
     assert deeper > 1.8 * resident
     few, many = (footprint(depth=depth, stream="always") for depth in (16, 32))
-    # What enters each layer, and the logits, are all that there is more of.
-    states = 4 * 1024 * 4096 * 2
-    logits = 32 * 64 * 0.6 * 7 * 4096
-    assert many.device - few.device == pytest.approx(16 * (states + logits), rel=0.01)
+    # Of the logits, and of what enters each layer, is all that there is more of.
+    logits, states = 32 * 64 * 0.6 * 7 * 4096, 4 * 1024 * 4096 * 2
+    assert many.device - few.device == pytest.approx(16 * logits, rel=0.01)
+    assert many.host - few.host == pytest.approx(16 * states, rel=0.01)
     assert many.device < 12 * 10**9 < resident
 
 
