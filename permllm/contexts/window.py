@@ -275,11 +275,9 @@ class Window:
             group: its name.
             most: about how many rows are enough; of more, evenly spaced ones are taken.
         """
-        linears = self.groups[group].linears
-        step = 1
-        if most is not None:
-            step = math.ceil(sum(len(self.scores(linear)) for linear in linears) / most)
-        return torch.cat([self.scores(linear)[::step] for linear in linears])
+        scores = [self.scores(linear) for linear in self.groups[group].linears]
+        step = 1 if most is None else math.ceil(sum(map(len, scores)) / most)
+        return torch.cat([each[::step] for each in scores])
 
     def statistics(self, group: str) -> Mapping[str, Tensor]:
         """The statistics of a group's inputs, by name."""
