@@ -141,6 +141,12 @@ class _Header:
             block, bytes_of_block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
         except (ValueError, KeyError):
             raise ValueError(f"the tensor '{_shown(name)}' has the unknown type {kind}") from None
+        # Without any number, the other dimensions might be anything.
+        if 0 in shape:
+            raise ValueError(f"the tensor '{_shown(name)}' of {shape} holds no number")
+        if shape and shape[0] % block:
+            rows = f"rows of {shape[0]}, which are no blocks of {block}"
+            raise ValueError(f"the tensor '{_shown(name)}' has {rows}")
         return offset + math.prod(shape) * bytes_of_block // block
 
     def name(self) -> bytes:

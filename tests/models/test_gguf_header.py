@@ -52,6 +52,12 @@ BOMBS = {
     "blocks": header(0, 1, field("llama.block_count", UINT32, struct.pack("<I", 10**6))),
     "dimensions": header(1, 0, text("t"), struct.pack("<I", 2**31), bytes(64)),
     "a shape": header(1, 0, text("t"), struct.pack("<IQQIQ", 2, HUGE, HUGE, 0, 0), bytes(64)),
+    "a shape without a number": header(
+        1, 0, text("t"), struct.pack("<IQQIQ", 2, 0, HUGE, 0, 0), bytes(64)
+    ),
+    "rows that are no blocks": header(
+        1, 0, text("t"), struct.pack("<IQIQ", 1, 33, 8, 0), bytes(99)
+    ),
     "an offset": header(1, 0, text("t"), struct.pack("<IQIQ", 1, 1, 0, HUGE), bytes(64)),
     "a type": header(1, 0, text("t"), struct.pack("<IQIQ", 1, 1, 999, 0), bytes(64)),
     "a name that is no text": header(
