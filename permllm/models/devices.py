@@ -38,16 +38,15 @@ def pick_device(name: str) -> torch.device:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), given_cores()))
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        # What tensors say: cuda is not equal to cuda:0.
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"device '{name}' cannot be used: {reason}", hint="device: auto takes what is there"
         ) from error
-    return device
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype | None:

@@ -35,7 +35,7 @@ class Residency:
         first = next(model.parameters())
         self.device, self.opened_as = first.device, first.dtype
         inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-        self._around = [one for one in model.parameters() if id(one) not in inside]
+        self._around = {one for one in model.parameters() if id(one) not in inside}
         self._model = model
         self._staying: set[nn.Parameter] = set()
         self._homes: dict[nn.Parameter, Tensor] = {}
@@ -46,7 +46,10 @@ class Residency:
 
     def visit(self, tensor: Tensor, parameter: Tensor | None = None) -> Tensor:
         """A tensor as it is computed with, by itself or in place of a parameter."""
-        return tensor.to(self.device, self._type_of(tensor if parameter is None else parameter))
+        wanted = self._type_of(tensor if parameter is None else parameter)
+        # PyTorch would widen it before it copies, which then is twice as much.
+        narrow = min(tensor.dtype, wanted, key=lambda dtype: dtype.itemsize)
+        return tensor.to(self.device, narrow).to(wanted)
 
     def widened(self, tensor: Tensor, parameter: Tensor | None = None) -> Tensor:
         """A tensor where it is, or a parameter at home, in the type to compute with."""
@@ -61,6 +64,11 @@ class Residency:
             for one in parameters
             if self._differs(self.home(one), device)
         )
+
+    def staying_bytes(self, device: torch.device) -> int:
+        """What the copies of layers that stay on a device take there."""
+        copies = self._homes.keys() - self._around if device == self.device else ()
+        return sum(parameter.data.nbytes for parameter in copies)
 
     def place(self, device: torch.device, layers: Iterable[int]) -> None:
         """Have some layers, and all that is around the layers, compute on a device.

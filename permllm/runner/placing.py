@@ -9,7 +9,7 @@ from permllm.runner.preflight.footprint import SHARE, window_streams
 from permllm.runner.preflight.machine import free_memory
 
 
-def place_layers(decoder: Decoder, device: torch.device, layers: range | None, stream: str) -> None:
+def place_layers(decoder: Decoder, device: torch.device, layers: range | None, stream: str) -> bool:
     """Have a model compute on a device, some layers of which are wanted again and again.
 
     Args:
@@ -18,15 +18,19 @@ def place_layers(decoder: Decoder, device: torch.device, layers: range | None, s
         layers: those that are wanted; all where it is None.
         stream: ``always`` copies a layer each time that it runs, ``never`` once, ``auto`` once
             if the copies of all take no more than half of the memory that is free.
+
+    Returns:
+        whether they stay there.
     """
     wanted = range(len(decoder.layers)) if layers is None else layers
     stay = stream == "never"
     if stream == "auto":
-        # What lies there already is room that they may take again.
-        decoder.place(device, ())
         copied = decoder.residency.copied_bytes(wanted, device)
-        stay = copied <= SHARE * free_memory(device)
+        # What lies there already is room that they may take again.
+        room = free_memory(device) + decoder.residency.staying_bytes(device)
+        stay = copied <= SHARE * room
     decoder.place(device, wanted if stay else ())
+    return stay
 
 
 def streams_window(decoder: Decoder, device: torch.device, layers: range, stream: str) -> bool:

@@ -71,11 +71,14 @@ class LinearPruning:
         """A window that has no scores, with those of its metrics and pruners."""
         found: dict[str, Tensor] = {}
         checked: set[str] = set()
+        # Not the window itself, which will hold what makes its scores: such a circle, and the
+        # statistics in it, would stay in the device's memory until Python looks for circles.
+        group_of = {linear: window.group_of(linear) for linear in window.linears}
 
         def scores_of(linear: str) -> Tensor:
             if linear in found:
                 return found[linear]
-            made = self._metric_scores(linear, sums[window.group_of(linear)], linear not in checked)
+            made = self._metric_scores(linear, sums[group_of[linear]], linear not in checked)
             checked.add(linear)
             return made
 
@@ -361,9 +364,10 @@ class LayerPruning:
     @torch.no_grad()
     def _after(self, layer: int, stream: Stream, weights: Mapping[str, Tensor]) -> Stream:
         """The stream after a pruned layer."""
+        # Copied once, and not again for every batch.
+        here = {name: weight.to(self.linears.device) for name, weight in weights.items()}
         return [
-            (self.decoder.run_layer(layer, hidden, calls, weights), calls)
-            for hidden, calls in stream
+            (self.decoder.run_layer(layer, hidden, calls, here), calls) for hidden, calls in stream
         ]
 
 

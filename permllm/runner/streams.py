@@ -56,13 +56,14 @@ class Streams:
     def catch_up(self) -> None:
         """Move the streams through all finished windows."""
         for layers, weights in self.passed:
-            place_layers(self.decoder, self.device, layers, self.stream)
-            here = {name: weight.to(self.device) for name, weight in weights.items()}
+            # Those of layers that only visit the device visit it with them.
+            if place_layers(self.decoder, self.device, layers, self.stream):
+                weights = {name: weight.to(self.device) for name, weight in weights.items()}
             self.dense = self._joined(partial(self._dense, layers, self.dense))
             if self.dense_inputs:
                 self.pruned = self.dense
             else:
-                self.pruned = self._joined(partial(self._run, layers, self.pruned, here))
+                self.pruned = self._joined(partial(self._run, layers, self.pruned, weights))
         self.passed.clear()
 
     def keep(self, layer: int, rows: Tensor, make: Callable[[], Tensor]) -> Tensor:

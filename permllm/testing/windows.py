@@ -67,6 +67,7 @@ def toy_window(
     length: int = 12,
     seed: int = 0,
     needs: tuple[Statistic, ...] = (),
+    device: str | torch.device = "cpu",
 ) -> Window:
     """A window of a tiny LLaMA with random calibration tokens and Wanda scores.
 
@@ -78,28 +79,31 @@ def toy_window(
         length: tokens of each sequence.
         seed: of the weights, the tokens and the window.
         needs: statistics beyond Wanda's.
+        device: where it computes, such as that of :func:`permllm.testing.device.simulated_device`.
     """
+    device = torch.empty(0, device=device).device
     decoder = Decoder.trace(tiny_model("llama-gqa", seed=seed))
+    decoder.place(device)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(VOCABULARY, (sequences + held_out, length), generator=generator)
     calibration = (sequences + 1) // 2
     wanted = list(dict.fromkeys((SQUARE_SUM, TOKENS, *needs)))
-    calls = decoder.embed(tokens[:calibration])
+    calls = decoder.embed(tokens[:calibration].to(device))
     sums: Sums = {}
     stream = calls.hidden
     for layer in range(layers.stop):
         stream, share = decoder.statistics(layer, stream, calls, wanted)
         if layer in layers:
             add_sums(sums, share)
-    everything = decoder.embed(tokens)
+    everything = decoder.embed(tokens.to(device))
     inputs = everything.hidden
     with torch.no_grad():
         for layer in range(layers.start):
             inputs = decoder.run_layer(layer, inputs, everything)
     groups = {name: group for name, group in decoder.groups.items() if group.layer in layers}
-    metric, device = Wanda(), torch.device("cpu")
+    inputs = inputs.cpu()
     scores = {
-        linear: metric.scores(decoder.weight(linear), sums[name])
+        linear: Wanda().scores(decoder.weight(linear), sums[name])
         for name, group in groups.items()
         for linear in group.linears
     }

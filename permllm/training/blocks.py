@@ -148,11 +148,12 @@ class BlockedGroups:
         return cls(tuple(groups), window.streamed)
 
     def blocks(self, make: Callable[[int, int], Tensor]) -> Blocks:
-        """``make(count, size)`` for all ``count`` blocks of each size."""
+        """``make(count, size)`` for all ``count`` blocks of each size, on the window's device."""
         counts: Counter[int] = Counter()
         for group in self.groups:
             counts.update(dict(group.runs))
-        return Blocks({size: make(count, size) for size, count in counts.items()})
+        device = self.groups[0].start.device
+        return Blocks({size: make(count, size).to(device) for size, count in counts.items()})
 
     def per_group(self, make: Callable[[int, int], Tensor]) -> Blocks:
         """``make(groups, size)`` for the number of groups that have blocks of each size."""

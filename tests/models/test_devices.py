@@ -10,17 +10,22 @@ import torch
 from permllm.errors import UserError
 from permllm.models import devices
 from permllm.models.devices import DTYPES, pick_device, pick_dtype
+from permllm.testing.device import simulated_device
 
 
-@pytest.mark.parametrize(
-    ("cuda", "mps", "picked"), [(True, True, "cuda"), (False, True, "cpu"), (False, False, "cpu")]
-)
-def test_auto_takes_what_is_there(
-    cuda: bool, mps: bool, picked: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+@pytest.mark.parametrize("mps", [True, False])
+def test_auto_takes_what_is_there(mps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert pick_device("auto") == torch.device(picked)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with simulated_device():
+        assert pick_device("auto") == torch.device("cuda", 0)
+
+
+def test_a_device_is_called_as_tensors_call_it() -> None:
+    with simulated_device():
+        device = pick_device("cuda")
+        assert torch.zeros(1, device="cuda").device == device != torch.device("cuda")
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "abacus"])

@@ -127,11 +127,15 @@ def this_machine(device: torch.device) -> Machine:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken on a device; no limit is known of others than CUDA's."""
+    """Bytes that may still be taken on a device; no limit is known of others than CUDA's.
+
+    What PyTorch keeps of CUDA's memory for its next tensors is free, too.
+    """
     if device.type == "cpu":
         return available_memory()
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return 2**63
 
 

@@ -1,0 +1,1 @@
+"""What the simulated device is made of; tests use :mod:`permllm.testing.device`."""
