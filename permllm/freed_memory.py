@@ -38,5 +38,28 @@ def give_back_freed_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def limit_freed_memory(most: int = 2**29) -> None:
+    """Give back what is free, if it is more than so many bytes (glibc only)."""
+    library = _glibc()
+    if library is None or not hasattr(library, "mallinfo2"):
+        return
+    look = library.mallinfo2
+    look.restype = _Heap
+    if look().fordblks > most:
+        library.malloc_trim(0)
+
+
+class _Heap(ctypes.Structure):
+    """What the C library says of its heap: ``mallinfo2``; ``fordblks`` are free bytes."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+            "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -31,3 +31,26 @@ def test_memory_is_kept_for_the_next_tensors() -> None:
         return int(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
 
     assert faults("keep") < faults("leave") / 10
+
+
+HOLES = """
+import re, sys, torch
+from permllm.freed_memory import keep_freed_memory, limit_freed_memory
+def own():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+keep_freed_memory()
+kept = [torch.ones(2**20) for _ in range(256)]  # 4 MiB each
+del kept[::2]
+if sys.argv[1] == "limit":
+    limit_freed_memory(2**28)
+print(own())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to")
+def test_holes_are_given_back_once_they_are_many() -> None:
+    def own(mode: str) -> float:
+        run = [sys.executable, "-c", HOLES, mode]
+        return float(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+
+    assert own("leave") - own("limit") > 400

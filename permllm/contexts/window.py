@@ -19,6 +19,7 @@ from permllm.contexts.sequences import Sequences
 from permllm.core.patterns import Pattern
 from permllm.core.remade import Remade
 from permllm.errors import RunFailed
+from permllm.freed_memory import limit_freed_memory
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 
@@ -455,6 +456,11 @@ class Window:
                     hidden = checkpoint(run, hidden, use_reentrant=False)
             else:
                 hidden = run(hidden)
+            if self.streamed:
+                # Between what layers keep there are holes, which those of the next do not fit.
+                limit_freed_memory()
+                if hidden.requires_grad:
+                    hidden.register_hook(lambda gradient: limit_freed_memory())
             yield hidden
 
 
