@@ -117,8 +117,7 @@ def masked_in_order(
     if has_fused_kernels(weight.device):
         return _fused(weight.detach(), scores.detach(), permutation, channels, pattern)
     if weight.device.type != "cpu":
-        mask = nm_mask_by_rows(scores.index_select(0, permutation), pattern)
-        return kept(weight, mask.index_select(0, invert(channels)))
+        return masked_by_operations(weight, scores, permutation, channels, pattern)
     # Imported late: numba takes a moment, and a machine with a GPU has no use for it.
     from permllm.core.kernels import masked_on_cpu
 
@@ -134,6 +133,19 @@ def masked_in_order(
         masked.numpy(),
     )
     return masked.view(weight.dtype)
+
+
+def masked_by_operations(
+    weight: Tensor, scores: Tensor, permutation: Tensor, channels: Tensor, pattern: Pattern
+) -> Tensor:
+    """:func:`masked_in_order` in tensor operations, for devices without kernels of ours.
+
+    Args:
+        weight, scores, permutation, pattern: as there.
+        channels: ``LongTensor[C_in]``, for each place the row of ``weight``.
+    """
+    mask = nm_mask_by_rows(scores.index_select(0, permutation), pattern)
+    return kept(weight, mask.index_select(0, invert(channels)))
 
 
 def _fused(
