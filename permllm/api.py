@@ -26,6 +26,7 @@ from permllm.results import LayerReport, Results, RunResult
 from permllm.runner.allocating import allocated
 from permllm.runner.caching.store import DEFAULT_LIMIT
 from permllm.runner.calibration import read_sequences, wished_sequences
+from permllm.runner.determinism import deterministic
 from permllm.runner.one_run import overall
 from permllm.runner.opening import open_decoder
 from permllm.runner.reporting import Reporter
@@ -137,6 +138,7 @@ def prune(
         return WindowLoop.of(*chain, constraints=constraints, settings=settings).prune()
 
     with ExitStack() as stack:
+        stack.enter_context(deterministic(pipeline.deterministic))
         folder = stack.enter_context(TemporaryDirectory()) if out is None else out
         run = Run(layers.permutation.name, pipeline, {}, opened(Path(folder)))
         # The dense model is nobody's business here: the only run takes the first one's place.

@@ -298,6 +298,10 @@ class Evaluator(Component):
     """Whether the figures depend on the dense model or the held-out sequences of the
     context; where they do not, runs with other calibration text can share them."""
 
+    needs_model: ClassVar[bool] = True
+    """False for one that never runs the model, for which nothing of it is copied to the device:
+    its parameters are where and in what type they were saved."""
+
     repeatable: ClassVar[bool] = True
     """False for figures that vary from time to time, such as speed: they are measured anew
     instead of being taken from the cache."""

@@ -37,12 +37,15 @@ def clock(seconds: float) -> str:
 
 
 def memory(count: float) -> str:
-    """Bytes in MiB or GiB.
+    """Bytes in MiB, GiB or TiB.
 
-    >>> memory(3.3e9), memory(200e6)
-    ('3.1 GiB', '191 MiB')
+    >>> memory(3.3e9), memory(200e6), memory(20e12)
+    ('3.1 GiB', '191 MiB', '18.2 TiB')
     """
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    for size, unit in ((2**40, "TiB"), (2**30, "GiB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 2**20:.0f} MiB"
 
 
 def number(value: float) -> str:

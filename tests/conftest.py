@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 import pytest
+from forks import Forks, Processes
 from hypothesis import HealthCheck, Phase, settings
 
 from permllm.commands import BORROWED
@@ -83,6 +84,41 @@ def users_shell() -> Iterator[None]:
         for name in BORROWED:
             patch.delenv(name, raising=False)
         yield
+
+
+WARM = """\
+permllm: 1
+name: warm
+model: {source: directory, path: model}
+calibration: {dataset: {name: text, path: text.txt}, sequences: 4, length: 16, held_out: 2}
+pattern: "2:4"
+layers:
+  permutation: {name: lcp, steps: 2, batch: 2, block: 8, start: {name: cp, rounds: 2, steps: 2}}
+evaluate:
+  - {name: perplexity, dataset: {name: text, path: text.txt}, length: 16, max_tokens: 128}
+export: [masked, permuted]
+track: {}
+"""
+
+
+@pytest.fixture(scope="session")
+def forks(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_project: Write,
+    own_cache: None,
+    users_shell: None,
+) -> Iterator[Forks | Processes]:
+    """Calls of ``permllm`` without waiting for its imports, in forks of one process.
+
+    What is compiled and cached while the first study runs is there in all of them.
+    """
+    if sys.platform != "linux":
+        yield Processes()
+        return
+    folder = tiny_project(tmp_path_factory.mktemp("forks").resolve(), WARM)
+    begun = Forks(folder, ["run", "tiny.yaml", "--out", "warm"])
+    yield begun
+    begun.close()
 
 
 # --- packages as they lie in an installed environment, without building any --------

@@ -20,6 +20,12 @@ from permllm.printing import echo
     is_flag=True,
     help="It will run on another machine: too little memory or disk here is only a warning.",
 )
+@click.option(
+    "--on",
+    metavar="MACHINE",
+    help="Estimate for another machine: cpu, rtx4090, a100, h100, h200, or "
+    "flops=1e15,memory=80e9,link=50e9.",
+)
 @no_plugin_option
 @debug_option
 def command(
@@ -27,6 +33,7 @@ def command(
     settings: tuple[str, ...],
     out: Path | None,
     elsewhere: bool,
+    on: str | None,
     no_plugin: tuple[str, ...],
 ) -> None:
     """Find what is wrong with FILE, and estimate time, memory and disk.
@@ -34,12 +41,15 @@ def command(
     Everything is looked at that can be known without loading weights or starting a run.
     """
     from permllm.runner.preflight.check import check_plan
+    from permllm.runner.preflight.machine import machine_named
     from permllm.runs.plan import make_plan
 
+    machine = None if on is None else machine_named(on)
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings, out)
     for line in plugin_lines(plan.pipeline.plugins, registry):
         echo(line)
-    for line in check_plan(plan, file, elsewhere=elsewhere).lines():
+    checked = check_plan(plan, file, elsewhere=elsewhere or machine is not None, on=machine)
+    for line in checked.lines():
         echo(line)
     echo(f"{file} is fine")

@@ -14,12 +14,14 @@ class Workload:
         length: tokens of each.
         groups: permutation groups of the whole model, about.
         linears: ``C_out, C_in`` of each linear that is pruned; for a pruner its own.
+        window: the share of the model's layers that a window has.
     """
 
     sequences: int
     length: int
     groups: int
     linears: tuple[tuple[int, int], ...] = ()
+    window: float = 1.0
 
 
 @attrs.frozen

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Protocol
 
 import attrs
 import torch
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from permllm.contexts.sequences import Sequences
@@ -273,11 +275,9 @@ class Window:
             group: its name.
             most: about how many rows are enough; of more, evenly spaced ones are taken.
         """
-        linears = self.groups[group].linears
-        step = 1
-        if most is not None:
-            step = math.ceil(sum(len(self.scores(linear)) for linear in linears) / most)
-        return torch.cat([self.scores(linear)[::step] for linear in linears])
+        scores = [self.scores(linear) for linear in self.groups[group].linears]
+        step = 1 if most is None else math.ceil(sum(map(len, scores)) / most)
+        return torch.cat([each[::step] for each in scores])
 
     def statistics(self, group: str) -> Mapping[str, Tensor]:
         """The statistics of a group's inputs, by name."""
@@ -446,9 +446,15 @@ class Window:
         hidden = calls.hidden if inputs is None else inputs[rows].to(self.device)
         weights = self.tensors.assembled(weights)
         recompute = recompute or self.streamed
+        # What enters the layers is little beside the layers, and much if it is of all of them.
+        apart = self.streamed and self.device.type != "cpu"
         for layer in self.layers:
             run = partial(self.decoder.run_layer, layer, calls=calls, weights=weights)
-            hidden = checkpoint(run, hidden, use_reentrant=False) if recompute else run(hidden)
+            if recompute:
+                with save_on_cpu() if apart else nullcontext():
+                    hidden = checkpoint(run, hidden, use_reentrant=False)
+            else:
+                hidden = run(hidden)
             yield hidden
 
 

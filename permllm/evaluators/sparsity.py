@@ -30,6 +30,7 @@ class Sparsity(Evaluator):
 
     name: ClassVar[str] = "sparsity"
     compares: ClassVar[bool] = False
+    needs_model: ClassVar[bool] = False
 
     def cost(self, workload: Workload) -> ComponentCost:
         """None to speak of: no token goes through the model."""

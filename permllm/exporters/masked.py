@@ -53,14 +53,15 @@ class Masked(Exporter):
 
 
 def _write(context: ExportContext, directory: Path) -> None:
-    from permllm.formats.export_files import check_complete
+    from permllm.formats.export_files import SHARD_BYTES, check_complete
     from permllm.formats.finishing import finish, unmoved
     from permllm.formats.stored import in_stored_order
 
     model, decoder, dtype = context.model, context.decoder, context.dtype
     storage = unmoved(decoder)
-    with in_stored_order(decoder, storage, dtype), as_for_users(model), without_bars():
-        model.save_pretrained(directory)
+    stored = in_stored_order(decoder, storage, dtype, directory)
+    with stored, as_for_users(model), without_bars():
+        model.save_pretrained(directory, max_shard_size=SHARD_BYTES)
     check_complete(directory, model)
     write_extras(context, directory, model_card(context, ABOUT, sparse=NOT_SPARSE))
     finish(directory, "masked", decoder, storage, context.patterns, held={}, dtype=dtype)

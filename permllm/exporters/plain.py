@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from permllm.core.patterns import Pattern, is_nm
 from permllm.errors import RunFailed
 from permllm.exporters.writing import as_for_users, without_bars
-from permllm.formats.export_files import read_tensors
+from permllm.formats.export_files import SHARD_BYTES, read_tensors
 from permllm.formats.stored import in_stored_order, parameter_patterns
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def write_plain(
         pattern and axis of the pruned tensors, by their name in the files.
     """
     for options in ({}, {"save_original_format": False}):
-        with in_stored_order(decoder, storage, dtype), as_for_users(decoder.model), without_bars():
-            decoder.model.save_pretrained(directory, **options)
+        stored = in_stored_order(decoder, storage, dtype, directory)
+        with stored, as_for_users(decoder.model), without_bars():
+            decoder.model.save_pretrained(directory, max_shard_size=SHARD_BYTES, **options)
         held = _held(decoder, patterns, directory)
         if held is not None:
             return held

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from permllm.available_memory import available_memory
 from permllm.core.patterns import Pattern
+from permllm.files import workplace
 from permllm.folding.fold import reordered
 from permllm.folding.plan import StoragePlan
 from permllm.folding.residual import moved
+from permllm.formats.export_files import read_tensors, write_file
 from permllm.formats.gathers import BUFFER
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Linear
+
+COPIES_SHARE = 0.25
+"""Of the memory that is free, what copies of a model's layers may take while it is saved."""
 
 
 @attrs.frozen(eq=False)
@@ -103,25 +110,65 @@ def layer_parameters(decoder: Decoder, storage: StoragePlan, index: int) -> dict
 
 @contextmanager
 def in_stored_order(
-    decoder: Decoder, storage: StoragePlan, dtype: torch.dtype | None = None
+    decoder: Decoder,
+    storage: StoragePlan,
+    dtype: torch.dtype | None = None,
+    directory: Path | None = None,
 ) -> Iterator[None]:
-    """Give the model's parameters their stored order (and dtype) for the block."""
+    """Give the model's parameters their stored order (and dtype) for the block.
+
+    Args:
+        decoder: the model.
+        storage: how it is stored.
+        dtype: of all floating-point parameters; their own where it is None.
+        directory: where copies of layers may lie meanwhile that would take much of the memory.
+
+    Raises:
+        OSError: they cannot be written there.
+    """
     kept: list[tuple[nn.Parameter, Tensor]] = []
-    try:
+    with ExitStack() as stack:
+        stack.callback(_give_back, kept)
+        folder = None
+        if directory is not None and _is_much(decoder, dtype):
+            folder = stack.enter_context(workplace(directory))
         for index, layer in enumerate(decoder.layers):
             new = layer_parameters(decoder, storage, index)
+            own = {name: one.data for name, one in layer.named_parameters()}
+            stored = {name: _converted(new.get(name, one), dtype) for name, one in own.items()}
+            if folder is not None:
+                changed = {name: one for name, one in stored.items() if one is not own[name]}
+                stored |= _mapped(folder / f"{index}.safetensors", changed)
             for name, parameter in layer.named_parameters():
                 kept.append((parameter, parameter.data))
-                parameter.data = _converted(new.get(name, parameter.data), dtype)
+                parameter.data = stored[name]
         inside = {id(parameter) for parameter, _ in kept}
         for name, parameter in decoder.model.named_parameters():
             if id(parameter) not in inside:
                 kept.append((parameter, parameter.data))
                 parameter.data = _converted(_in_stream(storage, name, parameter.data), dtype)
         yield
-    finally:
-        for parameter, data in kept:
-            parameter.data = data
+
+
+def _give_back(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
+    for parameter, data in kept:
+        parameter.data = data
+
+
+def _is_much(decoder: Decoder, dtype: torch.dtype | None) -> bool:
+    """Whether copies of all layers would take much of the memory."""
+    copies = sum(
+        one.numel() * (one.dtype if dtype is None else dtype).itemsize
+        for layer in decoder.layers
+        for one in layer.parameters()
+    )
+    return copies > COPIES_SHARE * available_memory()
+
+
+def _mapped(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors mapped from a file that they are written to."""
+    write_file(path, {name: one.contiguous() for name, one in tensors.items()})
+    return {name: tensor for name, tensor, _ in read_tensors(path)}
 
 
 def parameter_patterns(
@@ -150,8 +197,9 @@ def _in_stream(storage: StoragePlan, name: str, tensor: Tensor) -> Tensor:
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to(wanted)
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
+        return tensor
+    return tensor.detach().to(dtype)
 
 
 def _ready(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

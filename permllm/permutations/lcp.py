@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from permllm.components import PermutationLearner
+from permllm.contexts.cost import ComponentCost, Workload
 from permllm.core.remade import in_pieces
 from permllm.core.sinkhorn import sinkhorn
 from permllm.option import option
@@ -35,6 +36,10 @@ from permllm.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
+
+
+LOGIT_BYTES = 32
+"""For each logit: itself, Adam's averages, its gradient, and soft permutations with theirs."""
 
 
 @attrs.frozen
@@ -117,6 +122,13 @@ class Lcp(TrainingOptions, PermutationLearner):
     start: PermutationLearner = option(
         factory=Cp, help="learner whose order the blocks are cut from"
     )
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """Of the training and what it starts from; and of the logits, with all that learns them."""
+        widths = [c_in for _, c_in in workload.linears]
+        channels = workload.window * workload.groups * sum(widths) / max(1, len(widths))
+        logits = ComponentCost(bytes=round(LOGIT_BYTES * self.block * channels))
+        return logits + super().cost(workload)
 
     def learn(self, window: Window) -> dict[str, Tensor]:
         """One permutation per group, trained through the window.

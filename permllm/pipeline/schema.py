@@ -180,4 +180,9 @@ class Pipeline:
         "stay there as long as a window is worked on (never), or as memory allows (auto)",
         choices=("auto", "always", "never"),
     )
+    deterministic: bool = option(
+        False,
+        help="refuse operations of a GPU whose sums come out differently from time to time, and "
+        "take slower ones; on a CPU the same threads give the same bits in any case",
+    )
     seed: int = option(0, help="seed of everything random", minimum=0, maximum=MAX_SEED)

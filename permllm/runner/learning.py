@@ -44,14 +44,14 @@ class Learning:
         if not self.constraints:
             return self.permutations(learner, window)
         constrained = ConstrainedWindow.of(window, self.constraints)
-        # Where every group keeps its order, there is nothing to learn.
-        outcome = Outcome({}, Cost())
-        if constrained.view.groups:
-            outcome = self.permutations(learner, constrained.view)
+        outcome = self.permutations(learner, constrained.view)
         return attrs.evolve(outcome, tensors=constrained.expanded(outcome.tensors))
 
     def permutations(self, learner: PermutationLearner, window: Window) -> Outcome:
         """What a learner learns for a window, now or in an earlier run."""
+        # Where every linear stays dense or every group keeps its order, there is nothing to learn.
+        if not window.groups:
+            return Outcome({}, Cost())
 
         def learn(log: list[Any]) -> dict[str, Tensor]:
             watched = attrs.evolve(

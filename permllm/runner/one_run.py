@@ -210,7 +210,10 @@ class OneRun:
     ) -> dict[str, float]:
         decoder, loaded = self.shared.decoder, self.shared.model
         weights = pruned.weights if pruned else {}
-        place_layers(decoder, self.shared.device, None, self.run.pipeline.stream)
+        if evaluator.needs_model:
+            place_layers(decoder, self.shared.device, None, self.run.pipeline.stream)
+        else:
+            decoder.place("cpu", ())
         progress = partial(self.shared.reporter.progress, stage)
         context = attrs.evolve(surroundings, progress=progress)
         if evaluator.compares:

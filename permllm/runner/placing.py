@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 
 from permllm.models.decoder import Decoder
-from permllm.runner.preflight.check import available_memory
-
-SHARE = 0.5
-"""Of the free memory, what copies of layers may take; the rest is for what is computed."""
-
-WINDOW_BYTES = 16
-"""What a window holds for each weight while it learns, about: scores, transposed copies, pruned
-weights and their gradients."""
+from permllm.runner.preflight.footprint import SHARE, window_streams
+from permllm.runner.preflight.machine import free_memory
 
 
 def place_layers(decoder: Decoder, device: torch.device, layers: range | None, stream: str) -> None:
@@ -40,18 +34,7 @@ def streams_window(decoder: Decoder, device: torch.device, layers: range, stream
 
     Args:
         decoder, device, stream: as in :func:`place_layers`.
-        layers: of the window. What a single one holds is there while it runs in any case.
+        layers: of the window.
     """
-    if len(layers) == 1 or stream != "auto":
-        return len(layers) > 1 and stream == "always"
     weights = decoder.entries * len(layers) // len(decoder.layers)
-    return WINDOW_BYTES * weights > SHARE * free_memory(device)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken on a device; no limit is known of others than CUDA's."""
-    if device.type == "cpu":
-        return available_memory()
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return 2**63
+    return window_streams(weights, len(layers), stream, free_memory(device))

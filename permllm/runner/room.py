@@ -37,7 +37,8 @@ def room_for(what: str, pipeline: Pipeline, layers: int = 1) -> Iterator[None]:
 def smaller(pipeline: Pipeline, layers: int) -> list[str]:
     """The options that take less memory than as they are, those that take most of it first."""
     calibration, window = pipeline.calibration, pipeline.layers.window
-    hints = [f"a smaller layers.window (it is {window})"] if layers > 1 else []
+    hints = ["stream: always"] if pipeline.stream != "always" else []
+    hints += [f"a smaller layers.window (it is {window})"] if layers > 1 else []
     training = [one for one in components_in(pipeline.layers) if hasattr(one, "recompute")]
     if training and not all(one.recompute for one in training):
         hints.append("recompute: true")

@@ -13,6 +13,7 @@ from torch import Tensor
 from permllm.core.digest import tensor_digest
 from permllm.models.decoder import Decoder
 from permllm.runner.caching.memo import Stages
+from permllm.runner.caching.store import STATES
 from permllm.runner.calibration import Sequences
 from permllm.runner.placing import place_layers
 
@@ -30,6 +31,7 @@ class Streams:
         device: where layers compute.
         stages: keeps the dense model's states.
         dense_inputs: whether windows see what the dense layers hand on.
+        windows: how many windows the streams go through.
         stream: whether layers visit the device or stay there; see :func:`place_layers`.
         dense, pruned: the streams.
         passed: finished windows that the streams have not gone through yet: their layers
@@ -41,6 +43,7 @@ class Streams:
     device: torch.device
     stages: Stages
     dense_inputs: bool = False
+    windows: int = 1
     stream: str = "auto"
     dense: Tensor | None = None
     pruned: Tensor | None = None
@@ -66,8 +69,9 @@ class Streams:
         """Dense states at the end of the layer before ``layer``, computed once for all runs."""
         tokens = self.sequences.tokens[rows]
         halved = torch.is_autocast_enabled(self.device.type)
-        key = self.stages.key("states", lambda: [layer, tensor_digest(tokens), halved])
-        return self.stages.part("states", key, make).to(self.device)
+        key = self.stages.key(STATES, lambda: [layer, tensor_digest(tokens), halved])
+        parts = self.windows * len(self.sequences.batches())
+        return self.stages.part(STATES, key, make, parts).to(self.device)
 
     def batches(self, stream: Tensor | None, rows: Tensor) -> list[tuple[Tensor, Any]]:
         """A stream in batches, with the layers' other arguments."""

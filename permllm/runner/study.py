@@ -17,6 +17,7 @@ from permllm.pipeline.reading import resolved
 from permllm.registry import Registry
 from permllm.results import Results, RunResult
 from permllm.runner.caching.store import DEFAULT_LIMIT, Cache
+from permllm.runner.determinism import deterministic
 from permllm.runner.identity import RunIdentity, believed
 from permllm.runner.one_run import OneRun
 from permllm.runner.reporting import Reporter
@@ -66,6 +67,7 @@ def run_study(
     folder.check_free(folder.opened(plan.out))
     with owned(plan.out, early.append), ExitStack() as stack:
         folder.claim(plan.out, resolved(plan.pipeline, registry), resume=resume)
+        stack.enter_context(deterministic(plan.pipeline.deterministic))
         stack.enter_context(observed(plan, registry, observers, reporter))
         for message in early:
             reporter.warn(message)

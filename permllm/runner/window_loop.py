@@ -113,7 +113,8 @@ class WindowLoop:
         reporter = Reporter(hook, run)
         keys = ChainKeys(stages, pipeline, sequences, settings, layer_of)
         dense = pipeline.layers.inputs == "dense"
-        streams = Streams(decoder, sequences, device, stages, dense, pipeline.stream)
+        windows = len(cut_windows(len(decoder.layers), pipeline.layers.window))
+        streams = Streams(decoder, sequences, device, stages, dense, windows, pipeline.stream)
         gathering = Gathering(decoder, sequences, device, streams, stages, keys, reporter)
         linears = LinearPruning(decoder, settings, device, keys.component)
         return cls(

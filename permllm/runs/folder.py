@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -95,9 +96,17 @@ def _pipeline_in(path: Path) -> str | None:
     return data.get("name") if isinstance(data, dict) else None
 
 
+LONGEST_SLUG = 120
+"""Characters of the longest name that a label becomes: file systems have 255."""
+
+
 def slug(label: str) -> str:
-    """``label`` as a folder's name: letters, digits, dots and hyphens."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-") or "run"
+    """``label`` as a folder's name: letters, digits, dots and hyphens; cut and hashed if long."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", label).strip("-.") or "run"
+    if len(name) <= LONGEST_SLUG:
+        return name
+    digest = hashlib.sha256(label.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST_SLUG - len(digest) - 1].rstrip('-.')}-{digest}"
 
 
 def unique_slugs(labels: Sequence[str]) -> list[str]:

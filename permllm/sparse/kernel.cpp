@@ -135,24 +135,38 @@ void tile(const Problem<typename Machine::Value, typename Machine::Input>& p, in
 
 template <class Machine, int Bits, int Rows>
 void rows_by_tokens(const Problem<typename Machine::Value, typename Machine::Input>& p,
-                    int64_t row) {
-  int64_t token = 0;
-  for (; token + 4 <= p.tokens; token += 4) tile<Machine, Bits, Rows, 4>(p, row, token);
-  if (token + 2 <= p.tokens) {
+                    int64_t row, int64_t token, int64_t end) {
+  for (; token + 4 <= end; token += 4) tile<Machine, Bits, Rows, 4>(p, row, token);
+  if (token + 2 <= end) {
     tile<Machine, Bits, Rows, 2>(p, row, token);
     token += 2;
   }
-  if (token < p.tokens) tile<Machine, Bits, Rows, 1>(p, row, token);
+  if (token < end) tile<Machine, Bits, Rows, 1>(p, row, token);
 }
 
+// Inputs of so many bytes stay in the first cache beside the weights that pass through it, and
+// weights of so many in the second.
+constexpr int64_t kInputBytes = 20 << 10, kWeightBytes = 128 << 10;
+
+// One row at a time is one stream of weights. Tokens come in parts whose inputs stay in the first
+// cache, each of which meets rows that stay in the second. Where there is no room for four tokens,
+// four rows share inputs that are read from further away.
 template <class Machine, int Bits>
 void register_rows(const Problem<typename Machine::Value, typename Machine::Input>& p,
                    int64_t begin, int64_t end) {
-  int64_t row = begin;
-  // One token reads one stream of weights; more tokens share their inputs among four rows.
-  if (p.tokens > 1)
-    for (; row + 4 <= end; row += 4) rows_by_tokens<Machine, Bits, 4>(p, row);
-  for (; row < end; ++row) rows_by_tokens<Machine, Bits, 1>(p, row);
+  const int64_t fitting = kInputBytes / std::max<int64_t>(1, p.c_in * int64_t{sizeof(*p.x)});
+  if (fitting < std::min<int64_t>(4, p.tokens)) {
+    for (; begin + 4 <= end; begin += 4) rows_by_tokens<Machine, Bits, 4>(p, begin, 0, p.tokens);
+    for (; begin < end; ++begin) rows_by_tokens<Machine, Bits, 1>(p, begin, 0, p.tokens);
+    return;
+  }
+  const int64_t part = p.tokens <= fitting ? p.tokens : fitting / 4 * 4;
+  const int64_t row_bytes = p.kept * int64_t{sizeof(*p.values)} + p.row_bytes;
+  const int64_t rows = std::max<int64_t>(1, kWeightBytes / std::max<int64_t>(1, row_bytes));
+  for (int64_t first = begin; first < end; first += rows)
+    for (int64_t token = 0; token < p.tokens; token += part)
+      for (int64_t row = first; row < std::min(first + rows, end); ++row)
+        rows_by_tokens<Machine, Bits, 1>(p, row, token, std::min(token + part, p.tokens));
 }
 #endif
 

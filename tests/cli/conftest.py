@@ -1,4 +1,4 @@
-"""Calls of the command line in processes of their own, and a tiny model to call it on."""
+"""Calls of the command line, and a tiny model to call it on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forks
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -37,22 +38,15 @@ def environment(**variables: str) -> dict[str, str]:
     return kept | ENVIRONMENT | variables
 
 
-def call(
-    *words: str | Path, cwd: Path | None = None, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """``python -m permllm …`` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "permllm", *map(str, words)],
-        cwd=cwd,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.fixture(scope="session")
-def permllm() -> Call:
+def permllm(forks: Forks) -> Call:
+    """``python -m permllm …`` to its end; plots are not drawn unless they are asked for."""
+
+    def call(
+        *words: str | Path, cwd: Path | None = None, draw: bool = False, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        return forks.run(*words, cwd=cwd, environment=environment(**variables), sketch=not draw)
+
     return call
 
 

@@ -79,3 +79,15 @@ def test_a_quantised_model_is_refused(permllm, project: Path, tmp_path: Path) ->
     assert done.returncode == 2
     assert "is quantised (gptq)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_estimate_for_another_machine(permllm, project: Path) -> None:
+    done = permllm("check", "tiny.yaml", "--on", "h100", cwd=project)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "estimate" in line]
+    assert line.startswith("estimate on h100: about ")
+    assert " of the device's memory, " in line
+    wrong = permllm("check", "tiny.yaml", "--on", "h10", cwd=project)
+    assert wrong.returncode == 2
+    assert "no machine 'h10' is known" in wrong.stderr
+    assert "did you mean 'h100'?" in wrong.stderr

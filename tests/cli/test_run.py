@@ -18,7 +18,7 @@ from permllm.files import read_sealed
 def finished(permllm, project: Path, tmp_path_factory: pytest.TempPathFactory):
     """A run with ``--json``, done once for all tests that only look at it."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    done = permllm("run", "tiny.yaml", "--json", "--out", out, cwd=project)
+    done = permllm("run", "tiny.yaml", "--json", "--out", out, cwd=project, draw=True)
     assert done.returncode == 0, done.stderr
     return done, out
 

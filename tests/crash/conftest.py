@@ -6,19 +6,15 @@ A share of the kills is done by default, and all of them with ``PERMLLM_CRASH=fu
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from forks import Forks
 
 from permllm.files import listing, read_sealed
 from permllm.runs.windows import load_window, read_window_record
@@ -40,93 +36,6 @@ track: {mlflow: {run_name: study}}
 
 OF_TIME = ("seconds", "peak_memory_bytes")
 """What may differ from one attempt to the next."""
-
-
-class Forks:
-    """Calls of ``permllm``, each in a fork of one process that has imported everything."""
-
-    def __init__(self, folder: Path, warm: list[str]) -> None:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "NUMBA_NUM_THREADS": "1",
-            # GNU OpenMP, the usual layer, ends forks.
-            "NUMBA_THREADING_LAYER": "workqueue",
-            "COLUMNS": "160",
-        }
-        environment.pop("MLFLOW_TRACKING_URI", None)
-        self.folder, self.calls = folder, 0
-        with (folder / "server.log").open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("server.py")), *warm],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=folder,
-                env=environment,
-                text=True,
-            )
-        if not self._answer().get("ready"):
-            raise RuntimeError((folder / "server.log").read_text())
-
-    def start(self, *words: str | Path, **order: Any) -> Called:
-        """Begin a call; the keywords are those of an order to the server."""
-        self.calls += 1
-        log = self.folder / f"{self.calls}.log"
-        order = {"words": [*map(str, words)], "cwd": str(self.folder), "log": str(log)} | order
-        return Called(self, int(self._ask(order)["pid"]), log)
-
-    def call(self, *words: str | Path, **order: Any) -> Called:
-        """A call to its end."""
-        called = self.start(*words, **order)
-        called.wait()
-        return called
-
-    def wait(self, pid: int) -> int:
-        """The exit code of a call."""
-        return int(self._ask({"wait": pid})["code"])
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.wait()
-        self.process.stdout.close()
-
-    def _ask(self, order: dict[str, Any]) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline() or "{}")
-        return answer
-
-
-@attrs.define(eq=False)
-class Called:
-    """A call: its process, what it prints, and its exit code once it was waited for."""
-
-    forks: Forks
-    pid: int
-    log: Path
-    code: int | None = None
-
-    def wait(self) -> int:
-        if self.code is None:
-            self.code = self.forks.wait(self.pid)
-        return self.code
-
-    def kill(self) -> int:
-        """End it, however far it is."""
-        os.kill(self.pid, signal.SIGKILL)
-        return self.wait()
-
-    @property
-    def printed(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 @attrs.frozen(eq=False)
@@ -255,32 +164,28 @@ def _difference(expected: Any, found: Any) -> str:
 
 @pytest.fixture(scope="session")
 def studies(
-    tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[..., Path]
-) -> Iterator[Studies]:
+    tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[..., Path], forks: Forks
+) -> Studies:
     folder = tiny_project(tmp_path_factory.mktemp("crash").resolve(), PIPELINE)
-    # What is compiled and cached while a study runs is there in every fork then.
-    forks = Forks(folder, ["run", "tiny.yaml", "--out", "warm/out", "--set", "track={}"])
-    try:
-        # To make the tables takes longer than the study.
-        first = forks.call(
-            "run",
-            "tiny.yaml",
-            "--out",
-            "first/out",
-            "--set",
-            "layers.permutation=none",
-            "--set",
-            "export=[]",
-            sketch=True,
-        )
-        assert first.code == 0, first.printed
-        with sqlite3.connect(folder / "first/mlflow.db") as store:
-            store.execute("pragma foreign_keys = off")
-            for table in ("metrics", "latest_metrics", "params", "tags", "runs", "experiment_tags"):
-                store.execute(f"delete from {table}")
-            store.execute("delete from experiments where experiment_id > 0")
-        store.close()
-        shutil.copy(folder / "first/mlflow.db", folder / "empty.db")
-        yield Studies(folder, forks)
-    finally:
-        forks.close()
+    forks = forks.at(folder)
+    # To make the tables takes longer than the study.
+    first = forks.call(
+        "run",
+        "tiny.yaml",
+        "--out",
+        "first/out",
+        "--set",
+        "layers.permutation=none",
+        "--set",
+        "export=[]",
+        sketch=True,
+    )
+    assert first.code == 0, first.printed
+    with sqlite3.connect(folder / "first/mlflow.db") as store:
+        store.execute("pragma foreign_keys = off")
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs", "experiment_tags"):
+            store.execute(f"delete from {table}")
+        store.execute("delete from experiments where experiment_id > 0")
+    store.close()
+    shutil.copy(folder / "first/mlflow.db", folder / "empty.db")
+    return Studies(folder, forks)

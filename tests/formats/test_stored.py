@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from permllm.core.patterns import Pattern, is_nm
+from permllm.formats import stored
+from permllm.formats.export_files import write_file
 from permllm.formats.gathers import BUFFER
 from permllm.formats.stored import in_stored_order, parameter_patterns, stored_tensors
 from permllm.models.linears import Group
@@ -59,3 +63,49 @@ def test_experts_have_a_pattern_only_if_all_have_it() -> None:
     assert linears == tuple(f"{name}[{index}]" for index in range(4))
     patterns[f"{name}[2]"] = Pattern(1, 4)
     assert name not in parameter_patterns(context.decoder, patterns)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("much", [False, True])
+def test_copies_that_would_take_much_memory_are_mapped_from_files(
+    much: bool, dtype: torch.dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = pruned_export(tiny_model("llama"), backwards)
+    decoder = context.decoder
+    monkeypatch.setattr(stored, "available_memory", lambda: 0 if much else 2**40)
+    expected = {
+        one.name: one.tensor
+        for one in stored_tensors(decoder, context.storage, context.patterns, dtype)
+    }
+    with in_stored_order(decoder, context.storage, dtype, tmp_path):
+        files = list(tmp_path.rglob("*.safetensors"))
+        assert len(files) == (len(decoder.layers) if much else 0)
+        inside = decoder.model.state_dict()
+        assert all(torch.equal(one, expected[name]) for name, one in inside.items())
+        del inside
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_given_back_where_copies_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = pruned_export(tiny_model("llama"), backwards)
+    monkeypatch.setattr(stored, "available_memory", lambda: 0)
+    before = {name: tensor.clone() for name, tensor in context.decoder.model.state_dict().items()}
+    written = []
+
+    def fail_second(path: Path, tensors: object) -> None:
+        written.append(path)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+        write_file(path, tensors)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stored, "write_file", fail_second)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        in_stored_order(context.decoder, context.storage, None, tmp_path),
+    ):
+        pass
+    after = context.decoder.model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,7 @@ def test_entries(fuzz: Any, tmp_path: Path) -> None:
             path.rename(renamed)
         try:
             one = stages.tensors("statistics", KEY, lambda log: tensors, stage="one")
-            part = stages.part("statistics", KEY, lambda: tensors["part"])
+            part = stages.part("statistics", KEY, lambda: tensors["part"], 1)
             figures = stages.figures("figures", KEY, lambda: FIGURES, stage="one")
             assert all(isinstance(value, float) for value in figures.values())
             if not change.reseal:

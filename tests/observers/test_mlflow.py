@@ -367,7 +367,7 @@ def test_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- stores that many use, and stores that are away --------------------------------------
 
 RECORDS = """\
-import sys
+import sys, time
 from pathlib import Path
 from permllm.observers.mlflow import Mlflow
 from permllm.testing.observers import lead_through, toy_plan
@@ -377,7 +377,7 @@ out = Path(sys.argv[1])
 out.mkdir()
 Path(str(out) + ".ready").touch()
 while len(list(out.parent.glob("*.ready"))) < int(sys.argv[2]):
-    pass
+    time.sleep(0.001)
 manager = pluggy.PluginManager(hookspecs.PROJECT)
 manager.add_hookspecs(hookspecs)
 manager.register(Mlflow().watch(out, lambda message: print(message, flush=True)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import sketched
 from ruamel.yaml import YAML
 
 from permllm.contexts.sequences import Sequences
@@ -19,6 +20,12 @@ from permllm.runs.plan import Run
 from permllm.testing.models import VOCABULARY, save_tiny, tiny_model
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away from 27 other animals. "
+
+
+@pytest.fixture(autouse=True)
+def sketches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are not drawn, which took half of the time of these tests; `tests/report` draws."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", sketched)
 
 
 @pytest.fixture
@@ -48,7 +55,16 @@ def write_pipeline(tmp_path: Path) -> Callable[..., Path]:
                 "held_out": 2,
                 "batch_size": 2,
             },
-            "layers": {"permutation": {"name": "lcp", "block": 8, "steps": 3, "batch": 2}},
+            "layers": {
+                "permutation": {
+                    "name": "lcp",
+                    "block": 8,
+                    "steps": 3,
+                    "batch": 2,
+                    # By default it takes most of the time.
+                    "start": {"name": "cp", "rounds": 2, "steps": 2},
+                }
+            },
             "evaluate": [
                 {
                     "name": "perplexity",

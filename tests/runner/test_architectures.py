@@ -22,13 +22,15 @@ from permllm.runs.plan import make_plan
 from permllm.runs.windows import load_window
 from permllm.testing.models import ARCHITECTURES
 
+START = {"name": "cp", "rounds": 2, "steps": 2}
+LCP = {"name": "lcp", "block": 8, "steps": 2, "batch": 2, "start": START}
+
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_whole_pipeline(
     architecture: str, write_pipeline: Callable[..., Path], registry: Registry, tmp_path: Path
 ) -> None:
-    matrix = {"layers.permutation": ["none", {"name": "lcp", "block": 8, "steps": 2, "batch": 2}]}
-    path = write_pipeline(architecture, matrix=matrix)
+    path = write_pipeline(architecture, matrix={"layers.permutation": ["none", LCP]})
     plan = make_plan(path, registry, out=tmp_path / "out")
     results = run_plan(plan, registry)
 
@@ -90,11 +92,10 @@ def test_learned_orders_can_do_without_any_gather(
     registry: Registry,
     tmp_path: Path,
 ) -> None:
-    lcp = {"name": "lcp", "block": 8, "steps": 2, "batch": 2}
     path = write_pipeline(
         architecture,
         export=["masked", "permuted"],
-        layers={"permutation": lcp, "foldable": True, "residual": residual},
+        layers={"permutation": LCP, "foldable": True, "residual": residual},
     )
     plan = make_plan(path, registry, out=tmp_path / "out")
     run = run_plan(plan, registry).runs[1]
@@ -120,8 +121,7 @@ def test_experts_of_a_layer_share_what_is_gathered(
     architecture: str, write_pipeline: Callable[..., Path], registry: Registry, tmp_path: Path
 ) -> None:
     """Also where one of them stays dense."""
-    lcp = {"name": "lcp", "block": 8, "steps": 2, "batch": 2}
-    layers = {"permutation": lcp, "skip": ["*.experts.gate_up_proj[1]"]}
+    layers = {"permutation": LCP, "skip": ["*.experts.gate_up_proj[1]"]}
     path = write_pipeline(
         architecture, export=["masked", "permuted"], layers=layers, evaluate=[], name="experts"
     )

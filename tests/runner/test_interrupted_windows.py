@@ -23,6 +23,8 @@ from permllm.training import loop, resuming
 
 Write = Callable[..., Path]
 
+SEARCH = {"name": "cp", "rounds": 2, "steps": 2}
+
 PLUGIN = '''\
 """Components that note what they do, and break where the environment says so."""
 
@@ -257,7 +259,7 @@ class StopAt:
 @pytest.mark.parametrize(
     "layers",
     [
-        {"permutation": {"name": "lcp", "block": 8, "steps": 6, "batch": 2}},
+        {"permutation": {"name": "lcp", "block": 8, "steps": 6, "batch": 2, "start": SEARCH}},
         {"pruner": {"name": "distil", "steps": 6, "batch": 2, "mask": "sparsegpt"}},
     ],
     ids=["lcp", "distil"],

@@ -11,12 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from permllm.api import run
+from permllm.evaluators.sparsity import Sparsity
 from permllm.models.decoder import Decoder
 from permllm.runner import placing
 from permllm.runner.placing import place_layers
 from permllm.testing.models import tiny_model
 
 CPU = torch.device("cpu")
+
+SEARCH = {"name": "cp", "rounds": 2, "steps": 2}
+LCP = {"name": "lcp", "block": 8, "steps": 3, "batch": 2, "start": SEARCH}
 
 
 @pytest.mark.parametrize(
@@ -51,14 +55,11 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: one for file in files for name, one in load_file(file).items()}
 
 
-LCP = {"name": "lcp", "block": 8, "steps": 3, "batch": 2}
-
-
 @pytest.mark.parametrize(
     ("learner", "pruner", "window"),
     [
-        ("cp", "mask", 1),
-        ("cp", "sparsegpt", "all"),
+        (SEARCH, "mask", 1),
+        (SEARCH, "sparsegpt", "all"),
         (LCP, "sparsegpt", 1),
         (LCP, "mask", "all"),
         (LCP | {"preset": "paper", "recompute": True}, {"name": "distil", "steps": 3}, "all"),
@@ -87,3 +88,21 @@ def test_streamed_runs_are_the_same_to_the_bit(
     assert one[:2] == other[:2]
     assert one[2].keys() == other[2].keys()
     assert all(torch.equal(tensor, other[2][name]) for name, tensor in one[2].items())
+
+
+def test_an_evaluator_that_needs_no_model_leaves_it_at_home(
+    write_pipeline: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pipeline("llama-gqa", evaluate=["sparsity"], layers={"permutation": "none"})
+    halved(path.parent / "llama-gqa")
+    found = []
+
+    def look(self: Sparsity, model: Any, *others: Any) -> dict[str, float]:
+        found.append({one.dtype for one in model.model.layers.parameters()})
+        return {"sparsity": 0.5}
+
+    monkeypatch.setattr(Sparsity, "evaluate", look)
+    run(path, ["stream=never"], out=tmp_path / "out")
+    dense, pruned = found
+    assert dense == {torch.bfloat16}
+    assert torch.bfloat16 in pruned  # what is not pruned

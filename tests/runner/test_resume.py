@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 from safetensors.torch import load_file
 
 from permllm.api import run_plan
@@ -21,6 +20,9 @@ from permllm.files import read_sealed, write_sealed
 from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
 from permllm.runs.plan import make_plan
+
+SEARCH = {"name": "cp", "rounds": 2, "steps": 2}
+LCP = {"name": "lcp", "block": 8, "batch": 2, "start": SEARCH}
 
 
 class StopAfter:
@@ -53,7 +55,7 @@ def assert_same_windows(one: Path, other: Path) -> None:
 def test_resumes_after_the_last_window_with_the_same_bits(
     write_pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:
-    layers = {"permutation": {"name": "lcp", "block": 8, "steps": 3, "batch": 2}, "window": 1}
+    layers = {"permutation": LCP | {"steps": 3}, "window": 1}
     path = write_pipeline(layers=layers)
     whole = Registry.load()
     uninterrupted = run_plan(make_plan(path, whole, out=tmp_path / "whole"), whole)
@@ -78,26 +80,27 @@ def test_two_runs_give_equal_tensors(write_pipeline: Callable[..., Path], tmp_pa
     assert_same_windows(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is for POSIX")
-def test_a_killed_process_resumes(write_pipeline: Callable[..., Path], tmp_path: Path) -> None:
-    layers = {"permutation": {"name": "lcp", "block": 8, "steps": 40, "batch": 2}, "window": 1}
+@pytest.mark.skipif(sys.platform != "linux", reason="for Linux")
+def test_a_killed_process_resumes(
+    write_pipeline: Callable[..., Path], tmp_path: Path, forks: Forks
+) -> None:
+    layers = {"permutation": LCP | {"steps": 40}, "window": 1}
     path, out = write_pipeline(layers=layers), tmp_path / "out"
-    command = [sys.executable, "-m", "permllm", "run", str(path), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["run", path, "--out", out]
+    process = forks.start(*words, sketch=True)
     first = out / "runs" / "lcp" / "windows" / "000.safetensors"
     deadline = time.monotonic() + 240
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not first.exists() and process.is_running() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.kill() == -signal.SIGKILL
     assert first.exists()
     assert not (out / "results.json").exists()
 
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "--resume" in refused.stderr
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    refused = forks.call(*words)
+    assert refused.code == 2
+    assert "--resume" in refused.printed
+    done = forks.call(*words, "--resume", sketch=True)
+    assert done.code == 0, done.printed
     whole = Registry.load()
     run_plan(make_plan(path, whole, out=tmp_path / "whole"), whole)
     assert_same_windows(tmp_path / "whole", out)

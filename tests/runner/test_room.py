@@ -30,7 +30,7 @@ def test_the_message_names_what_for_how_much_and_what_to_lower(registry: Registr
         pytest.raises(
             RunFailed,
             match=r"^out of memory in pruning, layers 0 to 3: 2\.50 GiB were asked for; less room "
-            r"is taken by a smaller layers\.window \(it is all\), recompute: true, ",
+            r"is taken by stream: always, a smaller layers\.window \(it is all\), recompute: ",
         ),
         room_for("pruning, layers 0 to 3", pipeline(registry, layers={"window": "all"}), 4),
     ):
@@ -49,6 +49,7 @@ def test_only_what_would_help_is_named(registry: Registry) -> None:
         "dtype": "bfloat16",
         "layers": {"permutation": {"name": "lcp", "recompute": True, "precision": "bfloat16"}},
         "calibration": {"batch_size": 1, "length": 64, "sequences": 9},
+        "stream": "always",
     }
     assert smaller(pipeline(registry, **lean), 1) == [
         "shorter calibration.length (it is 64)",

@@ -22,6 +22,8 @@ from permllm.runs.events import read_events
 from permllm.runs.plan import make_plan
 from permllm.runs.windows import load_window
 
+SEARCH = {"name": "cp", "rounds": 2, "steps": 2}
+
 
 class Recorder:
     """Keeps what the life-cycle hooks say."""
@@ -69,7 +71,7 @@ def test_one_window_a_layer(
     inputs: str, write_pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:
     layers = {
-        "permutation": {"name": "lcp", "block": 8, "steps": 2, "batch": 2},
+        "permutation": {"name": "lcp", "block": 8, "steps": 2, "batch": 2, "start": SEARCH},
         "window": 1,
         "inputs": inputs,
     }
@@ -219,7 +221,7 @@ def test_a_pruner_may_update_what_it_keeps(
     write_pipeline: Callable[..., Path], tmp_path: Path, window: int | str
 ) -> None:
     """Reports are on the updated weights, and zeros stay where they were."""
-    layers: dict[str, Any] = {"permutation": "cp", "window": window}
+    layers: dict[str, Any] = {"permutation": SEARCH, "window": window}
     masked = run(write_pipeline(layers=layers, export=[]), tmp_path / "masked").runs[-1]
     options = {"steps": 2, "batch": 2, "learning_rate": 0.001, "select": "last"}
     layers["pruner"] = {"name": "distil", **options}
@@ -261,3 +263,14 @@ def test_a_learner_without_anything_to_move_says_so(write_pipeline: Any, tmp_pat
         run(path, tmp_path / str(said), recorder)
         told = [one for one in recorder.warnings if "no order is learned (cp)" in one]
         assert bool(told) == said, recorder.warnings
+
+
+@pytest.mark.parametrize("learner", ["cp", {"name": "lcp", "block": 8, "steps": 2}])
+@pytest.mark.parametrize("pruner", ["mask", "sparsegpt", {"name": "distil", "steps": 2}])
+def test_a_window_of_which_everything_is_skipped_stays_dense(
+    learner: Any, pruner: Any, write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {"permutation": learner, "pruner": pruner, "skip": ["model.layers.0"], "window": 1}
+    path = write_pipeline("llama-gqa", layers=layers, evaluate=[])
+    (result,) = run(path, tmp_path / "out").runs[1:]
+    assert {one.linear.split(".")[2] for one in result.layers} == {"1"}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from permllm.errors import UserError
-from permllm.runs.folder import latest_unfinished, new_folder, unique_slugs
+from permllm.runs.folder import LONGEST_SLUG, latest_unfinished, new_folder, slug, unique_slugs
 
 
 def begin(runs: Path, folder: str, name: str, *, finished: bool = False) -> Path:
@@ -45,9 +45,18 @@ def test_a_new_folder_is_found_again(tmp_path: Path) -> None:
     assert latest_unfinished("My study, 1st", tmp_path) == path
 
 
-@given(st.lists(st.text("ab-2! ", max_size=4), max_size=8))
+@given(st.lists(st.text("ab-2! .", max_size=4) | st.text("ab", min_size=100), max_size=8))
 def test_no_two_labels_share_a_folder(labels: list[str]) -> None:
     names = unique_slugs(labels)
     assert len(names) == len(labels)
     assert len(set(names)) == len(names)
-    assert all(name and not set(name) & set("! /") for name in names)
+    assert all(name.strip(".") and not set(name) & set("! /") for name in names)
+    assert all(len(name) <= LONGEST_SLUG + 2 for name in names)
+
+
+def test_long_labels_keep_their_beginning_and_are_told_apart_by_their_end() -> None:
+    first, second = (slug(f"lcp({'passes=4, ' * 50}{end})") for end in ("a", "b"))
+    assert first != second
+    assert first.startswith("lcp-passes-4-passes-4-")
+    assert len(first) == LONGEST_SLUG
+    assert slug("a" * LONGEST_SLUG) == "a" * LONGEST_SLUG

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forks import Forks, Processes
 
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -32,23 +32,20 @@ def project(tmp_path: Path, tiny_project: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def permllm(project: Path) -> Call:
-    """``python -m permllm …`` in the project's folder, to its end; says yes to any question."""
+def permllm(project: Path, forks: Forks) -> Call:
+    """``python -m permllm …`` in the project's folder, to its end; says yes to any question.
+
+    With the folder of a package that is found when libraries are imported it is a new process.
+    """
 
     def call(*words: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
         environment.pop("MLFLOW_TRACKING_URI", None)
-        if path is not None:
-            known = environment.get("PYTHONPATH", "")
-            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), known]))
-        return subprocess.run(
-            [sys.executable, "-m", "permllm", *map(str, words)],
-            cwd=project,
-            env=environment,
-            input="y\n" * 9,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        yes = "y\n" * 9
+        if path is None:
+            return forks.run(*words, cwd=project, environment=environment, said=yes)
+        known = environment.get("PYTHONPATH", "")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), known]))
+        return Processes().run(*words, cwd=project, environment=environment, said=yes)
 
     return call

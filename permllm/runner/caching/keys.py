@@ -59,6 +59,7 @@ def machine(device: torch.device, dtype: torch.dtype | None) -> dict[str, Any]:
         "device": device.type,
         "dtype": str(dtype),
         "matmul": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
 
 

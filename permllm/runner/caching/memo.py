@@ -22,6 +22,10 @@ from permllm.runner.caching.keys import Unhashable, digest
 from permllm.runner.caching.store import Cache
 from permllm.runner.memory import PeakMemory
 
+PARTS_SHARE = 0.25
+"""Of the cache, what one run's parts of a stage may take: hidden states of a large model between
+narrow windows would push out all else."""
+
 
 @attrs.define(eq=False)
 class Meter:
@@ -119,13 +123,17 @@ class Stages:
         self.keep(kind, key, outcome)
         return outcome
 
-    def part(self, kind: str, key: str | None, make: Callable[[], Tensor]) -> Tensor:
-        """One tensor that is a small part of a stage: found in silence, its cost not measured."""
+    def part(self, kind: str, key: str | None, make: Callable[[], Tensor], parts: int) -> Tensor:
+        """One tensor of so many that make a stage: found in silence, its cost not measured.
+
+        It is kept if all of them would take no more than a share of the cache.
+        """
         kept = self.find(kind, key)
         if kept is not None and "part" in kept.tensors:
             return kept.tensors["part"]
         made = make().detach().cpu()
-        self.keep(kind, key, Outcome({"part": made}))
+        if self.cache and parts * made.nbytes <= PARTS_SHARE * self.cache.limit:
+            self.keep(kind, key, Outcome({"part": made}))
         return made
 
     def entry(self, kind: str, key: str | None) -> Path | None:

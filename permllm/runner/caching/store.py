@@ -29,6 +29,9 @@ GIGABYTE = 10**9
 DEFAULT_LIMIT = 20 * GIGABYTE
 """Bytes of a cache, unless the user says otherwise."""
 
+STATES = "states"
+"""The kind of entry that takes much room for the time that it saves."""
+
 KINDS = ("figures", "permutations", "states", "statistics", "tokens", "windows")
 """What a cache may hold; each kind has a folder."""
 
@@ -71,8 +74,8 @@ class Cache:
 
     Attributes:
         folder: where; it is made when the first entry is written.
-        limit: bytes that the entries may take; those that were not used for the longest
-            time make room.
+        limit: bytes that the entries may take. Hidden states make room first, which are large
+            and soon made again, and then what was not used for the longest time.
         warn: is told, in a sentence, what is damaged or cannot be written.
     """
 
@@ -168,7 +171,9 @@ class Cache:
         return sorted(self._entries(), key=lambda entry: entry.used)
 
     def make_room(self, limit: int, keep: Path | None = None) -> list[Entry]:
-        """Remove the least recently used entries until the rest takes ``limit`` bytes at most.
+        """Remove entries until the rest takes ``limit`` bytes at most.
+
+        Hidden states first, and of one sort the least recently used.
 
         Args:
             limit: bytes.
@@ -177,7 +182,7 @@ class Cache:
         Returns:
             what was removed.
         """
-        entries = self.entries()
+        entries = sorted(self.entries(), key=lambda entry: entry.kind != STATES)
         total = sum(entry.bytes for entry in entries)
         removed = []
         for entry in entries:

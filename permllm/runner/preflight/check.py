@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attrs
-import psutil
+import torch
 
 from permllm.commands import own
 from permllm.components import components_in
@@ -22,33 +22,15 @@ from permllm.models.shape import ModelShape, check_shapes, model_shape
 from permllm.models.sources import DirectorySource, HubSource, Source
 from permllm.pipeline.reading import blaming
 from permllm.pipeline.schema import Pipeline
-from permllm.runner.preflight.estimate import (
-    Estimate,
-    estimate,
-    measured_speed,
-    workload_of,
-)
+from permllm.runner.preflight.estimate import Estimate, estimate
+from permllm.runner.preflight.footprint import Numbers
+from permllm.runner.preflight.machine import Machine, this_machine
+from permllm.runner.preflight.workload import window_layers, workload_of
 from permllm.runner.selection import check_channels, check_glob, globs, settings_of
 from permllm.runs.plan import Plan
 from permllm.units import memory
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
-CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says how much memory a container may use."""
-
-MEMBERSHIP = Path("/proc/self/cgroup")
-"""Where it says to which control groups this process belongs."""
-
-VERSION_2 = ("memory.max", "memory.current", "inactive_file")
-VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-"""Of control groups: the files of limit and use, and what of the use makes room."""
-
-NO_LIMIT = 2**60
-"""Version 1 has a number even where there is no limit."""
+SMALLER = "a smaller layers.window, dtype: bfloat16, and fewer and shorter sequences need less"
 
 
 @attrs.frozen
@@ -60,26 +42,32 @@ class Checked:
         warnings: what may go wrong.
         left_dense: the share of the decoder's weights that every run leaves dense by
             ``layers.skip`` and overrides, 0 to 1.
+        machine: the name of the one that the estimate is for; empty for this one.
     """
 
     estimate: Estimate
     warnings: tuple[str, ...]
     left_dense: float = 0.0
+    machine: str = ""
 
     def lines(self) -> list[str]:
         """The estimate and the warnings for people."""
         cost = self.estimate
         runs = f"{cost.runs} pruned run{'s' * (cost.runs != 1)}"
         size = f"model: {cost.parameters / 1e6:,.1f} million parameters"
+        where = f"estimate on {self.machine}" if self.machine else "estimate"
+        how = "; layers are copied each time that they run" * cost.streamed
         dense = f"; {self.left_dense:.1%} of the decoder's weights are skipped"
         return [
             size + dense * (self.left_dense > 0),
-            f"estimate: {cost.summary()} for {runs} and the dense model",
+            f"{where}: {cost.summary()} for {runs} and the dense model{how}",
             *(f"warning: {warning}" for warning in self.warnings),
         ]
 
 
-def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False) -> Checked:
+def check_plan(
+    plan: Plan, path: Path | None = None, *, elsewhere: bool = False, on: Machine | None = None
+) -> Checked:
     """Look at everything that can be known without loading weights.
 
     Args:
@@ -87,13 +75,14 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
         path: the pipeline file, for the places of mistakes.
         elsewhere: it is to be done on another machine: too little memory or disk on this
             one is no mistake.
+        on: the machine that the estimate is for; this one if it is None.
 
     Raises:
         UserError: the model or a file is not there, the pattern does not fit, the
             output folder cannot be written, or memory or disk cannot suffice.
     """
     pipeline = plan.pipeline
-    device = pick_device(pipeline.device)
+    device = pick_device(pipeline.device) if on is None else device_of(on)
     check_folder(plan.out)
     with blaming(path, "model"):
         check_not_exported(pipeline.model)
@@ -118,14 +107,13 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
     exported = saved if pipeline.dtype == "auto" else computed
     itemsize, saved_itemsize = (4 if one is None else one.itemsize for one in (computed, exported))
     in_files = isinstance(pipeline.model, DirectorySource | HubSource)
-    mapped = in_files and saved is not None and saved.itemsize <= itemsize
-    speed = measured_speed(device)
-    cost = estimate(plan, shape, itemsize, saved_itemsize, speed, mapped=mapped)
-    # On another device, only the weights have to fit into the machine's own memory.
-    needed = cost if device.type == "cpu" else attrs.evolve(cost, memory_bytes=0)
+    mapped = saved.itemsize if in_files and saved and saved.itemsize <= itemsize else None
+    numbers = Numbers(itemsize, saved_itemsize, mapped)
+    machine = on or this_machine(device)
+    cost = estimate(plan, shape, numbers, machine)
     warnings: list[str] = []
     for look in (
-        partial(check_memory, needed, available_memory()),
+        partial(check_memory, cost, machine, partial(fitting, plan, shape, numbers, machine)),
         partial(check_disk, cost, plan.out),
     ):
         try:
@@ -133,9 +121,15 @@ def check_plan(plan: Plan, path: Path | None = None, *, elsewhere: bool = False)
         except UserError as error:
             if not elsewhere:
                 raise
-            warnings.append(f"on this machine, {error.message}")
+            hint = f" ({error.hint})" if error.hint else ""
+            warnings.append(f"on this machine, {error.message}{hint}")
     skipped = min(skipped_share(run.pipeline, shape) for run in plan.runs)
-    return Checked(cost, tuple(warnings), skipped)
+    return Checked(cost, tuple(warnings), skipped, "" if on is None else on.name)
+
+
+def device_of(machine: Machine) -> torch.device:
+    """The kind of device that computes on a machine, here or not."""
+    return torch.device("cpu" if machine.device is None else "cuda")
 
 
 def check_not_exported(source: Source) -> None:
@@ -285,25 +279,65 @@ def check_lengths(pipeline: Pipeline, shape: ModelShape) -> None:
             )
 
 
-def check_memory(cost: Estimate, available: int) -> list[str]:
-    """A warning where memory may not suffice.
+def check_memory(cost: Estimate, machine: Machine, fits: Callable[[], str | None]) -> list[str]:
+    """Warnings where memory may not suffice, of the machine itself or of its device.
+
+    Args:
+        cost: of the plan.
+        machine: where it runs.
+        fits: says what would need no more than there is, if anything would.
 
     Raises:
         UserError: it cannot suffice.
     """
-    if cost.least_memory_bytes > available:
+    if machine.host is not None and cost.least_memory_bytes > machine.host:
         raise UserError(
             f"not enough memory: at least {memory(cost.least_memory_bytes)} are needed for "
-            f"the weights and the calibration text, {memory(available)} are available",
-            hint="a smaller layers.window, dtype: bfloat16, or fewer and shorter calibration "
-            "sequences",
+            f"the weights and the calibration text, {memory(machine.host)} are available",
+            hint=fits() or SMALLER,
         )
-    if cost.memory_bytes > available:
-        return [
-            f"memory may not suffice: about {memory(cost.memory_bytes)} are needed, "
-            f"{memory(available)} are available; a smaller layers.window needs less"
-        ]
-    return []
+    warnings = []
+    for whose, needed, free in (
+        ("", cost.memory_bytes, machine.host),
+        (f" of {machine.name}", cost.device_bytes, machine.device),
+    ):
+        if free is not None and needed > free:
+            hint = fits() or SMALLER
+            warnings.append(
+                f"memory{whose} may not suffice: about {memory(needed)} are needed, "
+                f"{memory(free)} are available; {hint}"
+            )
+    return warnings
+
+
+def fitting(plan: Plan, shape: ModelShape, numbers: Numbers, machine: Machine) -> str | None:
+    """What of ``stream`` and ``layers.window`` to change so that the memory suffices.
+
+    The largest window is named for which there is room; None if there is none.
+    """
+    widest = max(window_layers(run.pipeline, shape) for run in plan.runs)
+    smaller = [size for size in (64, 32, 16, 8, 4, 2, 1) if size < widest]
+    for window in (None, *smaller):
+        runs = tuple(
+            attrs.evolve(run, pipeline=_streamed(run.pipeline, window)) for run in plan.runs
+        )
+        cost = estimate(attrs.evolve(plan, runs=runs), shape, numbers, machine)
+        host, device = machine.host or 2**63, machine.device or 2**63
+        if cost.memory_bytes <= host and cost.device_bytes <= device:
+            change = "stream: always" if window is None else f"layers.window: {window}"
+            took = (
+                f"{memory(cost.device_bytes)} there"
+                if cost.device_bytes
+                else (memory(cost.memory_bytes))
+            )
+            return f"{change} would need about {took}"
+    return None
+
+
+def _streamed(pipeline: Pipeline, window: int | None) -> Pipeline:
+    if window is not None:
+        pipeline = attrs.evolve(pipeline, layers=attrs.evolve(pipeline.layers, window=window))
+    return attrs.evolve(pipeline, stream="always")
 
 
 def check_disk(cost: Estimate, out: Path) -> list[str]:
@@ -329,60 +363,3 @@ def check_disk(cost: Estimate, out: Path) -> list[str]:
 def written(folder: Path) -> int:
     """Bytes of the files that a folder holds already."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: of the machine, its container and its limit."""
-    limits = [psutil.virtual_memory().available]
-    membership = MEMBERSHIP.read_text() if MEMBERSHIP.is_file() else ""
-    if (container := container_memory(CGROUP, membership)) is not None:
-        limits.append(container)
-    if resource is not None:
-        address_space = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if address_space != resource.RLIM_INFINITY:
-            limits.append(address_space - psutil.Process().memory_info().vms)
-    return max(0, min(limits))
-
-
-def container_memory(cgroup: Path, membership: str = "") -> int | None:
-    """Bytes left of the memory that Linux gives the process's control group; None without a limit.
-
-    Args:
-        cgroup: where control groups are mounted, of version 2 or 1.
-        membership: the text of ``/proc/self/cgroup``. Limits of the group itself and of those
-            around it count; a container sees its own as the outermost.
-    """
-    limits = [
-        left
-        for root, group, files in _groups(cgroup, membership)
-        for folder in (group, *group.parents)
-        if folder.is_relative_to(root) and (left := _left(folder, files)) is not None
-    ]
-    return min(limits, default=None)
-
-
-def _groups(cgroup: Path, membership: str) -> Iterator[tuple[Path, Path, tuple[str, str, str]]]:
-    """The root of each version's groups, the process's own group, and how its files are called."""
-    paths = {"": "/", "memory": "/"}
-    for line in membership.splitlines():
-        _, controllers, path = line.split(":", 2)
-        for name in controllers.split(","):
-            paths[name] = path
-    for root, path, files in (
-        (cgroup, paths[""], VERSION_2),
-        (cgroup / "memory", paths["memory"], VERSION_1),
-    ):
-        yield root, root / path.lstrip("/"), files
-
-
-def _left(group: Path, files: tuple[str, str, str]) -> int | None:
-    """Bytes left of one control group."""
-    try:
-        limit, used = ((group / name).read_text().strip() for name in files[:2])
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        if limit == "max" or int(limit) >= NO_LIMIT:
-            return None
-        # Cached files count as used, but make room when memory is asked for.
-        return int(limit) - int(used) + int(statistics.get(files[2], 0))
-    except (OSError, ValueError):
-        return None

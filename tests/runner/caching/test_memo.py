@@ -67,8 +67,24 @@ def test_figures_and_parts_are_kept_too(tmp_path: Path) -> None:
     stages = Stages(Cache(tmp_path))
     for attempt in range(2):
         figures = stages.figures("figures", "key", lambda: {"x": float(attempt)}, stage="x")  # noqa: B023
-        part = stages.part("states", "key", lambda: torch.tensor(attempt))  # noqa: B023
+        part = stages.part("states", "key", lambda: torch.tensor(attempt), 1)  # noqa: B023
         assert (figures, int(part)) == ({"x": 0.0}, 0)
+
+
+@pytest.mark.parametrize(("parts", "times"), [(4, 1), (5, 2)])
+def test_parts_that_would_fill_the_cache_are_made_each_time(
+    tmp_path: Path, parts: int, times: int
+) -> None:
+    stages = Stages(Cache(tmp_path, limit=16_000))
+    made: list[torch.Tensor] = []
+
+    def make() -> torch.Tensor:
+        made.append(torch.zeros(250))  # 1000 bytes
+        return made[-1]
+
+    for _ in range(2):
+        assert stages.part("states", "key", make, parts).shape == (250,)
+    assert len(made) == times
 
 
 def forge(path: Path, content: bytes) -> None:
@@ -118,7 +134,7 @@ def test_tensors_whose_record_no_stage_wrote_are_computed_again(
     assert (work.times, len(said)) == (2, 1)
     assert stages.tensors("states", key, work, stage="one").reused
     # Another's tensors are no part.
-    assert stages.part("states", key, lambda: torch.ones(1)).equal(torch.ones(1))
+    assert stages.part("states", key, lambda: torch.ones(1), 1).equal(torch.ones(1))
 
 
 def test_a_meter_measures_the_block() -> None:

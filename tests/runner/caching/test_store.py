@@ -85,6 +85,21 @@ def test_what_was_used_last_stays(tmp_path: Path) -> None:
     assert [key for key in "abcd" if find(cache, key)] == ["a", "c", "d"]
 
 
+def test_hidden_states_make_room_for_what_takes_longer_to_make(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit=3 * SIZE)
+    old, states, new = (
+        put(cache, "a"),
+        cache.put("states", hashed("s"), ".json", lambda path: write(path, "x" * SIZE)),
+        put(cache, "b"),
+    )
+    assert states is not None
+    for seconds, path in enumerate((old, new, states)):
+        age(path, 100 - seconds)
+    put(cache, "c")
+    assert not states.exists()
+    assert all(find(cache, key) for key in "abc")
+
+
 def test_an_entry_larger_than_the_limit_is_kept_alone(tmp_path: Path) -> None:
     cache = Cache(tmp_path, limit=SIZE)
     put(cache, "a")

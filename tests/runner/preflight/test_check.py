@@ -16,9 +16,11 @@ from permllm.models.shape import ModelShape
 from permllm.pipeline.reading import blaming, read_mapping, read_pipeline
 from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
-from permllm.runner.preflight import check
+from permllm.runner.preflight import check, machine
 from permllm.runner.preflight.estimate import Estimate
-from permllm.runs.plan import make_plan
+from permllm.runner.preflight.footprint import Numbers
+from permllm.runner.preflight.machine import KNOWN, Machine
+from permllm.runs.plan import Plan, Run, make_plan
 
 FOUND = Estimate(
     parameters=10**8,
@@ -44,12 +46,26 @@ def pipeline(**changes: object) -> Pipeline:
     return read_mapping(data | changes, Registry.load())
 
 
+def memory_of(host: int | None, device: int | None = None, cost: Estimate = FOUND) -> list[str]:
+    where = Machine("h100", 1e12, host=host, device=device)
+    return check.check_memory(cost, where, lambda: "layers.window: 4 would need about 1.0 GiB")
+
+
 def test_memory() -> None:
-    assert check.check_memory(FOUND, available=4 * 10**9) == []
-    (warning,) = check.check_memory(FOUND, available=2 * 10**9)
-    assert "2.8 GiB" in warning
-    with pytest.raises(UserError, match=r"not enough memory: at least 954 MiB"):
-        check.check_memory(FOUND, available=10**9 - 1)
+    assert memory_of(4 * 10**9) == []
+    (warning,) = memory_of(2 * 10**9)
+    assert "about 2.8 GiB are needed, 1.9 GiB are available; layers.window: 4 would" in warning
+    with pytest.raises(UserError, match=r"not enough memory: at least 954 MiB") as caught:
+        memory_of(10**9 - 1)
+    assert caught.value.hint == "layers.window: 4 would need about 1.0 GiB"
+
+
+def test_memory_of_a_device() -> None:
+    cost = attrs.evolve(FOUND, device_bytes=6 * 10**9)
+    assert memory_of(None, 8 * 10**9, cost) == []
+    (warning,) = memory_of(4 * 10**9, 5 * 10**9, cost)
+    assert warning.startswith("memory of h100 may not suffice: about 5.6 GiB are needed, 4.7 GiB")
+    assert len(memory_of(2 * 10**9, 5 * 10**9, cost)) == 2
 
 
 def test_disk(tmp_path: Path) -> None:
@@ -70,47 +86,6 @@ def test_what_a_run_has_written_is_not_needed_again(
     (tmp_path / "runs/cp").mkdir(parents=True)
     (tmp_path / "runs/cp/file").write_bytes(bytes(2500))
     assert check.check_disk(cost, tmp_path) == []
-
-
-def test_available_memory_is_that_of_this_machine() -> None:
-    assert 10**7 < check.available_memory() < 10**14
-
-
-def test_memory_of_a_container(tmp_path: Path) -> None:
-    assert check.container_memory(tmp_path) is None
-    (tmp_path / "memory.current").write_text("6000\n")
-    (tmp_path / "memory.stat").write_text("anon 5000\ninactive_file 1000\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert check.container_memory(tmp_path) is None
-    (tmp_path / "memory.max").write_text("10000\n")
-    assert check.container_memory(tmp_path) == 5000
-
-
-def limit(folder: Path, version: int, limit: int | str, used: int, cached: int) -> None:
-    names = {2: ("max", "current", ""), 1: ("limit_in_bytes", "usage_in_bytes", "total_")}[version]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"memory.{names[0]}").write_text(f"{limit}\n")
-    (folder / f"memory.{names[1]}").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"cache 1\n{names[2]}inactive_file {cached}\n")
-
-
-@pytest.mark.parametrize(("version", "none"), [(1, 9223372036854771712), (2, "max")])
-def test_limits_of_both_versions_of_control_groups(
-    tmp_path: Path, version: int, none: int | str
-) -> None:
-    root = tmp_path / "memory" if version == 1 else tmp_path
-    limit(root, version, none, 6000, 1000)
-    assert check.container_memory(tmp_path) is None
-    limit(root, version, 10000, 6000, 1000)
-    assert check.container_memory(tmp_path) == 5000
-    # Of a batch system: the group of the job is the limited one, that of the step is within it.
-    job = root / "slurm/job_7"
-    limit(job, version, 3000, 1000, 500)
-    limit(job / "step_0", version, none, 1000, 500)
-    line = {1: "5:cpuset,memory:", 2: "0::"}[version] + "/slurm/job_7/step_0"
-    assert check.container_memory(tmp_path, f"3:pids:/other\n{line}\n") == 2500
-    # Within a container the path is that of outside.
-    assert check.container_memory(tmp_path, line.replace("slurm", "docker")) == 5000
 
 
 def test_a_comparison_without_held_out_sequences_is_refused_at_its_place(
@@ -270,7 +245,7 @@ def test_what_does_not_fit_here_is_a_warning_where_it_runs_elsewhere(
 ) -> None:
     path = write_pipeline()
     plan = make_plan(path, Registry.load(), out=tmp_path / "out")
-    monkeypatch.setattr(check, "available_memory", lambda: 10**6)
+    monkeypatch.setattr(machine, "available_memory", lambda: 10**6)
     with pytest.raises(UserError, match="not enough memory"):
         check.check_plan(plan, path)
     (warning,) = check.check_plan(plan, path, elsewhere=True).warnings
@@ -307,3 +282,100 @@ def test_experts_have_to_fit_the_pattern() -> None:
     assert "layers.skip: ['model.layers.0.mlp.experts.down_proj']" in error.value.hint
     skipped = pipeline(layers={"skip": ["model.layers.0.mlp.experts.down_proj"]})
     check.check_patterns(skipped, shape)
+
+
+LARGE = ModelShape(
+    parameters=6_738_000_000,
+    pruned=6_476_000_000,
+    layers=32,
+    hidden=4096,
+    vocabulary=32_000,
+    positions=4096,
+    channels={f"model.layers.{index}.linear": 4096 for index in range(224)},
+)
+"""About LLaMA-2-7B's."""
+
+
+def test_what_fits_is_found_and_named() -> None:
+    """The whole model where that streams, else the largest window for which there is room."""
+    layers = {"permutation": "lcp", "window": "all"}
+    only = pipeline(layers=layers, calibration={"length": 1024}, stream="never")
+    run = Run("only", only, {}, Path("out/runs/only"))
+    plan = Plan(only, (run,), run, Path("out"))
+    numbers = Numbers(2, 2, mapped=2)
+    card = KNOWN["rtx4090"]
+    assert check.estimate(plan, LARGE, numbers, card).device_bytes > 4 * 24e9
+    streamed = check.fitting(plan, LARGE, numbers, card)
+    assert streamed is not None
+    assert streamed.startswith("stream: always would need about")
+    assert streamed.endswith("GiB there")
+    always = attrs.evolve(run, pipeline=attrs.evolve(only, stream="always"))
+    whole = check.estimate(attrs.evolve(plan, runs=(always,)), LARGE, numbers, card)
+    small = attrs.evolve(card, device=whole.device_bytes - 1)
+    smaller = check.fitting(plan, LARGE, numbers, small)
+    assert smaller is not None
+    assert smaller.startswith("layers.window: ")
+    assert check.fitting(plan, LARGE, numbers, attrs.evolve(card, device=10**9)) is None
+
+
+def test_an_estimate_for_another_machine_says_so(
+    write_pipeline: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pipeline(stream="always")
+    plan = make_plan(path, Registry.load(), out=tmp_path / "out")
+    monkeypatch.setattr(machine, "available_memory", lambda: 10**6)
+    checked = check.check_plan(plan, path, elsewhere=True, on=KNOWN["h100"])
+    assert checked.warnings == ()
+    (line,) = [line for line in checked.lines() if "estimate" in line]
+    assert line.startswith("estimate on h100: about ")
+    assert " of the device's memory, " in line
+    assert " copied to the device for " in line
+
+
+BIG = Path(__file__).parents[3] / "pipelines/big"
+BIG_CONFIGS = {
+    "llama-3.1-70b": CONFIGS["llama-3.1-8b"]
+    | {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
+    "qwen2.5-72b": CONFIGS["qwen2.5-7b"]
+    | {
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
+    "mixtral-8x7b": LLAMA
+    | {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("name", BIG_CONFIGS)
+def test_big_models_find_room_on_one_small_gpu(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BIG_CONFIGS[name] | {"dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    path = BIG / f"{name}.yaml"
+    plan = make_plan(path, Registry.load(), out=tmp_path / "out")
+    found = check.check_plan(plan, path, elsewhere=True, on=KNOWN["rtx4090"])
+    assert found.estimate.streamed
+    assert 0 < found.estimate.device_bytes < 24e9
+    assert not any("rtx4090" in warning for warning in found.warnings)
+    # Were it held as a whole, no GPU had room.
+    whole = make_plan(path, Registry.load(), ["stream=never"], out=tmp_path / "out")
+    resident = check.check_plan(whole, path, elsewhere=True, on=KNOWN["h200"])
+    assert resident.estimate.device_bytes > 3 * 141e9
+    assert any("stream: always would need" in warning for warning in resident.warnings)
+    assert {one.stem for one in BIG.glob("*.yaml")} == set(BIG_CONFIGS)

@@ -1,8 +1,8 @@
 """Runs `permllm` in forks of one process, and kills them at chosen file operations.
 
-To import torch, transformers and MLflow takes seconds, and a suite of kills starts hundreds
-of processes. This one imports them once, and forks for every call that it is told of on
-standard input, one JSON object a line; see :func:`main`.
+To import torch, transformers and MLflow takes seconds, and the tests call hundreds of commands.
+This process imports them once, and forks for every call that it is told of on standard input,
+one JSON object a line; see :func:`main`. It has one thread, so that forks are whole.
 
 An operation is what Python announces to its auditors (a file opened to be written, a name that
 is made, moved or removed), an ``fsync``, or a statement by which SQLite changes its file, of
@@ -13,17 +13,25 @@ file, are no operations of their own; kills at random moments meet these.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import importlib
 import json
 import os
+import runpy
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
+import threading
+import traceback
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+# Beside this script.
+from forks import sketched
 
 IMPORTED = (
     "mlflow.store.tracking.sqlalchemy_store",
@@ -121,12 +129,13 @@ def _path_of(descriptor: int) -> str:
 
 
 def call(order: dict[str, Any]) -> int:
-    """The id of a new process that calls ``permllm`` as an order says.
+    """The id of a new process that runs ``python -m permllm …`` as an order says.
 
     Args:
-        order: ``words`` of the command line; ``cwd``; ``log``, the file of what it prints;
-            ``watched`` folders, ``kill_at`` and ``operations`` (the file of their names), if
-            operations are counted; ``sketch``, where plots may be empty files.
+        order: ``words`` of the command line; ``cwd``; ``environment``; the files ``stdin``,
+            ``stdout`` and ``stderr``; ``seconds`` after which it is ended; ``watched`` folders,
+            ``kill_at`` and ``operations`` (the file of their names), if operations are counted;
+            ``sketch``, where plots need not be drawn.
     """
     child = os.fork()
     if child:
@@ -140,53 +149,76 @@ def call(order: dict[str, Any]) -> int:
 
 def _in_the_fork(order: dict[str, Any]) -> int:
     os.setpgid(0, 0)
+    signal.alarm(order.get("seconds", 0))
     os.chdir(order["cwd"])
-    log = os.open(order["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.argv = ["permllm", *order["words"]]
+    _redirect(order)
+    _surround(order["environment"])
+    sys.argv[1:] = order["words"]
     if order.get("sketch"):
         _sketch()
     operations = None
     if "watched" in order:
         operations = Operations(order["watched"], order.get("kill_at"))
-    code = _ended(lambda: importlib.import_module("permllm.cli.main").main(order["words"]))
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    code = _ended()
     if operations is not None and "operations" in order:
         Path(order["operations"]).write_text(json.dumps(operations.seen))
     return code
 
 
+def _redirect(order: dict[str, Any]) -> None:
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND if number else os.O_RDONLY
+        os.dup2(os.open(order[name], flags, 0o666), number)
+    sys.stdin = os.fdopen(0)
+
+
+def _surround(environment: dict[str, str]) -> None:
+    """What a new Python makes of its environment and of the folder that it is started in."""
+    known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    os.environ.clear()
+    os.environ.update(environment)
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:1] = [str(Path.cwd()), *(place for place in path if place and place not in known)]
+    importlib.invalidate_caches()
+    if action := os.environ.get("PYTHONWARNINGS"):
+        warnings.simplefilter(action)  # type: ignore[arg-type]
+
+
 def _sketch() -> None:
-    """Have plots written without drawing them, which takes longer than all else."""
+    """Have plots written without drawing them."""
     from matplotlib.figure import Figure
 
-    def written(figure: Figure, path: Path, **options: Any) -> None:
-        with path.open("wb") as file:
-            file.write(b"a plot")
-
-    Figure.savefig = written  # type: ignore[method-assign, assignment]
+    Figure.savefig = sketched  # type: ignore[method-assign, assignment]
 
 
-def _ended(main: Callable[[], Any]) -> int:
+def _ended() -> int:
+    """Run ``permllm`` as ``python -m`` does, to its very end, for its exit code."""
+    code: Any = 0
     try:
-        main()
+        runpy.run_module("permllm", run_name="__main__", alter_sys=True)
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0
+        code = end.code
     except BaseException:
-        import traceback
-
         traceback.print_exc()
-        return 71
-    return 0
+        code = 71
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return code if isinstance(code, int) else int(code is not None)
+
+
+def _warm(words: list[str]) -> None:
+    """What a call compiles and imports late is there in every fork then."""
+    with contextlib.suppress(SystemExit):
+        importlib.import_module("permllm.cli.main").main(words)
 
 
 def main() -> None:
     """Answer orders: ``{"words": …}`` with ``{"pid": …}``, ``{"wait": pid}`` with its code.
 
-    The code is that of :class:`subprocess.Popen`: negative where a signal ended the process.
+    The code is that of :class:`subprocess.Popen`: negative where a signal ended the process, and
+    null where it has not ended and nobody wants to ``block``.
     """
     answers = os.fdopen(os.dup(1), "w")
     # What libraries print is no answer.
@@ -194,7 +226,7 @@ def main() -> None:
     for module in IMPORTED:
         importlib.import_module(module)
     if warm := sys.argv[1:]:
-        _ended(lambda: importlib.import_module("permllm.cli.main").main(warm))
+        _warm(warm)
     gc.collect()
     # What is there by now is not looked through, and so not copied, in every fork.
     gc.freeze()
@@ -202,8 +234,8 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         if "wait" in order:
-            _, status = os.waitpid(order["wait"], 0)
-            answer = {"code": os.waitstatus_to_exitcode(status)}
+            ended, status = os.waitpid(order["wait"], 0 if order["block"] else os.WNOHANG)
+            answer = {"code": os.waitstatus_to_exitcode(status) if ended else None}
         else:
             answer = {"pid": call(order)}
         print(json.dumps(answer), file=answers, flush=True)
