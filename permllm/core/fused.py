@@ -21,15 +21,16 @@ def has_fused_kernels(device: torch.device) -> bool:
     Warns:
         RuntimeWarning: Triton is there and the kernels do not run; said once.
     """
-    if device.type != "cuda" or not torch.cuda.is_available() or find_spec("triton") is None:
+    if device.type != "cuda" or not torch.cuda.is_available():
         return False
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return torch.cuda.get_device_capability(index) >= _FIRST_CAPABILITY and _run(index)
+    return _run(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @functools.cache
 def _run(index: int) -> bool:
     """Try both on a weight of two channels: Triton wants a C compiler, which may be missing."""
+    if find_spec("triton") is None or torch.cuda.get_device_capability(index) < _FIRST_CAPABILITY:
+        return False
     try:
         _try(torch.device("cuda", index))
     # Whatever it is, there is another way, which takes longer and comes to the same.

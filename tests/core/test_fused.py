@@ -36,10 +36,12 @@ def test_other_devices_and_older_gpus_have_not() -> None:
     assert not fused.has_fused_kernels(torch.device("cuda", 0))
 
 
-def test_without_triton_or_cuda_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(fused, "find_spec", lambda name: None)
-        assert not fused.has_fused_kernels(GPU)
+def test_without_triton_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "find_spec", lambda name: None)
+    assert not fused.has_fused_kernels(GPU)
+
+
+def test_without_cuda_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not fused.has_fused_kernels(GPU)
 
