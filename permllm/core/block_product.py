@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from permllm.core.fused import has_fused_kernels
 from permllm.core.patterns import Pattern, as_words, kept, nm_mask_by_rows
 from permllm.core.permutations import block_permutation, blocks_in_order, invert
-from permllm.core.placements import placement_gradient
+from permllm.core.placements import mask_gradient, placement_gradient_of_weight
 from permllm.core.precision import upcast
 
 
@@ -90,19 +91,13 @@ class _BlockMaskedWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, scores, start, *local = ctx.saved_tensors
-        scores = upcast(scores)
-        # Of the mask, in the order `start`.
-        mask_grad = gradients[0].index_select(0, start).to(scores.dtype)
-        mask_grad = mask_grad.mul_(weight.index_select(0, start))
-        of_blocks = _soft_gradient if ctx.soft_mask else placement_gradient
+        of_run = _soft_gradient if ctx.soft_mask else placement_gradient_of_weight
         soft_grads, offset = [], 0
         for places in local:
-            rows = slice(offset, offset + places.numel())
-            their_scores, their_grad = (
-                x[rows].view(*places.shape, -1) for x in (scores, mask_grad)
-            )
-            soft_grads.append(of_blocks(their_scores, their_grad, places, ctx.pattern))
-            offset = rows.stop
+            run = slice(offset, offset + places.numel())
+            theirs = scores[run].view(*places.shape, -1)
+            soft_grads.append(of_run(theirs, gradients[0], weight, start[run], places, ctx.pattern))
+            offset = run.stop
         return None, None, None, None, None, None, *soft_grads
 
 
@@ -119,9 +114,10 @@ def masked_in_order(
         ``[C_in, C_out]``, channels in their original order.
     """
     channels = start.index_select(0, permutation)
+    if has_fused_kernels(weight.device):
+        return _fused(weight.detach(), scores.detach(), permutation, channels, pattern)
     if weight.device.type != "cpu":
-        mask = nm_mask_by_rows(scores.index_select(0, permutation), pattern)
-        return kept(weight, mask.index_select(0, invert(channels)))
+        return masked_by_operations(weight, scores, permutation, channels, pattern)
     # Imported late: numba takes a moment, and a machine with a GPU has no use for it.
     from permllm.core.kernels import masked_on_cpu
 
@@ -139,8 +135,42 @@ def masked_in_order(
     return masked.view(weight.dtype)
 
 
-def _soft_gradient(scores: Tensor, mask_grad: Tensor, local: Tensor, pattern: Pattern) -> Tensor:
+def masked_by_operations(
+    weight: Tensor, scores: Tensor, permutation: Tensor, channels: Tensor, pattern: Pattern
+) -> Tensor:
+    """:func:`masked_in_order` in tensor operations, for devices without kernels of ours.
+
+    Args:
+        weight, scores, permutation, pattern: as there.
+        channels: ``LongTensor[C_in]``, for each place the row of ``weight``.
+    """
+    mask = nm_mask_by_rows(scores.index_select(0, permutation), pattern)
+    return kept(weight, mask.index_select(0, invert(channels)))
+
+
+def _fused(
+    weight: Tensor, scores: Tensor, permutation: Tensor, channels: Tensor, pattern: Pattern
+) -> Tensor:
+    # Imported late: Triton comes with PyTorch for CUDA alone.
+    from permllm.core.triton_kernels import masked_on_cuda
+
+    words = as_words(weight.contiguous())
+    masked = torch.empty_like(words)
+    masked_on_cuda(words, scores.contiguous(), permutation, channels, pattern.n, pattern.m, masked)
+    return masked.view(weight.dtype)
+
+
+def _soft_gradient(
+    scores: Tensor,
+    gradient: Tensor,
+    weight: Tensor,
+    channels: Tensor,
+    local: Tensor,
+    pattern: Pattern,
+) -> Tensor:
     """The paper's: of blocks ``[G, B, R]``, through a softmax over each group of M."""
+    scores = upcast(scores)
+    mask_grad = mask_gradient(gradient, weight, channels, scores.dtype).view_as(scores)
     grouped, given = (
         blocks_in_order(x, local).unflatten(1, (-1, pattern.m)) for x in (scores, mask_grad)
     )

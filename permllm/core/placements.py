@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from permllm.core.fused import has_fused_kernels
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import blocks_in_order
 from permllm.core.precision import upcast
@@ -35,6 +36,9 @@ def placement_gradient(scores: Tensor, gradient: Tensor, local: Tensor, pattern:
     Returns:
         ``[G, B, B]`` in float32 or better; costs ``G · B² · R``.
     """
+    if has_fused_kernels(scores.device):
+        here = torch.arange(local.numel(), device=local.device)
+        return _fused(scores, gradient.flatten(0, 1), None, here, local, pattern)
     scores, gradient = upcast(scores), upcast(gradient)
     if scores.device.type != "cpu":
         return placement_gradient_by_operations(scores, gradient, local, pattern)
@@ -51,10 +55,65 @@ def placement_gradient(scores: Tensor, gradient: Tensor, local: Tensor, pattern:
     return torch.from_numpy(computed)
 
 
+def placement_gradient_of_weight(
+    scores: Tensor,
+    gradient: Tensor,
+    weight: Tensor,
+    channels: Tensor,
+    local: Tensor,
+    pattern: Pattern,
+) -> Tensor:
+    """:func:`placement_gradient` from the gradient of the masked weight ``W'``.
+
+    Args:
+        scores, local, pattern: as in :func:`placement_gradient`.
+        gradient: ``[C_in, R]``, of the loss with respect to ``W'``.
+        weight: ``[C_in, R]``, not masked.
+        channels: ``LongTensor[G · B]``, the row of ``gradient`` and ``weight`` of each channel of
+            the blocks.
+    """
+    if has_fused_kernels(scores.device):
+        return _fused(scores, gradient, weight, channels, local, pattern)
+    of_mask = mask_gradient(gradient, weight, channels, upcast(scores).dtype)
+    return placement_gradient(scores, of_mask.view_as(scores), local, pattern)
+
+
+def mask_gradient(gradient: Tensor, weight: Tensor, channels: Tensor, dtype: torch.dtype) -> Tensor:
+    """``∂L/∂W' ⊙ W``, the gradient of the loss with respect to the mask, of some channels.
+
+    Args:
+        gradient, weight, channels: as in :func:`placement_gradient_of_weight`.
+        dtype: of the result.
+    """
+    return gradient.index_select(0, channels).to(dtype).mul_(weight.index_select(0, channels))
+
+
+def _fused(
+    scores: Tensor,
+    gradient: Tensor,
+    weight: Tensor | None,
+    channels: Tensor,
+    local: Tensor,
+    pattern: Pattern,
+) -> Tensor:
+    # Imported late: Triton comes with PyTorch for CUDA alone.
+    from permllm.core.triton_kernels import placement_gradient_on_cuda
+
+    return placement_gradient_on_cuda(
+        scores.contiguous(),
+        gradient.contiguous(),
+        None if weight is None else weight.contiguous(),
+        channels,
+        local.contiguous(),
+        pattern.n,
+        pattern.m,
+    )
+
+
 def placement_gradient_by_operations(
     scores: Tensor, gradient: Tensor, local: Tensor, pattern: Pattern
 ) -> Tensor:
-    """:func:`placement_gradient` in tensor operations, for devices that Numba does not know."""
+    """:func:`placement_gradient` in tensor operations, for devices without kernels of ours."""
     threshold, lost = rivals_of(scores, gradient, local, pattern)
     result = scores.new_empty(*scores.shape[:2], scores.shape[1])
     for channel in range(scores.shape[1]):

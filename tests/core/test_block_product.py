@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -140,6 +142,15 @@ def test_the_compiled_mask_takes_many_rows_and_wide_patterns() -> None:
     for pattern in (Pattern(2, 4), Pattern(9, 32)):
         found = masked_in_order(torch.ones_like(scores), scores, here, here, pattern)
         assert torch.equal(found.bool(), nm_mask(scores.T, pattern).T)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_fused_kernels() -> Iterator[None]:
+    """Of a GPU that is there: they would not find these tensors on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("block_product", "placements"):
+            patch.setattr(f"permllm.core.{module}.has_fused_kernels", lambda device: False)
+        yield
 
 
 class Elsewhere(torch.Tensor):

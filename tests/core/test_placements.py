@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -103,6 +104,15 @@ def test_the_compiled_kernel_takes_many_rows_and_other_dtypes() -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
     halved = placement_gradient(scores.bfloat16(), gradient.bfloat16(), local, Pattern(2, 4))
     assert halved.dtype == torch.float32
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_fused_kernels() -> Iterator[None]:
+    """Of a GPU that is there: they would not find these tensors on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("block_product", "placements"):
+            patch.setattr(f"permllm.core.{module}.has_fused_kernels", lambda device: False)
+        yield
 
 
 class Elsewhere(torch.Tensor):

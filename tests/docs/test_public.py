@@ -6,6 +6,7 @@ import ast
 import importlib
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,8 @@ def test_public_names_are_there() -> None:
     for name in sorted(PUBLIC):
         module, _, rest = name.rpartition(".")
         if public.path_of(name) or not public.path_of(module):
+            continue
+        if module == "permllm.core.triton_kernels" and not find_spec("triton"):
             continue
         assert hasattr(importlib.import_module(module), rest), name
 
