@@ -247,6 +247,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def _is_text(data: Any) -> bool:
+    """Whether all texts in plain data can be written; an escape may be half of a character."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse_json(text: str, name: str) -> Any:
     """The data of JSON text, read strictly.
 
@@ -266,6 +275,10 @@ def parse_json(text: str, name: str) -> Any:
     except (ValueError, RecursionError) as error:
         why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"this is no JSON that permllm reads: {why}", file=name) from error
+    if "\\u" in text and not _is_text(data):
+        raise UserError(
+            "this is no JSON that permllm reads: it has halves of characters", file=name
+        )
     if _depth(data) > DEEPEST:
         raise UserError(
             f"this is no JSON that permllm reads: more than {DEEPEST} lists and mappings stand "

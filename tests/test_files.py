@@ -243,3 +243,15 @@ def test_a_sealed_file_may_be_older_where_that_is_said(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         read_sealed(path)
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '{"\\udfff": 1}', '["\\ud83d.\\ude00"]'])
+def test_halves_of_characters_are_no_text(text: str) -> None:
+    with pytest.raises(UserError, match="halves of characters"):
+        parse_json(text, "a.json")
+
+
+def test_escaped_characters_are_text(tmp_path: Path) -> None:
+    data = parse_json('{"a": "\\ud83d\\ude00 \\u00e9"}', "a.json")
+    write_json(tmp_path / "b.json", data)
+    assert read_json(tmp_path / "b.json") == data == {"a": "😀 é"}
