@@ -140,10 +140,15 @@ def test_an_index_that_names_other_files_is_refused(folder: Path, name: str) -> 
     assert caught.value.file == str(folder / "model.safetensors.index.json")
 
 
-@pytest.mark.parametrize("name", ["n" * 300, "a/" + "ü" * 128, "n/" * 2100, "a\ud800b", "a\0b"])
+@pytest.mark.parametrize("name", ["n" * 300, "a/" + "ü" * 128, "n/" * 2100, "a\0b"])
 def test_an_index_that_names_what_no_file_is_called_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(UserError, match="which is no file of the model's folder"):
         shards(folder, f"{name}.safetensors").check()
+
+
+def test_an_index_with_halves_of_characters_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match="halves of characters"):
+        shards(folder, "a\ud800b.safetensors").check()
 
 
 def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, saved: Path) -> None:
