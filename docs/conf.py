@@ -32,6 +32,8 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_preserve_defaults = True
+# It comes with PyTorch for CUDA, and weighs more than all that the documentation needs.
+autodoc_mock_imports = ["triton"]
 napoleon_numpy_docstring = False
 # Attributes of classes are documented in the class's docstring.
 napoleon_use_ivar = True
