@@ -128,10 +128,11 @@ def in_stored_order(
     """
     kept: list[tuple[nn.Parameter, Tensor]] = []
     with ExitStack() as stack:
-        stack.callback(_give_back, kept)
         folder = None
         if directory is not None and _is_much(decoder, dtype):
             folder = stack.enter_context(workplace(directory))
+        # Before the files go that parameters are mapped from.
+        stack.callback(_give_back, kept)
         for index, layer in enumerate(decoder.layers):
             new = layer_parameters(decoder, storage, index)
             own = {name: one.data for name, one in layer.named_parameters()}

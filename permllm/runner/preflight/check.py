@@ -322,15 +322,17 @@ def fitting(plan: Plan, shape: ModelShape, numbers: Numbers, machine: Machine) -
             attrs.evolve(run, pipeline=_streamed(run.pipeline, window)) for run in plan.runs
         )
         cost = estimate(attrs.evolve(plan, runs=runs), shape, numbers, machine)
-        host, device = machine.host or 2**63, machine.device or 2**63
-        if cost.memory_bytes <= host and cost.device_bytes <= device:
-            change = "stream: always" if window is None else f"layers.window: {window}"
-            took = (
-                f"{memory(cost.device_bytes)} there"
-                if cost.device_bytes
-                else (memory(cost.memory_bytes))
+        takes = ((cost.memory_bytes, machine.host), (cost.device_bytes, machine.device))
+        if all(free is None or needed <= free for needed, free in takes):
+            change = (
+                "stream: always"
+                if window is None
+                else (f"layers.window: {window} with stream: always")
             )
-            return f"{change} would need about {took}"
+            where = " there" if cost.device_bytes else ""
+            return (
+                f"{change} would need about {memory(cost.device_bytes or cost.memory_bytes)}{where}"
+            )
     return None
 
 
