@@ -14,6 +14,7 @@ from permllm.contexts.window import Window
 from permllm.core.permutations import identity
 from permllm.permutations.lcp import Lcp, LearnedPermutations
 from permllm.permutations.none import NoPermutation
+from permllm.testing.device import simulated_device
 from permllm.testing.windows import toy_window
 from permllm.training.blocks import BlockedGroup, BlockedGroups, harden
 from permllm.training.losses import WindowLoss
@@ -82,3 +83,40 @@ def test_a_streamed_window_keeps_nothing_of_its_linears_between_steps() -> None:
     (linear, *_) = group.weights
     assert group.weights[linear] is not group.weights[linear]
     assert torch.equal(group.scores[linear], group.scores[linear])
+
+
+def test_what_enters_layers_lies_beside_the_device_and_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[tuple[int, ...]] = []
+
+    class Recorded(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self) -> None:
+            def pack(tensor: Tensor) -> Tensor:
+                kept.append(tuple(tensor.shape))
+                return tensor
+
+            super().__init__(pack, lambda tensor: tensor)
+
+    monkeypatch.setattr("permllm.contexts.window.save_on_cpu", Recorded)
+    learner = Lcp(block=8, passes=1, batch=2, start=NoPermutation())
+    with simulated_device() as device:
+        window = toy_window(device=device.device)
+        learner.learn(window)
+        assert kept == []
+        learner.learn(attrs.evolve(window, streamed=True))
+    hidden = (2, window.tokens.shape[1], window.decoder.model.config.hidden_size)
+    assert set(kept) == {hidden}
+
+
+def test_holes_are_looked_for_after_each_layer_forth_and_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[None] = []
+    monkeypatch.setattr("permllm.contexts.window.limit_freed_memory", lambda: looks.append(None))
+    window = toy_window()
+    window.targets(torch.arange(4))
+    step(window, 4)
+    assert looks == []
+    step(attrs.evolve(window, streamed=True), 4)
+    assert len(looks) == 2 * len(window.layers)
