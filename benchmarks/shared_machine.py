@@ -34,6 +34,7 @@ STAGES: dict[str, dict[str, Any]] = {
     "cp, toy": {"permutation": "cp"},
     "lcp, toy": {"permutation": {"name": "lcp", "block": 8, "steps": 20}},
     "statistics": {"permutation": "none"},
+    "cp": {"permutation": "cp"},
     "sparsegpt": {"permutation": "none", "pruner": "sparsegpt"},
     "lcp": {"permutation": {"name": "lcp", "steps": 2, "batch": 4, "start": "none"}},
 }

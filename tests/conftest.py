@@ -19,6 +19,9 @@ from hypothesis import HealthCheck, Phase, settings
 from permllm.commands import BORROWED
 from permllm.results import LayerReport, Results, RunResult
 
+# No test may fail because the machine is slow.
+settings.register_profile("permllm", deadline=None)
+settings.load_profile("permllm")
 # Of `tox run -e mutants`: that a test fails is enough, and it must not fail by chance.
 settings.register_profile(
     "mutants",

@@ -86,11 +86,11 @@ def let_waiting_threads_sleep() -> None:
 
     By default they spin for long, since that wakes up sooner: beside other work on the same
     cores that takes several times as long. To sleep at once is as dear on virtual machines,
-    where waking up is slow, so GNU's threads spin for some microseconds.
+    where waking up is slow, so GNU's threads spin for a microsecond or so.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def main(arguments: list[str] | None = None) -> Any:

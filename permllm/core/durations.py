@@ -1,9 +1,11 @@
-"""Lengths of time, as people write them: ``30s``, ``5m``, ``1h30m``."""
+"""Lengths of time, as people write them (``30s``, ``5m``, ``1h30m``), and their ends."""
 
 from __future__ import annotations
 
 import math
 import re
+import time
+from collections.abc import Callable
 
 import attrs
 
@@ -54,3 +56,21 @@ class Duration:
         minutes, seconds = divmod(rest, 60)
         parts = zip((hours, minutes, seconds), _UNITS, strict=True)
         return "".join(f"{number:.12g}{unit}" for number, unit in parts if number)
+
+
+def never() -> bool:
+    """Says of something that it does not end by itself."""
+    return False
+
+
+def over(time_limit: float | None, stop: Callable[[], bool] = never) -> Callable[[], bool]:
+    """A function that says whether a time that begins now is over.
+
+    Args:
+        time_limit: its length in seconds; None for no limit.
+        stop: says whether it ends whatever the limit.
+    """
+    if time_limit is None:
+        return stop
+    deadline = time.monotonic() + time_limit
+    return lambda: stop() or time.monotonic() >= deadline

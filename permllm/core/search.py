@@ -15,14 +15,14 @@ channel then copies a row. An order is a ``LongTensor[C_in]``; the places
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 import torch
 from torch import Tensor
 
 from permllm.core.assignment import assign
+from permllm.core.durations import never, over
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import identity
 from permllm.core.retained import better, channelwise, nth_highest, pairwise_max_sums
@@ -166,6 +166,7 @@ def search(
     steps: int | None = None,
     time_limit: float | None = None,
     start: Tensor | None = None,
+    stop: Callable[[], bool] = never,
 ) -> Tensor:
     """The best order that assignment rounds and then tabu steps find.
 
@@ -184,6 +185,7 @@ def search(
             then, whatever ``steps`` says, so the result depends on the machine's speed.
             Where no table of swaps fits, rounds do so, whatever ``rounds`` says.
         start: ``LongTensor[C_in]``; None for :func:`heuristic_permutation`.
+        stop: says whether to end at once with what is found, asked before each round or step.
 
     Returns:
         ``LongTensor[C_in]`` on the scores' device. Its retained score is never below
@@ -192,7 +194,7 @@ def search(
     Raises:
         ValueError: the scores are not finite or negative, or M does not divide C_in.
     """
-    deadline = None if time_limit is None else time.monotonic() + time_limit
+    ended = over(time_limit, stop)
     outputs, size = scores.shape
     groups = pattern.groups(size)
     scores = channelwise(scores)
@@ -202,14 +204,12 @@ def search(
         return best
     todo = plan(outputs, size, pattern, rounds=rounds, steps=steps, time_limit=time_limit)
     for slots in _slots(groups, pattern, todo.rounds, generator):
-        if deadline is not None and time.monotonic() >= deadline:
+        if ended():
             return best
         best, _ = refine_slot(scores, best, pattern, slots.to(scores.device))
     if todo.steps == 0:
         return best
-    return tabu_search(
-        scores.T, pattern, best, generator=generator, steps=todo.steps, deadline=deadline
-    )
+    return tabu_search(scores.T, pattern, best, generator=generator, steps=todo.steps, stop=ended)
 
 
 def _slots(

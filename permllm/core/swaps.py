@@ -13,12 +13,13 @@ and so on, before the table is brought up to date.
 from __future__ import annotations
 
 import itertools
-import time
+from collections.abc import Callable
 
 import attrs
 import torch
 from torch import Tensor
 
+from permllm.core.durations import never, over
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import identity
 from permllm.core.retained import (
@@ -136,6 +137,7 @@ def swap_search(
     escapes: int = 0,
     time_limit: float | None = None,
     start: Tensor | None = None,
+    stop: Callable[[], bool] = never,
 ) -> Tensor:
     """The order that greedy swaps reach.
 
@@ -151,6 +153,7 @@ def swap_search(
         time_limit: seconds after which no sweep is begun. Escapes go on until then,
             whatever ``escapes`` says, so the result depends on the machine's speed.
         start: ``LongTensor[C_in]``; None for the identity.
+        stop: says whether to end at once with what is reached, asked before each sweep.
 
     Returns:
         ``LongTensor[C_in]`` on the scores' device. Its retained score is never below
@@ -159,29 +162,29 @@ def swap_search(
     Raises:
         ValueError: the scores are not finite or negative, or M does not divide C_in.
     """
-    deadline = None if time_limit is None else time.monotonic() + time_limit
+    ended = over(time_limit, stop)
     groups = pattern.groups(scores.shape[1])
     channels = channelwise(scores).T
     start = identity(len(channels)) if start is None else start
     permutation = start.to(scores.device)
     if groups < 2:
         return permutation
-    best = _climbed(SwapTable.of(channels, pattern, permutation), swaps, deadline)
+    best = _climbed(SwapTable.of(channels, pattern, permutation), swaps, ended)
     retained = retained_by_rows(channels, pattern, best.permutation)
-    for _ in range(escapes) if deadline is None else itertools.count():
-        if deadline is not None and time.monotonic() >= deadline:
+    for _ in range(escapes) if time_limit is None else itertools.count():
+        if ended():
             break
         disturbed = best.reordered(_exchanged(best.permutation, generator))
-        other = _climbed(disturbed, swaps, deadline)
+        other = _climbed(disturbed, swaps, ended)
         reached = retained_by_rows(channels, pattern, other.permutation)
         if reached > retained:
             best, retained = other, reached
     return best.permutation
 
 
-def _climbed(table: SwapTable, swaps: int, deadline: float | None) -> SwapTable:
-    """The table after the best swaps, until none helps or a bound is reached."""
-    while swaps > 0 and (deadline is None or time.monotonic() < deadline):
+def _climbed(table: SwapTable, swaps: int, ended: Callable[[], bool]) -> SwapTable:
+    """The table after the best swaps, until none helps or their time or number is over."""
+    while swaps > 0 and not ended():
         chosen = table.best_swaps(swaps)
         if not len(chosen):
             break

@@ -13,12 +13,13 @@ from the same order go side by side and part by their random numbers.
 from __future__ import annotations
 
 import itertools
-import time
+from collections.abc import Callable
 
 import attrs
 import torch
 from torch import Tensor
 
+from permllm.core.durations import never
 from permllm.core.patterns import Pattern
 from permllm.core.retained import CPU_ELEMENTS, better, pairwise_max_sums, thresholds
 
@@ -124,7 +125,7 @@ def tabu_search(
     *,
     generator: torch.Generator,
     steps: int | None,
-    deadline: float | None = None,
+    stop: Callable[[], bool] = never,
 ) -> Tensor:
     """The best order on the way of tabu walks; never one that retains less than the start.
 
@@ -135,8 +136,8 @@ def tabu_search(
         pattern: N:M.
         start: ``LongTensor[C_in]``, of two groups at least, on the channels' device.
         generator: on the CPU; the lengths of the bars are drawn from it.
-        steps: how many swaps each walk makes; None for no end but the deadline.
-        deadline: in seconds of ``time.monotonic``, after which no step is begun.
+        steps: how many swaps each walk makes; None for no end but that.
+        stop: says whether the walks end, asked before each step.
 
     Returns:
         ``LongTensor[C_in]``.
@@ -148,7 +149,7 @@ def tabu_search(
     reached = torch.zeros(len(walks.permutations), dtype=torch.float64, device=channels.device)
     highest, best = torch.full_like(reached, _NOISE), walks.permutations.clone()
     for step in itertools.count() if steps is None else range(steps):
-        if deadline is not None and time.monotonic() >= deadline:
+        if stop():
             break
         gains, swaps = walks.best_swaps(step)
         tenure = torch.randint(longest // 3, longest + 1, (len(swaps),), generator=generator)

@@ -73,7 +73,7 @@ class Cp(PermutationLearner):
             window,
             self.name,
             self.seed,
-            lambda scores, pattern, generator: search(
+            lambda scores, pattern, generator, stop: search(
                 scores,
                 pattern,
                 generator=generator,
@@ -81,5 +81,6 @@ class Cp(PermutationLearner):
                 rounds=self.rounds,
                 steps=self.steps,
                 time_limit=self.time_limit,
+                stop=stop,
             ),
         )

@@ -60,12 +60,13 @@ class Greedy(PermutationLearner):
             window,
             self.name,
             self.seed,
-            lambda scores, pattern, generator: swap_search(
+            lambda scores, pattern, generator, stop: swap_search(
                 scores,
                 pattern,
                 generator=generator,
                 swaps=self.swaps,
                 escapes=self.escapes,
                 time_limit=self.time_limit,
+                stop=stop,
             ),
         )

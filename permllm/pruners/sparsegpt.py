@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
@@ -12,6 +13,7 @@ from torch import Tensor
 from permllm.components import Pruner
 from permllm.core.patterns import Pattern, nm_mask, nm_mask_by_rows
 from permllm.core.statistics import GRAM, Statistic
+from permllm.core.threads import threads
 from permllm.errors import RunFailed
 from permllm.option import option
 
@@ -27,6 +29,11 @@ times ``C_in³``; and of the updates in a block, times the block's columns and t
 
 MATRICES = 6
 """As large as the Hessian, which there are at once while its factor is made."""
+
+
+SMALL = 1 << 19
+"""Entries of a block whose columns one thread goes through on the CPU: at every one of them
+threads would wait for each other, for long where other work runs on the same cores."""
 
 
 @attrs.frozen
@@ -94,13 +101,15 @@ class SparseGpt(Pruner):
         step = max(1, self.block_size // pattern.m) * pattern.m
         for start in range(0, len(columns), step):
             block = slice(start, min(start + step, len(columns)))
-            errors = prune_block(
-                columns[block],
-                factor[block, block],
-                mask[block],
-                pattern,
-                None if given is None else given[block],
-            )
+            small = columns.device.type == "cpu" and columns[block].numel() <= SMALL
+            with threads(1) if small else nullcontext():
+                errors = prune_block(
+                    columns[block],
+                    factor[block, block],
+                    mask[block],
+                    pattern,
+                    None if given is None else given[block],
+                )
             columns[block.stop :] -= factor[block, block.stop :].T @ errors
         return columns.T.to(weight.dtype).contiguous(), mask.T.contiguous()
 

@@ -82,7 +82,7 @@ def test_threads_that_wait_sleep() -> None:
         "main.main([])"
     )
     for given, expected in (
-        ({}, "PASSIVE 10000 False"),
+        ({}, "PASSIVE 1000 False"),
         ({"GOMP_SPINCOUNT": "5"}, "PASSIVE 5 False"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None False"),
     ):

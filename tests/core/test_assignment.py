@@ -18,7 +18,7 @@ def total(weights: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return weights.gather(-1, columns.unsqueeze(-1)).sum((-1, -2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 4), st.sampled_from([3, 1000]))
 def test_equals_brute_force(seed: int, size: int, blocks: int, levels: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -64,7 +64,7 @@ def test_refuses_what_is_not_finite(bad: float) -> None:
         assign_blocks(weights)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.integers(2, 6))
 def test_prices_make_every_row_want_its_own_column(seed: int, size: int) -> None:
     """Where the diagonal is the best assignment; so many rounds settle up to six rows."""

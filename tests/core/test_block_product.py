@@ -73,7 +73,7 @@ def test_runs_follow_one_another(sizes: list[tuple[int, int]]) -> None:
     assert run_permutation(local).tolist() == expected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_equals_the_dense_formulation(problem: dict) -> None:
     results = []
@@ -99,7 +99,7 @@ def test_equals_the_dense_formulation(problem: dict) -> None:
         torch.testing.assert_close(gradient, reference)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems())
 def test_is_nm_in_permuted_order_and_else_the_weight(problem: dict) -> None:
     start = problem["start"]
@@ -118,7 +118,7 @@ def test_is_nm_in_permuted_order_and_else_the_weight(problem: dict) -> None:
     torch.testing.assert_close(masked[kept], problem["weight"][kept])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems(), st.booleans(), st.sampled_from([torch.bfloat16, torch.float32, torch.float64]))
 def test_the_compiled_mask_equals_the_same_in_tensor_operations(
     problem: dict, draws: bool, dtype: torch.dtype
@@ -159,7 +159,7 @@ class Elsewhere(torch.Tensor):
     device = torch.device("cuda")  # type: ignore[assignment]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(problems())
 def test_other_devices_give_the_same_mask_by_operations(problem: dict) -> None:
     weight, start, pattern = problem["weight"], problem["start"], problem["pattern"]

@@ -17,7 +17,7 @@ def by_operations(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 7), st.integers(1, 40), st.integers(0, 2**31), st.sampled_from([1, 3, 1000]))
 def test_equals_the_same_in_operations(rows: int, size: int, seed: int, at_once: int) -> None:
     generator = torch.Generator().manual_seed(seed)

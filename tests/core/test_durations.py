@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permllm.core.durations import Duration
+from permllm.core.durations import Duration, never, over
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,16 @@ def test_impossible_times_are_refused(seconds: float) -> None:
 @given(st.integers(1, 10**7))
 def test_what_is_written_is_read_again(seconds: int) -> None:
     assert Duration.parse(str(Duration(float(seconds)))).seconds == seconds
+
+
+def test_a_time_is_over_when_its_seconds_have_passed_or_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, told = [100.0], [False]
+    monkeypatch.setattr("permllm.core.durations.time.monotonic", lambda: now[0])
+    limited, unlimited = over(5.0, lambda: told[0]), over(None, lambda: told[0])
+    endless = over(None)
+    for now[0], told[0], ended in ((104.9, False, False), (105.0, False, True), (101, True, True)):
+        assert limited() is ended
+        assert unlimited() is told[0]
+        assert endless() is never() is False

@@ -33,17 +33,21 @@ def test_asking_numba_leaves_pytorchs_threads() -> None:
 
 
 @pytest.mark.parametrize("threads_of_torch", [1, 2, 1000])
-def test_kernels_take_as_many_threads_as_pytorch_but_no_more_than_there_are(
-    threads_of_torch: int,
+@pytest.mark.parametrize("work", [1, 12])
+def test_kernels_take_as_many_threads_as_pytorch_but_no_more_than_there_are_or_is_work_for(
+    threads_of_torch: int, work: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Four channels of three rows, of which each is compared with four."""
+    monkeypatch.setattr(kernels, "_COMPARISONS", 48 // work + 1)
     torch.set_num_threads(threads_of_torch)
     words = np.ones((4, 3), np.int32)
     order, scores = np.arange(4), np.ones((4, 3), np.float32)
+    expected = min(threads_of_torch, kernels._MOST_THREADS, work)
     kernels.masked_on_cpu(words, scores, order, order, 2, 4, np.empty_like(words))
-    assert numba.get_num_threads() == min(threads_of_torch, kernels._MOST_THREADS)
+    assert numba.get_num_threads() == expected
     numba.set_num_threads(1)
     kernels.placement_gradient_on_cpu(scores[None], scores[None], order[None], 2, 4)
-    assert numba.get_num_threads() == min(threads_of_torch, kernels._MOST_THREADS)
+    assert numba.get_num_threads() == expected
 
 
 @pytest.mark.parametrize(("rows", "tiles"), [(1, 1), (512, 1), (513, 2), (1024, 2), (1025, 3)])

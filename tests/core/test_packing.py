@@ -48,7 +48,7 @@ def brute_force(weight: Tensor, pattern: Pattern) -> list[list[int]]:
     return rows
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(weights())
 def test_a_weight_comes_back_bit_for_bit(problem: tuple[Tensor, Pattern]) -> None:
     weight, pattern = problem
@@ -60,7 +60,7 @@ def test_a_weight_comes_back_bit_for_bit(problem: tuple[Tensor, Pattern]) -> Non
     assert torch.equal(bits_of(back), bits_of(weight) * (weight != 0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weights())
 def test_indices_are_the_documented_bytes(problem: tuple[Tensor, Pattern]) -> None:
     weight, pattern = problem

@@ -47,7 +47,7 @@ def dense_mask(scores: Tensor, pattern: Pattern) -> Tensor:
     return mask
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(problems())
 def test_mask_equals_a_stable_sort_in_both_layouts(problem: tuple[Tensor, Pattern]) -> None:
     scores, pattern = problem
@@ -57,7 +57,7 @@ def test_mask_equals_a_stable_sort_in_both_layouts(problem: tuple[Tensor, Patter
     assert torch.equal(nm_mask_by_rows(scores.T.contiguous(), pattern), expected.T)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems())
 def test_masked_tensor_is_nm_and_a_denser_one_is_not(problem: tuple[Tensor, Pattern]) -> None:
     scores, pattern = problem
@@ -96,7 +96,7 @@ def test_mask_of_more_axes_is_the_mask_of_each() -> None:
         assert torch.equal(part, nm_mask(expected, Pattern(2, 4)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems(), st.integers(0, 2**31))
 def test_scaling_rows_leaves_the_mask(problem: tuple[Tensor, Pattern], seed: int) -> None:
     scores, pattern = problem
@@ -105,7 +105,7 @@ def test_scaling_rows_leaves_the_mask(problem: tuple[Tensor, Pattern], seed: int
     assert torch.equal(nm_mask(scores * 2.0**factors, pattern), nm_mask(scores, pattern))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems(), st.integers(0, 2**31))
 def test_retained_score_lies_between_its_bounds(problem: tuple[Tensor, Pattern], seed: int) -> None:
     scores, pattern = problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,7 +37,6 @@ def test_inverse_of_several_at_once() -> None:
         assert torch.equal(permutation[inverse], identity(6))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 8), st.integers(0, 2**31))
 def test_block_permutations_stay_in_their_blocks(blocks: int, size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -36,7 +36,7 @@ def kept_gradient(scores: torch.Tensor, gradient: torch.Tensor, pattern: Pattern
     return (gradient * nm_mask_by_rows(scores, pattern)).sum()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(problems())
 def test_counts_what_a_newcomer_changes(problem: tuple) -> None:
     pattern, scores, gradient = problem
@@ -54,7 +54,7 @@ def test_counts_what_a_newcomer_changes(problem: tuple) -> None:
             torch.testing.assert_close(found[channel, place], expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(problems())
 def test_predicts_every_swap_of_two_groups_exactly(problem: tuple) -> None:
     """For a loss that is linear in the mask, first order is all there is."""
@@ -79,7 +79,7 @@ def test_predicts_every_swap_of_two_groups_exactly(problem: tuple) -> None:
             torch.testing.assert_close(loss(order) - before, predicted)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(problems(), st.integers(1, 3), st.integers(0, 2**31))
 def test_the_compiled_kernel_equals_the_same_in_tensor_operations(
     problem: tuple, blocks: int, seed: int

@@ -23,7 +23,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5))
 def test_blocked_sums_equal_the_definition(seed: int, a: int, b: int, rows: int) -> None:
     left = torch.rand(a, rows, generator=generator(seed), dtype=torch.float64)
@@ -35,7 +35,7 @@ def test_blocked_sums_equal_the_definition(seed: int, a: int, b: int, rows: int)
             torch.testing.assert_close(pairwise_max_sums(left, right), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 7), st.data())
 def test_nth_highest_equals_sorting(seed: int, members: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(1, members))
@@ -45,7 +45,7 @@ def test_nth_highest_equals_sorting(seed: int, members: int, data: st.DataObject
     assert torch.equal(nth_highest(channels, groups, n), expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(2, 6), st.data())
 def test_thresholds_equal_the_definition(seed: int, members: int, data: st.DataObject) -> None:
     n = data.draw(st.integers(1, members - 1))
@@ -117,7 +117,7 @@ def test_channelwise_refuses_what_is_no_score(bad: float, place: tuple[int, int]
         channelwise(scores)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31))
 def test_the_retained_score_is_the_same_channel_by_channel(seed: int) -> None:
     scores, pattern = torch.rand(5, 12, generator=generator(seed)), Pattern(2, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def upper_bound(scores: Tensor, pattern: Pattern) -> Tensor:
     return scores.topk(scores.shape[1] * pattern.n // pattern.m, 1).values.sum()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems())
 def test_heuristic_deals_one_channel_of_each_rank(problem: tuple[Tensor, Pattern, int]) -> None:
     scores, pattern, _ = problem
@@ -67,7 +68,7 @@ def test_heuristic_deals_one_channel_of_each_rank(problem: tuple[Tensor, Pattern
         assert (falling.diff() <= 1e-12).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems(), st.data())
 def test_every_round_is_monotone_and_counts_its_gain(
     problem: tuple[Tensor, Pattern, int], data: st.DataObject
@@ -89,7 +90,7 @@ def test_every_round_is_monotone_and_counts_its_gain(
         permutation = refined
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.sampled_from([(1, 2), (1, 3), (2, 3), (2, 4), (3, 4)]))
 def test_a_round_fills_the_free_places_in_the_best_way(seed: int, nm: tuple[int, int]) -> None:
     pattern, groups = Pattern(*nm), 4
@@ -107,7 +108,7 @@ def test_a_round_fills_the_free_places_in_the_best_way(seed: int, nm: tuple[int,
     torch.testing.assert_close(retained_score(scores, pattern, refined), best)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems(), st.integers(0, 3), st.integers(0, 20), st.booleans())
 def test_searches_lie_between_identity_and_the_upper_bound(
     problem: tuple[Tensor, Pattern, int], rounds: int, steps: int, refine: bool
@@ -300,7 +301,7 @@ def test_no_round_is_begun_after_the_limit(
         rounds.append(args)
         return refine_slot(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("permllm.core.search.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("permllm.core.durations.time.monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(searching, "refine_slot", refine)
     # No table of swaps fits, so that rounds go on until the limit.
     monkeypatch.setattr(searching, "TABLE_ELEMENTS", 1)
@@ -311,21 +312,45 @@ def test_no_round_is_begun_after_the_limit(
 
 
 def test_the_limit_of_a_search_is_that_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, object]] = []
+    asked: list[dict[str, Any]] = []
 
     def steps(scores: Tensor, pattern: Pattern, order: Tensor, **options: object) -> Tensor:
         asked.append(options)
         return order
 
-    monkeypatch.setattr("permllm.core.search.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("permllm.core.durations.time.monotonic", lambda: 100.0)
     monkeypatch.setattr(searching, "tabu_search", steps)
     rng = generator()
     search(torch.rand(6, 24), Pattern(2, 4), generator=rng, rounds=1, time_limit=5.0)
     search(torch.rand(6, 24), Pattern(2, 4), generator=rng, rounds=1, steps=3)
-    assert asked == [
-        {"generator": rng, "steps": None, "deadline": 105.0},
-        {"generator": rng, "steps": 3, "deadline": None},
-    ]
+    limited, unlimited = asked
+    assert (limited["generator"], limited["steps"]) == (rng, None)
+    assert (unlimited["generator"], unlimited["steps"]) == (rng, 3)
+    for now, ended in ((104.0, False), (105.0, True)):
+        monkeypatch.setattr("permllm.core.durations.time.monotonic", lambda now=now: now)
+        assert limited["stop"]() is ended
+        assert unlimited["stop"]() is False
+
+
+@pytest.mark.parametrize(("rounds", "steps"), [(10**6, 0), (0, 10**6)])
+@pytest.mark.parametrize("limit", [None, 1e6])
+def test_a_search_ends_with_what_it_has_when_it_is_told_to(
+    rounds: int, steps: int, limit: float | None
+) -> None:
+    looks = iter([False] * 12)
+    scores = torch.rand(6, 24, generator=generator()) ** 4
+    order = search(
+        scores,
+        Pattern(2, 4),
+        generator=generator(),
+        rounds=rounds,
+        steps=steps,
+        time_limit=limit,
+        stop=lambda: next(looks, True),
+    )
+    assert is_permutation(order, 24)
+    before = retained_score(scores, Pattern(2, 4), identity(24))
+    assert retained_score(scores, Pattern(2, 4), order) > before
 
 
 def costs(outputs: int, channels: int, pattern: Pattern) -> tuple[int, int, int]:
@@ -338,7 +363,7 @@ def costs(outputs: int, channels: int, pattern: Pattern) -> tuple[int, int, int]
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from([64, 250, 1000, 3072, 20_000]),
     st.sampled_from([32, 64, 192, 576, 1024, 2048, 11_008]),

@@ -17,7 +17,7 @@ def random_logits(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.integers(1, 8), st.integers(1, 3))
 def test_rows_and_columns_sum_to_one(seed: int, size: int, blocks: int) -> None:
     soft = sinkhorn(random_logits(seed, blocks, size, size), 1.0, 200)
@@ -27,7 +27,7 @@ def test_rows_and_columns_sum_to_one(seed: int, size: int, blocks: int) -> None:
     torch.testing.assert_close(soft.sum(-1), ones, atol=1e-3, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 2**31),
     st.sampled_from([1e-3, 0.1, 1.0]),
@@ -45,7 +45,7 @@ def test_huge_logits_give_finite_values_and_gradients(
     assert torch.isfinite(gradient).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 6), st.sampled_from([0.3, 1.0, 5.0]))
 def test_equals_the_plain_formulation(seed: int, size: int, temperature: float) -> None:
     logits = random_logits(seed, size, size)

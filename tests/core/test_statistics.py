@@ -21,7 +21,7 @@ def by_token(name: str, inputs: Tensor) -> Tensor:
     return torch.stack(each).sum(0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(ALL), st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 5))
 def test_sums_over_batches_are_those_over_all_tokens(
     statistic: Statistic, seed: int, first: int, second: int
@@ -32,7 +32,7 @@ def test_sums_over_batches_are_those_over_all_tokens(
     torch.testing.assert_close(total, by_token(statistic.name, torch.cat(batches)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(ALL), st.integers(0, 2**31))
 def test_a_sum_follows_a_permutation_of_the_channels(statistic: Statistic, seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)

@@ -32,7 +32,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Pattern, int]:
     return scores, pattern, seed
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(problems())
 def test_swap_table_tells_the_gain_of_every_swap(problem: tuple[Tensor, Pattern, int]) -> None:
     scores, pattern, seed = problem
@@ -58,7 +58,7 @@ def test_swap_table_tells_the_gain_of_every_swap(problem: tuple[Tensor, Pattern,
     torch.testing.assert_close(table.exact_gains(torch.tensor(pairs)), torch.stack(gains))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(problems())
 def test_a_sweep_makes_the_best_swap_first_and_touches_no_group_twice(
     problem: tuple[Tensor, Pattern, int],
@@ -78,7 +78,7 @@ def test_a_sweep_makes_the_best_swap_first_and_touches_no_group_twice(
         assert len(table.best_swaps(1)) == 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31))
 def test_a_single_swap_is_the_best_of_all(seed: int) -> None:
     pattern = Pattern(2, 4)
@@ -159,7 +159,7 @@ def escapes_in(monkeypatch: pytest.MonkeyPatch, **options: object) -> int:
         calls.append(order)
         return _exchanged(order, rng)
 
-    monkeypatch.setattr("permllm.core.swaps.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("permllm.core.durations.time.monotonic", lambda: float(next(clock)))
     monkeypatch.setattr("permllm.core.swaps._exchanged", count)
     scores = torch.rand(8, 16, generator=generator())
     swap_search(scores, Pattern(2, 4), generator=generator(), **options)  # type: ignore[arg-type]
@@ -205,7 +205,7 @@ def test_no_more_sweeps_are_begun_than_the_time_has_looks(
         sweeps.append(most)
         return best_swaps(table, most)
 
-    monkeypatch.setattr("permllm.core.swaps.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("permllm.core.durations.time.monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(SwapTable, "best_swaps", count)
     scores = torch.rand(8, 64, generator=generator())
     swap_search(scores, Pattern(2, 4), generator=generator(), time_limit=float(limit))
@@ -216,7 +216,7 @@ def test_no_more_sweeps_are_begun_than_the_time_has_looks(
 
 def test_at_the_limit_no_sweep_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.rand(8, 16, generator=generator())
-    monkeypatch.setattr("permllm.core.swaps.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("permllm.core.durations.time.monotonic", lambda: 100.0)
     order = swap_search(scores, Pattern(2, 4), generator=generator(), time_limit=0.0)
     assert torch.equal(order, identity(16))
 

@@ -131,7 +131,7 @@ def rounding(given: Problem, wide: torch.dtype) -> Tensor:
 # --- masks ---------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems)
 @example(problem(Pattern(16, 32), draws=True))
 @example(problem(Pattern(2, 4), rows=1025))
@@ -164,7 +164,7 @@ def test_what_is_kept_keeps_its_bits(dtype: torch.dtype) -> None:
 # --- placement gradients -------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems, st.booleans())
 @example(problem(Pattern(2, 4), groups=32, rows=3), True)
 @example(problem(Pattern(16, 32), groups=3, rows=2, draws=True), True)
@@ -178,7 +178,7 @@ def test_gradients_equal_the_definition(given: Problem, fused_product: bool) -> 
     assert (error <= rounding(given, found.dtype)).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(problems)
 def test_gradients_equal_those_of_the_cpu(given: Problem) -> None:
     """Where no scores are equal, of which the kernels of the CPU may lose any."""
@@ -206,7 +206,7 @@ def test_sums_of_narrow_operands_are_wider() -> None:
     assert gradient_of(given)[0, 3].tolist() == [1.5, 1.5, 0, 1.5]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(problems)
 def test_learning_by_kernels_equals_learning_by_operations(given: Problem) -> None:
     """The autograd function takes them where a device has them."""

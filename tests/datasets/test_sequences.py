@@ -56,7 +56,7 @@ def test_sequences_are_consecutive_and_each_comes_once(tokenizer: Any) -> None:
     assert found.tolist() != expected.tolist()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(0, 40), st.integers(1, 30), st.integers(0, 2**62))
 def test_a_smaller_request_is_the_start_of_a_larger_one(
     small: int, more: int, length: int, seed: int

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,7 +31,6 @@ def test_built_in_metrics_come_through_the_hook() -> None:
     assert [metric.name for metric in permllm_metrics()] == ["magnitude", "wanda", "ria"]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.sampled_from(METRICS))
 def test_permuting_the_channels_permutes_the_scores(
     linear: Callable[[int], tuple[Tensor, Tensor]], seed: int, metric: Metric

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,7 +27,6 @@ def test_statistics_take_the_precision_of_the_weight() -> None:
     assert Wanda().scores(torch.ones(2, 8, dtype=torch.float64), sums).dtype == torch.float64
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.floats(0.01, 100))
 def test_scaling_a_row_does_not_change_the_mask(
     linear: Callable[[int], tuple[Tensor, Tensor]], seed: int, factor: float

@@ -101,7 +101,7 @@ def test_files_of_the_other_byte_order_are_read(tmp_path: Path) -> None:
     assert "nonesuch.block_count" in read_header(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_change_of_a_byte_costs_time(
     tmp_path: Path, write_gguf: WriteGguf, data: st.DataObject

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from permllm.core.patterns import Pattern, nm_mask
@@ -22,7 +22,6 @@ def test_built_in_pruners_come_through_the_hook() -> None:
     assert [pruner.name for pruner in permllm_pruners()] == ["mask", "sparsegpt", "distil"]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.sampled_from(PATTERNS))
 def test_keeps_the_highest_scores_unchanged(seed: int, pattern: Pattern) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -70,7 +70,7 @@ def textbook(
     return weight
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 1000),
     st.sampled_from(PATTERNS),
@@ -92,7 +92,6 @@ def test_sparsegpt_equals_its_textbook_form(
     assert mask.is_contiguous()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1000), st.sampled_from(PATTERNS), st.sampled_from(["obs", "scores"]))
 def test_without_correlations_it_is_pruning_by_magnitude_times_norm(
     seed: int, pattern: Pattern, select: str
@@ -107,7 +106,7 @@ def test_without_correlations_it_is_pruning_by_magnitude_times_norm(
     assert torch.equal(pruned, expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.sampled_from(PATTERNS))
 def test_the_output_error_is_lower_than_that_of_a_mask(seed: int, pattern: Pattern) -> None:
     """Over a few matrices: where SparseGPT chooses by itself, one may come out a little worse."""
@@ -126,7 +125,7 @@ def test_the_output_error_is_lower_than_that_of_a_mask(seed: int, pattern: Patte
     assert max(errors["obs"], errors["scores"]) <= errors["mask"]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([SparseGpt(), SparseGpt(select="scores")]))
 def test_pruning_composes_with_a_permutation(seed: int, pruner: Pruner) -> None:
     weight, inputs = correlated(seed)
@@ -157,7 +156,7 @@ def test_channels_that_never_fire_lose_their_weights() -> None:
     assert pruned.count_nonzero() == 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 1000),
     st.sampled_from([0.0, 0.01, 3.0]),

@@ -70,7 +70,7 @@ def assert_product(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     assert bool(((y.double() - exact).abs() <= TOLERANCES[x.dtype] * scale).all())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problem=problems())
 def test_the_kernel_is_the_dense_product(
     kernel: cpu.Kernel, problem: tuple[Tensor, Tensor, Tensor | None, Pattern]
@@ -80,7 +80,7 @@ def test_the_kernel_is_the_dense_product(
     assert_product(kernel.linear(x, values, indices, bias, pattern), x, weight, bias)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problem=problems(), half=st.booleans())
 def test_the_kernel_unpacks_bit_for_bit(
     kernel: cpu.Kernel, problem: tuple[Tensor, Tensor, Tensor | None, Pattern], half: bool

@@ -60,7 +60,7 @@ def test_scores_are_put_in_start_order_and_may_be_divided_by_their_mean(normalis
             assert torch.equal(group.weights[linear], window.weight(linear).T)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 4))
 def test_hard_permutations_fit_best_of_all(seed: int, size: int) -> None:
     soft = torch.rand(3, size, size, generator=torch.Generator().manual_seed(seed)).double()

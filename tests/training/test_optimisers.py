@@ -18,7 +18,7 @@ def steps(optimiser: type, gradients: torch.Tensor, **options: object) -> torch.
     return parameter.detach()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 5))
 def test_equals_adam_where_all_gradients_of_a_block_are_equally_large(seed: int, n: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -29,7 +29,7 @@ def test_equals_adam_where_all_gradients_of_a_block_are_equally_large(seed: int,
     torch.testing.assert_close(moved, expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.floats(1e-12, 1e6))
 def test_the_scale_of_the_gradients_does_not_matter(seed: int, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def test_what_matters_more_moves_further() -> None:
     assert first < 3 * 0.1 * 2**0.5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31))
 def test_the_first_step_goes_along_the_gradient(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -38,7 +38,7 @@ def scaled_weights(window: Window, scales: Mapping[str, Tensor]) -> dict[str, Te
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(
     sequences=st.integers(1, 8), size=st.integers(1, 8), layers=st.sampled_from([(0, 2), (1, 2)])
 )

@@ -278,7 +278,7 @@ def brute_force(drawn: dict[str, Any]) -> list[dict[str, Any]]:
     return runs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(drawn=matrices())
 def test_cells_are_the_product_less_the_excluded_and_the_included(
     toys: Registry, drawn: dict[str, Any]
