@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from wrapt import when_imported
+
 from permllm.errors import PermllmError, RunFailed, UserError
 from permllm.hooks import hookimpl
 from permllm.version import __version__
@@ -30,6 +32,12 @@ __all__ = [
     "prune",
     "run",
 ]
+
+
+@when_imported("transformers.quantizers.auto")
+def _open_exports(_: Any) -> None:
+    """Let ``from_pretrained`` open exports, once there is one."""
+    from permllm.formats import quantiser  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

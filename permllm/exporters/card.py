@@ -15,10 +15,11 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
 """For folders that transformers opens by itself."""
 
 LOADING_PERMLLM = """\
-import permllm
-loaded = permllm.load("path/to/this/folder")
-model, tokenizer = loaded.model, loaded.tokenizer"""
-"""For folders that it does not."""
+import permllm  # by which transformers opens this folder
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")"""
+"""For folders that it opens once permllm is imported."""
 
 
 NOT_SPARSE = """\

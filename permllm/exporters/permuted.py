@@ -23,7 +23,7 @@ class Permuted(Exporter):
     """A folder whose pruned weights are N:M in stored order, orders folded where they can be.
 
     Where every order folds, it is an ordinary checkpoint of transformers. Where some input
-    has to be gathered at run time, ``permllm.load`` opens it.
+    has to be gathered at run time, transformers opens it once permllm is imported.
     """
 
     name: ClassVar[str] = "permuted"
@@ -114,8 +114,8 @@ def about(storage: StoragePlan, *, plain: bool = True) -> str:
             "(gathered), by an index buffer `permllm_order` at\n\n"
             + _listing(storage, "gathered")
             + "\n\nTransformers alone would leave these out. So the weights are called "
-            "`permllm*.safetensors`, which it does not open; `permllm.load` does, and gives an "
-            "ordinary model of transformers with hooks."
+            "`permllm*.safetensors`, which it does not open; once permllm is imported it does, "
+            "and gives its ordinary model with hooks."
         )
     if counts["stored"]:
         parts.append(f"{counts['stored']} keep the original order of their channels.")

@@ -21,16 +21,17 @@ FORMAT = """\
 Of every pruned weight `NAME` there are `NAME.values`, the kept entries of every row, and
 `NAME.indices`, where in its group of M consecutive inputs each of them stands: so many bits a
 value as M - 1 needs, the first value in the lowest bits of the first byte, every row from a
-new byte on. `permllm.load` opens the folder and gives an ordinary model of transformers with
-the same weights; with `sparse=True` its linears multiply with the packed weights where that
-is faster."""
+new byte on. Once permllm is imported, transformers opens the folder, and its linears multiply with
+the packed weights where that is faster; `permllm.load` gives an ordinary model of transformers with
+the same weights."""
 
 
 @attrs.frozen
 class Sparse(Exporter):
     """A folder with N:M weights packed: values and the bits of their places.
 
-    At 2:4 in bfloat16 a pruned weight takes 0.5625 of its dense size. ``permllm.load`` opens it.
+    At 2:4 in bfloat16 a pruned weight takes 0.5625 of its dense size. transformers
+    opens it once permllm is imported.
     """
 
     name: ClassVar[str] = "sparse"

@@ -22,11 +22,18 @@ def write_extras(context: ExportContext, directory: Path, card: str) -> None:
 
 
 def write_config(model: Any, directory: Path, dtype: torch.dtype | None) -> None:
-    """Write a model's configuration and generation configuration alone."""
+    """Write the configuration and generation configuration of an export that needs permllm.
+
+    Its weights are written already.
+    """
+    from permllm.formats.export_files import INDEX, METHOD, SINGLE
+
     with as_for_users(model):
         config = type(model.config).from_dict(model.config.to_dict())
         config.architectures = [type(model).__name__]
         config.dtype = dtype or model.dtype
+        weights = INDEX if (directory / INDEX).is_file() else SINGLE
+        config.quantization_config = {"quant_method": METHOD, "weights": weights}
         config.save_pretrained(directory)
         generation = getattr(model, "generation_config", None)
         if generation is not None:

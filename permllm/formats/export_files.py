@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from permllm.core.patterns import Pattern, is_nm
 from permllm.errors import NoSpace, RunFailed, UserError
-from permllm.files import file_hash
+from permllm.files import file_hash, write_json
 from permllm.formats.manifest import MANIFEST, Manifest, TensorEntry
 from permllm.models.checkpoint_files import check_safetensors, tensors_in
 
@@ -24,6 +24,12 @@ SHARD_BYTES = 4 * 2**30
 
 STEM = "permllm"
 """What the files are called that plain transformers is not to open."""
+
+SINGLE, INDEX = f"{STEM}.safetensors", f"{STEM}.safetensors.index.json"
+"""The only file; or what says where each tensor is, beside several."""
+
+METHOD = "permllm"
+"""What ``config.json`` calls the form of weights that only permllm opens."""
 
 CARD = "README.md"
 """The model card."""
@@ -81,7 +87,7 @@ def check_complete(directory: Path, model: nn.Module) -> None:
 
 
 def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Write tensors to ``permllm.safetensors``, or to several files where they are large.
+    """Write tensors to ``permllm.safetensors``, or to several with an index where they are large.
 
     No more than one file's tensors are in memory.
 
@@ -90,14 +96,14 @@ def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
     """
     shard: dict[str, Tensor] = {}
     size = 0
-    paths: list[Path] = []
+    total, files = 0, dict[str, str]()
 
     def flush() -> None:
-        nonlocal shard, size
-        path = directory / f"{STEM}-{len(paths) + 1:05d}.safetensors"
-        write_file(path, shard)
-        paths.append(path)
-        shard, size = {}, 0
+        nonlocal shard, size, total
+        file = f"{STEM}-{len(set(files.values())) + 1:05d}.safetensors"
+        write_file(directory / file, shard)
+        files.update(dict.fromkeys(shard, file))
+        shard, size, total = {}, 0, total + size
 
     for name, tensor in tensors:
         wide = tensor.numel() * tensor.element_size()
@@ -106,8 +112,12 @@ def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
         shard[name] = tensor
         size += wide
     flush()
-    if len(paths) == 1:
-        paths[0].rename(directory / f"{STEM}.safetensors")
+    written = list(dict.fromkeys(files.values()))
+    if len(written) == 1:
+        (directory / written[0]).rename(directory / SINGLE)
+    else:
+        # As transformers has it of its own files.
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:

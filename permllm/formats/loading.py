@@ -84,7 +84,7 @@ def load(
         loaded = load_plain(source, dtype)
     else:
         model = _skeleton(source, dtype)
-        _attach(model, manifest)
+        attach_gathers_of(model, manifest)
         _fill(model, directory, manifest, dtype)
         loaded = LoadedModel(model.eval(), load_tokenizer(source), str(directory))
     if device is not None:
@@ -113,6 +113,8 @@ def _skeleton(source: DirectorySource, dtype: torch.dtype | None) -> Any:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     config = read_config(source)
+    # Of stock transformers; what is made here is an ordinary model.
+    vars(config).pop("quantization_config", None)
     with quiet():
         try:
             with init_empty_weights(include_buffers=False):
@@ -129,7 +131,8 @@ def _skeleton(source: DirectorySource, dtype: torch.dtype | None) -> Any:
     return model
 
 
-def _attach(model: nn.Module, manifest: Manifest) -> None:
+def attach_gathers_of(model: nn.Module, manifest: Manifest) -> None:
+    """Attach the gathers of an export, whose buffers are still to be filled."""
     places = {name: group.gathers_inputs for group in manifest.gathers for name in group.at}
     sizes = {name: group.channels for group in manifest.gathers for name in group.at}
     attach_gathers(model, places, sizes)

@@ -55,13 +55,18 @@ def unpacked_tensors(
         parts = waiting.setdefault(whole, {})
         parts[f".{end}"] = tensor
         if len(parts) == 2:
-            yield whole, _unpacked(whole, packed[whole], waiting.pop(whole))
+            yield whole, unpacked(whole, packed[whole], waiting.pop(whole))
     for whole, parts in waiting.items():
         missing = VALUES if INDICES in parts else INDICES
         raise UserError(f"there is no '{whole}{missing}' beside '{whole}{next(iter(parts))}'")
 
 
-def _unpacked(name: str, entry: PackedEntry, parts: Mapping[str, Tensor]) -> Tensor:
+def unpacked(name: str, entry: PackedEntry, parts: Mapping[str, Tensor]) -> Tensor:
+    """One weight of its values and places.
+
+    Raises:
+        UserError: they do not fit one another, or are damaged.
+    """
     pattern = Pattern.parse(entry.pattern)
     try:
         weight = unpack(parts[VALUES], parts[INDICES], pattern, entry.shape[-1])
