@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from permllm.components import KINDS, Observer
+from permllm.components import KINDS, Exporter, Observer
 from permllm.errors import UserError, did_you_mean
 from permllm.fields.errors import ERRORS, FieldError, Keys, at, each, leaves, shown
 from permllm.fields.reading import Reader
@@ -29,6 +30,7 @@ class Structurer(Reader):
         super().__init__(base_dir)
         self.registry = registry
         self.when(lambda hint: hint == tuple[Observer, ...], self._observers)
+        self.when(lambda hint: hint == tuple[Exporter, ...], self._exporters)
 
     def structure(self, document: Document, cls: type[T]) -> T:
         """Make a ``cls`` of a document.
@@ -72,10 +74,19 @@ class Structurer(Reader):
         if isinstance(value, dict):
             return tuple(each(value.items(), self._observer))
         observers: tuple[Observer, ...] = sequence(value, hint, self)
-        names = [observer.name for observer in observers]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise FieldError(f"the observer '{twice[0]}' is there twice")
+        if twice := _twice(observers):
+            raise FieldError(f"the observer '{twice}' is there twice")
         return observers
+
+    def _exporters(self, value: Any, hint: Any) -> tuple[Exporter, ...]:
+        """The exporters, whose names are those of their folders."""
+        exporters: tuple[Exporter, ...] = sequence(value, hint, self)
+        if twice := _twice(exporters):
+            raise FieldError(
+                f"the exporter '{twice}' is there twice, and both would write one folder",
+                "write one here, and the other by `permllm export RUN --format … --to FOLDER` afterwards",
+            )
+        return exporters
 
     def _observer(self, name: str, options: Any) -> Observer:
         self._known("observer", name, at_key=True)
@@ -102,6 +113,12 @@ class Structurer(Reader):
             return self.registry.component(kind, name)
         except UserError as error:
             raise FieldError(error.message, error.hint, at_key=at_key) from None
+
+
+def _twice(components: Iterable[Observer | Exporter]) -> str | None:
+    """The first name, by the alphabet, that several have."""
+    counted = Counter(component.name for component in components)
+    return min((name for name, count in counted.items() if count > 1), default=None)
 
 
 def first_error(document: Document, error: Exception) -> UserError:

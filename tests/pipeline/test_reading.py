@@ -189,6 +189,11 @@ MISTAKES = {
     "name": ("name: a/b", "3:7: name must be", "'a/b'"),
     "observer": ("track: {mlflw: {}}", "3:9: unknown observer 'mlflw'", "mean 'mlflow'?"),
     "observer's option": ("track: {mlflow: {exp: a}}", "3:18: unknown option 'exp'", "experiment"),
+    "exporter twice": (
+        "export: [masked, {name: masked}]",
+        "3:9: the exporter 'masked' is there twice, and both would write one folder",
+        "write one here",
+    ),
     "observer twice": ("track: [events, events]", "3:8: the observer 'events' is there twice", ""),
     "package": ("layers: {metric: 'no-such-pkg:wanda'}", "3:18:", "pip install no-such-pkg"),
 }
