@@ -84,7 +84,7 @@ class Structurer(Reader):
         if twice := _twice(exporters):
             raise FieldError(
                 f"the exporter '{twice}' is there twice, and both would write one folder",
-                "write one here, and the other by `permllm export RUN --format … --to FOLDER` afterwards",
+                "write one here, and the other later by `permllm export RUN --format … --to …`",
             )
         return exporters
 

@@ -54,6 +54,22 @@ def check_exporter(exporter: Exporter) -> None:
         expect_equal(value, before[key], f"{name}: changed {key}")
 
 
+def write_export(form: str, context: ExportContext, directory: Path) -> None:
+    """Write a folder as a built-in exporter does, for the tests of what reads it.
+
+    Args:
+        form: ``masked``, ``permuted`` or ``sparse``.
+        context: such as :func:`pruned_export` makes.
+        directory: an empty folder.
+    """
+    from permllm.exporters.masked import Masked
+    from permllm.exporters.permuted import Permuted
+    from permllm.exporters.sparse import Sparse
+
+    exporters = {exporter.name: exporter for exporter in (Masked(), Permuted(), Sparse())}
+    exporters[form].export(context, directory)
+
+
 def toy_export(model: Any, **changes: Any) -> ExportContext:
     """What the runner hands to an exporter, made up but for the model.
 

@@ -1,0 +1,270 @@
+"""All that touches vLLM: the quantisation method, and how its linears are made and run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import vllm
+from packaging.version import Version
+from torch import Tensor
+from torch.nn import Parameter
+from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    LinearMethodBase,
+    UnquantizedLinearMethod,
+    register_weight_loader_v2_supported_method,
+)
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.models.utils import WeightsMapper
+from vllm.model_executor.parameter import ModelWeightParameter
+
+from permllm.core.packing import pack, packed_shapes, unpack, unpack_codes
+from permllm.formats.gathers import BUFFER
+from permllm.formats.manifest import MANIFEST
+from permllm.sparse import cuda
+from permllm.sparse.cpu import kernel_reason, packed_linear
+from permllm_vllm import operator
+from permllm_vllm.export import Export, Layout
+
+logger = init_logger("vllm.permllm")
+
+TRIED = "0.32"
+"""The version of vLLM that the tests were run with."""
+
+if Version(vllm.__version__).release[:2] != Version(TRIED).release:
+    logger.warning("permllm-vllm was tried with vLLM %s, and this is %s", TRIED, vllm.__version__)
+
+
+@register_quantization_config("permllm")
+class PermllmConfig(QuantizationConfig):
+    """The form of a permuted or sparse export of permllm.
+
+    Args:
+        keep_dense: hold pruned weights dense as well on the CPU, and take those for as many
+            tokens at once as that is faster for.
+    """
+
+    def __init__(self, keep_dense: bool = False) -> None:
+        super().__init__()
+        self.keep_dense = keep_dense
+        self.export: Export | None = None
+
+    @classmethod
+    def get_name(cls) -> str:
+        return "permllm"
+
+    @classmethod
+    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        # Of PyTorch's semi-structured products.
+        return 80
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return [MANIFEST]
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> PermllmConfig:
+        # The folder says the rest; vLLM names it next.
+        return cls(bool(config.get("keep_dense", False)))
+
+    def maybe_update_config(
+        self, model_name: str, hf_config: Any = None, revision: str | None = None
+    ) -> None:
+        self.export = Export.read(model_name, revision)
+
+    @staticmethod
+    def get_checkpoint_weight_mapper() -> WeightsMapper:
+        # The permutations are read before, since they belong to linears that are made one.
+        return WeightsMapper(
+            orig_to_new_suffix={
+                f".{BUFFER}": None,
+                ".weight.values": ".values",
+                ".weight.indices": ".indices",
+            }
+        )
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
+        if self.export is not None:
+            layouts = hf_to_vllm_mapper.apply_dict(self.export.layouts)
+            self.export = Export(self.export.folder, layouts)
+
+    def get_quant_method(self, layer: Any, prefix: str) -> LinearMethodBase | None:
+        if not isinstance(layer, LinearBase) or self.export is None:
+            return None
+        head, _, last = prefix.rpartition(".")
+        parts = self.packed_modules_mapping.get(last, [last])
+        layout = self.export.of([f"{head}.{part}" for part in parts])
+        if layout.pattern is not None:
+            return PackedLinearMethod(prefix, layout, self.keep_dense)
+        if layout.permutation is not None:
+            return DenseLinearMethod(prefix, layout)
+        return UnquantizedLinearMethod()
+
+
+class DenseLinearMethod(UnquantizedLinearMethod):
+    """A dense product whose input is put in order first."""
+
+    def __init__(self, prefix: str, layout: Layout) -> None:
+        super().__init__()
+        self.prefix, self.layout = prefix, layout
+
+    def create_weights(self, layer: Any, *sizes: Any, **options: Any) -> None:
+        _check_cut(self.prefix, self.layout, *sizes)
+        super().create_weights(layer, *sizes, **options)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        _attach(layer, self.layout, layer.weight.device)
+        super().process_weights_after_loading(layer)
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return super().apply(layer, x.index_select(-1, getattr(layer, BUFFER)), bias)
+
+
+@register_weight_loader_v2_supported_method
+class PackedLinearMethod(LinearMethodBase):
+    """A product with an N:M weight: packed on the CPU, semi-structured on CUDA, else dense.
+
+    Args:
+        prefix: the linear's name, for messages.
+        layout: how its weight is stored.
+        keep_dense: whether to hold it dense, too.
+    """
+
+    def __init__(self, prefix: str, layout: Layout, keep_dense: bool) -> None:
+        super().__init__()
+        assert layout.pattern is not None
+        self.prefix, self.layout, self.pattern = prefix, layout, layout.pattern
+        self.keep_dense, self.most = keep_dense, 0
+        self.dense: UnquantizedLinearMethod | None = None
+
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **options: Any,
+    ) -> None:
+        rows, channels = sum(output_partition_sizes), input_size_per_partition
+        _check_cut(self.prefix, self.layout, channels, output_partition_sizes, input_size)
+        layer.permllm_channels = channels
+
+        def register(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+            data = torch.empty(shape, dtype=dtype)
+            parameter = ModelWeightParameter(
+                data=data, input_dim=1, output_dim=0, weight_loader=options.get("weight_loader")
+            )
+            layer.register_parameter(name, parameter)
+
+        if self.layout.packed:
+            values, indices = packed_shapes(rows, channels, self.pattern)
+            register("values", values, params_dtype)
+            register("indices", indices, torch.uint8)
+        else:
+            register("weight", (rows, channels), params_dtype)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        held = layer.values if self.layout.packed else layer.weight
+        _attach(layer, self.layout, held.device)
+        try:
+            if held.device.type == "cuda":
+                reason = self._semi_structure(layer, held)
+            else:
+                reason = self._pack(layer, held)
+        except ValueError as error:
+            raise ValueError(f"{self.prefix}: {error}") from error
+        if reason is not None:
+            logger.warning_once("permllm: pruned linears run dense: %s", reason)
+            self._hold_dense(layer)
+            self.dense = UnquantizedLinearMethod()
+            self.dense.process_weights_after_loading(layer)
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.layout.permutation is not None:
+            x = x.index_select(-1, getattr(layer, BUFFER))
+        if self.dense is not None:
+            return self.dense.apply(layer, x, bias)
+        if x.device.type == "cuda":
+            return torch.nn.functional.linear(x, layer.weight, bias)
+        values, indices = layer.values, layer.indices
+        kept = self.prefix if self.keep_dense else ""
+        n, m = self.pattern.n, self.pattern.m
+        return operator.linear(x, values, indices, bias, n, m, kept, self.most)
+
+    def _pack(self, layer: Any, held: Tensor) -> str | None:
+        """Hold the weight packed, or say why that is not faster."""
+        reason = kernel_reason(held.dtype, self.pattern)
+        if reason is not None:
+            return reason
+        if self.layout.packed:
+            values, indices = layer.values.data, layer.indices.data
+            unpack_codes(values, indices, self.pattern, layer.permllm_channels)
+        else:
+            values, indices = pack(layer.weight.data, self.pattern)
+            del layer.weight
+        layer.values = Parameter(values.contiguous(), requires_grad=False)
+        layer.indices = Parameter(indices.contiguous(), requires_grad=False)
+        if self.keep_dense:
+            self._keep_dense(layer)
+        return None
+
+    def _keep_dense(self, layer: Any) -> None:
+        """Hold the weight as vLLM holds dense ones, and find out what that is good for."""
+        values, indices = layer.values.data, layer.indices.data
+        weight = unpack(values, indices, self.pattern, layer.permllm_channels)
+        layer.weight = Parameter(weight, requires_grad=False)
+        method = UnquantizedLinearMethod()
+        method.process_weights_after_loading(layer)
+
+        def dense(x: Tensor, bias: Tensor | None) -> Tensor:
+            product: Tensor = method.apply(layer, x, bias)
+            return product
+
+        def packed(x: Tensor, bias: Tensor | None) -> Tensor:
+            return packed_linear(x, values, indices, bias, self.pattern)
+
+        operator.keep(self.prefix, dense)
+        x = torch.randn(max(operator.COUNTS), layer.permllm_channels).to(values.dtype)
+        self.most = operator.most_tokens(packed, dense, x)
+
+    def _semi_structure(self, layer: Any, held: Tensor) -> str | None:
+        """Hold the weight semi-structured, or say why that cannot be."""
+        from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
+
+        shape = (held.shape[0], layer.permllm_channels)
+        device = cuda.Device.of(held.device)
+        reason = cuda.semi_structured_reason(shape, held.dtype, self.pattern, device)
+        if reason is None:
+            self._hold_dense(layer)
+            SparseSemiStructuredTensor._FORCE_CUTLASS = device.library == "CUTLASS"
+            weight = to_sparse_semi_structured(layer.weight.data.contiguous())
+            layer.weight = Parameter(weight, requires_grad=False)
+        return reason
+
+    def _hold_dense(self, layer: Any) -> None:
+        if self.layout.packed:
+            values, indices = layer.values.data, layer.indices.data
+            weight = unpack(values, indices, self.pattern, layer.permllm_channels)
+            del layer.values, layer.indices
+            layer.weight = Parameter(weight, requires_grad=False)
+
+
+def _check_cut(prefix: str, layout: Layout, part: int, _: Any, channels: int, *__: Any) -> None:
+    try:
+        layout.check_cut(channels, part)
+    except ValueError as error:
+        raise ValueError(f"{prefix}: {error}") from error
+
+
+def _attach(layer: Any, layout: Layout, device: torch.device) -> None:
+    if layout.permutation is not None:
+        layer.register_buffer(BUFFER, layout.permutation.to(device), persistent=False)

@@ -1,0 +1,87 @@
+"""The product with a packed weight as one operator, which ``torch.compile`` looks past.
+
+How it is fastest depends on the number of tokens, and vLLM traces a model once for all numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from permllm.core.patterns import Pattern
+from permllm.sparse.cpu import packed_linear
+
+Product = Callable[[Tensor, Tensor | None], Tensor]
+"""``x W^T + bias`` of ``x`` and ``bias``."""
+
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+"""Numbers of tokens for which both products are timed."""
+
+_dense: dict[str, Product] = {}
+"""Dense products by the names of their linears: an operator takes nothing but tensors."""
+
+_LIBRARY = torch.library.Library("permllm_vllm", "DEF")
+_LIBRARY.define(
+    "linear(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m, str dense, "
+    "int most) -> Tensor"
+)
+
+
+def _linear(
+    x: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    bias: Tensor | None,
+    n: int,
+    m: int,
+    dense: str,
+    most: int,
+) -> Tensor:
+    if dense and x.shape[:-1].numel() > most:
+        return _dense[dense](x, bias)
+    return packed_linear(x, values, indices, bias, Pattern(n, m))
+
+
+def _shape(x: Tensor, values: Tensor, *_: object) -> Tensor:
+    return x.new_empty(*x.shape[:-1], values.shape[0])
+
+
+_LIBRARY.impl("linear", _linear, "CPU")
+torch.library.register_fake("permllm_vllm::linear", _shape)
+
+linear = torch.ops.permllm_vllm.linear.default
+"""``x W^T + bias``, of ``x`` ``[..., C_in]``, by :func:`permllm.sparse.cpu.packed_linear`; with
+more than ``most`` tokens by the dense product that was kept as ``dense``, unless that is empty."""
+
+
+def keep(name: str, product: Product) -> None:
+    """Keep the dense product of a linear for many tokens."""
+    _dense[name] = product
+
+
+def most_tokens(packed: Product, dense: Product, x: Tensor) -> int:
+    """Up to how many tokens the packed product is the faster one here and now.
+
+    Args:
+        packed, dense: the products.
+        x: ``[64, C_in]``.
+    """
+    most = 0
+    for count in COUNTS:
+        if _seconds(packed, x[:count]) > _seconds(dense, x[:count]):
+            break
+        most = count
+    return most
+
+
+def _seconds(product: Product, x: Tensor) -> float:
+    """The least of some times, which what else the machine does disturbs least."""
+    times = []
+    for _ in range(9):
+        began = time.perf_counter()
+        product(x, None)
+        times.append(time.perf_counter() - began)
+    return min(times[2:])

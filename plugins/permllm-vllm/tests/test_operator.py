@@ -1,0 +1,56 @@
+"""The operator, as vLLM's compiler sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from permllm_vllm import operator
+
+from permllm.core.packing import pack
+from permllm.core.patterns import Pattern, nm_mask
+from permllm.sparse.cpu import packed_linear
+
+
+def arguments(tokens: int) -> tuple[torch.Tensor, ...]:
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
+    weight = weight * nm_mask(weight.abs(), Pattern(2, 4))
+    x = torch.randn(tokens, 32, generator=torch.Generator().manual_seed(1))
+    return (x, *pack(weight, Pattern(2, 4)), torch.arange(24.0))
+
+
+def test_it_is_the_packed_product_with_the_right_shape_beforehand() -> None:
+    for tokens in (1, 5, 80):
+        given = arguments(tokens)
+        product = operator.linear(*given, 2, 4, "", 0)
+        assert torch.equal(product, packed_linear(*given, Pattern(2, 4)))
+        on_meta = [one.to("meta") for one in given]
+        assert operator.linear(*on_meta, 2, 4, "", 0).shape == product.shape
+    torch.library.opcheck(operator.linear, (*arguments(5), 2, 4, "", 0))
+
+
+def test_many_tokens_take_the_dense_product_that_was_kept() -> None:
+    operator.keep("a.linear", lambda x, bias: x.new_full((len(x), 24), 7.0))
+    for tokens, dense in ((4, False), (5, True)):
+        product = operator.linear(*arguments(tokens), 2, 4, "a.linear", 4)
+        assert bool((product == 7).all()) == dense
+
+
+def test_the_packed_product_is_taken_as_long_as_it_is_faster() -> None:
+    clock = [0.0]
+
+    def product(seconds: Callable[[int], float]) -> operator.Product:
+        def call(x: torch.Tensor, bias: object) -> torch.Tensor:
+            clock[0] += seconds(len(x))
+            return x
+
+        return call
+
+    x = torch.zeros(64, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("permllm_vllm.operator.time.perf_counter", lambda: clock[0])
+        dense = product(lambda tokens: 9.5)
+        assert operator.most_tokens(product(lambda tokens: tokens), dense, x) == 8
+        assert operator.most_tokens(product(lambda tokens: 10), dense, x) == 0
+        assert operator.most_tokens(product(lambda tokens: 1), dense, x) == 64
