@@ -95,14 +95,15 @@ def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
         OSError: that fails.
     """
     shard: dict[str, Tensor] = {}
-    size = 0
-    total, files = 0, dict[str, str]()
+    places: dict[str, str] = {}
+    files: list[str] = []
+    size = total = 0
 
     def flush() -> None:
         nonlocal shard, size, total
-        file = f"{STEM}-{len(set(files.values())) + 1:05d}.safetensors"
-        write_file(directory / file, shard)
-        files.update(dict.fromkeys(shard, file))
+        files.append(f"{STEM}-{len(files) + 1:05d}.safetensors")
+        write_file(directory / files[-1], shard)
+        places.update(dict.fromkeys(shard, files[-1]))
         shard, size, total = {}, 0, total + size
 
     for name, tensor in tensors:
@@ -112,12 +113,11 @@ def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
         shard[name] = tensor
         size += wide
     flush()
-    written = list(dict.fromkeys(files.values()))
-    if len(written) == 1:
-        (directory / written[0]).rename(directory / SINGLE)
+    if len(files) == 1:
+        (directory / files[0]).rename(directory / SINGLE)
     else:
         # As transformers has it of its own files.
-        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": files})
+        write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -184,8 +184,7 @@ def _empty(linear: nn.Linear, pattern: Pattern) -> SparseLinear:
     shapes = packed_shapes(linear.out_features, linear.in_features, pattern)
     values = torch.empty(shapes[0], dtype=linear.weight.dtype, device="meta")
     indices = torch.empty(shapes[1], dtype=torch.uint8, device="meta")
-    sparse = SparseLinear(values, indices, linear.bias, pattern, linear.in_features)
-    return sparse
+    return SparseLinear(values, indices, linear.bias, pattern, linear.in_features)
 
 
 def _checked(name: str, linear: SparseLinear) -> LinearReport:

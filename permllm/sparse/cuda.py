@@ -13,7 +13,8 @@ from typing import Literal
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
 
 from permllm.core.patterns import Pattern
@@ -90,7 +91,7 @@ def semi_structured_reason(
 
 
 def make_semi_structured(linear: nn.Linear, device: Device) -> None:
-    """Replace a linear's weight by a semi-structured one and multiply with it once.
+    """Replace a linear's weight by a semi-structured one.
 
     Args:
         linear: on CUDA, its weight 2:4 and of a kind that
@@ -100,15 +101,23 @@ def make_semi_structured(linear: nn.Linear, device: Device) -> None:
     Raises:
         RuntimeError: the library refuses; the linear is as it was.
     """
-    dense = linear.weight
+    linear.weight = nn.Parameter(semi_structured(linear.weight, device), requires_grad=False)
+
+
+def semi_structured(weight: Tensor, device: Device) -> Tensor:
+    """A semi-structured weight of a dense one, with which was multiplied once.
+
+    Args:
+        weight: ``[C_out, C_in]``, as that of :func:`make_semi_structured`.
+        device: where it is.
+
+    Raises:
+        RuntimeError: the library refuses.
+    """
     with warnings.catch_warnings():
         # That the interface is a prototype, as the user can do nothing about it.
         warnings.filterwarnings("ignore", message=".*SparseSemiStructuredTensor.*prototype.*")
         SparseSemiStructuredTensor._FORCE_CUTLASS = device.library == "CUTLASS"
-        packed = to_sparse_semi_structured(dense.detach().contiguous())
-    linear.weight = nn.Parameter(packed, requires_grad=False)
-    try:
-        linear(dense.new_zeros(1, linear.in_features))
-    except RuntimeError:
-        linear.weight = dense
-        raise
+        packed: Tensor = to_sparse_semi_structured(weight.detach().contiguous())
+    functional.linear(weight.new_zeros(1, weight.shape[1]), packed)
+    return packed

@@ -16,7 +16,7 @@ from permllm.core.patterns import Pattern
 from permllm.core.permutations import is_permutation
 from permllm.errors import UserError
 from permllm.formats.gathers import BUFFER
-from permllm.formats.manifest import MANIFEST, read_manifest
+from permllm.formats.manifest import MANIFEST, PackedEntry, TensorEntry, read_manifest
 
 
 @attrs.frozen(eq=False)
@@ -93,18 +93,19 @@ class Export:
                 hint="`permllm export RUN --format permuted` writes one that is; or leave out "
                 "`--quantization permllm` to serve it as a dense model",
             )
-        patterns = {
-            linear: Pattern.parse(group.pattern)
-            for group in manifest.groups
-            if group.pattern
-            for linear in group.linears
-        }
-        packed = {name.removesuffix(".weight") for name in manifest.packed}
-        if experts := [name for name in packed if name not in patterns]:
+        if experts := [name for name, one in manifest.packed.items() if len(one.shape) != 2]:
             raise UserError(
                 f"'{folder}' holds experts packed ('{experts[0]}'), which vLLM has no product for",
                 hint="`permllm export RUN --format permuted` writes them as vLLM reads them",
             )
+        # Of the tensors, since some linears of a group that has a pattern may stay dense.
+        stored: dict[str, TensorEntry | PackedEntry] = {**manifest.tensors, **manifest.packed}
+        patterns = {
+            name.removesuffix(".weight"): Pattern.parse(entry.pattern)
+            for name, entry in stored.items()
+            if entry.pattern
+        }
+        packed = {name.removesuffix(".weight") for name in manifest.packed}
         permutations: dict[str, Tensor] = {}
         for group in manifest.gathers:
             name = f"{group.at[0]}.{BUFFER}"

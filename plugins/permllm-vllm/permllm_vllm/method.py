@@ -115,9 +115,19 @@ class DenseLinearMethod(UnquantizedLinearMethod):
         super().__init__()
         self.prefix, self.layout = prefix, layout
 
-    def create_weights(self, layer: Any, *sizes: Any, **options: Any) -> None:
-        _check_cut(self.prefix, self.layout, *sizes)
-        super().create_weights(layer, *sizes, **options)
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **options: Any,
+    ) -> None:
+        _check_cut(self.prefix, self.layout, input_size_per_partition, input_size)
+        sizes = input_size_per_partition, output_partition_sizes, input_size, output_size
+        super().create_weights(layer, *sizes, params_dtype, **options)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         _attach(layer, self.layout, layer.weight.device)
@@ -141,7 +151,7 @@ class PackedLinearMethod(LinearMethodBase):
         super().__init__()
         assert layout.pattern is not None
         self.prefix, self.layout, self.pattern = prefix, layout, layout.pattern
-        self.keep_dense, self.most = keep_dense, 0
+        self.keep_dense, self.kept, self.most = keep_dense, operator.NONE, 0
         self.dense: UnquantizedLinearMethod | None = None
 
     def create_weights(
@@ -155,7 +165,7 @@ class PackedLinearMethod(LinearMethodBase):
         **options: Any,
     ) -> None:
         rows, channels = sum(output_partition_sizes), input_size_per_partition
-        _check_cut(self.prefix, self.layout, channels, output_partition_sizes, input_size)
+        _check_cut(self.prefix, self.layout, channels, input_size)
         layer.permllm_channels = channels
 
         def register(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -196,9 +206,8 @@ class PackedLinearMethod(LinearMethodBase):
         if x.device.type == "cuda":
             return torch.nn.functional.linear(x, layer.weight, bias)
         values, indices = layer.values, layer.indices
-        kept = self.prefix if self.keep_dense else ""
         n, m = self.pattern.n, self.pattern.m
-        return operator.linear(x, values, indices, bias, n, m, kept, self.most)
+        return operator.linear(x, values, indices, bias, n, m, self.kept, self.most)
 
     def _pack(self, layer: Any, held: Tensor) -> str | None:
         """Hold the weight packed, or say why that is not faster."""
@@ -220,8 +229,7 @@ class PackedLinearMethod(LinearMethodBase):
     def _keep_dense(self, layer: Any) -> None:
         """Hold the weight as vLLM holds dense ones, and find out what that is good for."""
         values, indices = layer.values.data, layer.indices.data
-        weight = unpack(values, indices, self.pattern, layer.permllm_channels)
-        layer.weight = Parameter(weight, requires_grad=False)
+        layer.weight = self._unpacked(layer)
         method = UnquantizedLinearMethod()
         method.process_weights_after_loading(layer)
 
@@ -232,33 +240,39 @@ class PackedLinearMethod(LinearMethodBase):
         def packed(x: Tensor, bias: Tensor | None) -> Tensor:
             return packed_linear(x, values, indices, bias, self.pattern)
 
-        operator.keep(self.prefix, dense)
+        layer.permllm_dense = dense  # for as long as the linear lives
+        self.kept = operator.keep(dense)
         x = torch.randn(max(operator.COUNTS), layer.permllm_channels).to(values.dtype)
         self.most = operator.most_tokens(packed, dense, x)
 
     def _semi_structure(self, layer: Any, held: Tensor) -> str | None:
         """Hold the weight semi-structured, or say why that cannot be."""
-        from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
-
         shape = (held.shape[0], layer.permllm_channels)
         device = cuda.Device.of(held.device)
         reason = cuda.semi_structured_reason(shape, held.dtype, self.pattern, device)
-        if reason is None:
-            self._hold_dense(layer)
-            SparseSemiStructuredTensor._FORCE_CUTLASS = device.library == "CUTLASS"
-            weight = to_sparse_semi_structured(layer.weight.data.contiguous())
-            layer.weight = Parameter(weight, requires_grad=False)
-        return reason
+        if reason is not None:
+            return reason
+        self._hold_dense(layer)
+        try:
+            weight = cuda.semi_structured(layer.weight.data, device)
+        except RuntimeError as error:
+            return str(error).strip().partition("\n")[0]
+        layer.weight = Parameter(weight, requires_grad=False)
+        return None
 
     def _hold_dense(self, layer: Any) -> None:
-        if self.layout.packed:
-            values, indices = layer.values.data, layer.indices.data
-            weight = unpack(values, indices, self.pattern, layer.permllm_channels)
+        """Hold the weight as a dense one alone."""
+        if hasattr(layer, "values"):
+            layer.weight = self._unpacked(layer)
             del layer.values, layer.indices
-            layer.weight = Parameter(weight, requires_grad=False)
+
+    def _unpacked(self, layer: Any) -> Parameter:
+        values, indices = layer.values.data, layer.indices.data
+        weight = unpack(values, indices, self.pattern, layer.permllm_channels)
+        return Parameter(weight, requires_grad=False)
 
 
-def _check_cut(prefix: str, layout: Layout, part: int, _: Any, channels: int, *__: Any) -> None:
+def _check_cut(prefix: str, layout: Layout, part: int, channels: int) -> None:
     try:
         layout.check_cut(channels, part)
     except ValueError as error:

@@ -5,8 +5,10 @@ How it is fastest depends on the number of tokens, and vLLM traces a model once 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -20,12 +22,16 @@ Product = Callable[[Tensor, Tensor | None], Tensor]
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of tokens for which both products are timed."""
 
-_dense: dict[str, Product] = {}
-"""Dense products by the names of their linears: an operator takes nothing but tensors."""
+NONE = -1
+"""In place of the number of a dense product, where none was kept."""
+
+_numbers = itertools.count()
+_dense: WeakValueDictionary[int, Product] = WeakValueDictionary()
+"""Dense products by number: an operator takes tensors and numbers, but no functions."""
 
 _LIBRARY = torch.library.Library("permllm_vllm", "DEF")
 _LIBRARY.define(
-    "linear(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m, str dense, "
+    "linear(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m, int dense, "
     "int most) -> Tensor"
 )
 
@@ -37,10 +43,10 @@ def _linear(
     bias: Tensor | None,
     n: int,
     m: int,
-    dense: str,
+    dense: int,
     most: int,
 ) -> Tensor:
-    if dense and x.shape[:-1].numel() > most:
+    if dense != NONE and x.shape[:-1].numel() > most:
         return _dense[dense](x, bias)
     return packed_linear(x, values, indices, bias, Pattern(n, m))
 
@@ -54,12 +60,14 @@ torch.library.register_fake("permllm_vllm::linear", _shape)
 
 linear = torch.ops.permllm_vllm.linear.default
 """``x W^T + bias``, of ``x`` ``[..., C_in]``, by :func:`permllm.sparse.cpu.packed_linear`; with
-more than ``most`` tokens by the dense product that was kept as ``dense``, unless that is empty."""
+more than ``most`` tokens by the dense product of the number ``dense``, unless that is ``NONE``."""
 
 
-def keep(name: str, product: Product) -> None:
-    """Keep the dense product of a linear for many tokens."""
-    _dense[name] = product
+def keep(product: Product) -> int:
+    """The number by which a dense product is found, for as long as somebody holds it."""
+    number = next(_numbers)
+    _dense[number] = product
+    return number
 
 
 def most_tokens(packed: Product, dense: Product, x: Tensor) -> int:

@@ -57,12 +57,19 @@ Exported = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Exports a tiny model: of a name, in a format, with kept or random orders."""
+    """Exports a tiny model: of a name, in a format, with kept or random orders.
 
-    def call(name: str, form: str, order: str = "random") -> Path:
+    Linears whose names end with ``dense`` are not pruned.
+    """
+
+    def call(name: str, form: str, order: str = "random", dense: str = "") -> Path:
         folder = tmp_path_factory.mktemp(form)
         model = wide_model(name) if name.endswith("Config") else tiny_model(name)
-        write_export(form, pruned_export(model, ORDERS[order]), folder)
+        context = pruned_export(model, ORDERS[order])
+        for linear in [one for one in context.patterns if dense and one.endswith(dense)]:
+            context.decoder.weight(linear).normal_(std=0.1)
+            del context.patterns[linear]
+        write_export(form, context, folder)
         return folder
 
     return call

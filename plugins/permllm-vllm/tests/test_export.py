@@ -33,6 +33,19 @@ def test_all_linears_have_their_layouts(form: str, exported: Any) -> None:
             assert layout.permutation.shape == weight.shape[1:]
 
 
+def test_a_linear_that_is_dense_in_a_group_that_is_pruned(exported: Any) -> None:
+    folder = exported("llama", "sparse", dense="q_proj")
+    layouts = Export.read(str(folder)).layouts
+    parts = [f"{LAYER}.self_attn.{name}_proj" for name in "qkv"]
+    assert [layouts[part].pattern for part in parts] == [None, Pattern(2, 4), Pattern(2, 4)]
+    assert layouts[parts[0]].permutation is not None
+    with pytest.raises(ValueError, match=r"different patterns \(dense, 2:4, 2:4\)"):
+        Export.read(str(folder)).of(parts)
+    whole = Export.read(str(exported("llama", "permuted", dense="q_proj"))).of(parts)
+    assert whole.pattern is None
+    assert torch.equal(whole.permutation, layouts[parts[0]].permutation)
+
+
 def test_what_is_folded_is_not_gathered(exported: Any) -> None:
     export = Export.read(str(exported("llama", "permuted", "kept")))
     assert all(layout.permutation is None for layout in export.layouts.values())

@@ -23,18 +23,28 @@ def arguments(tokens: int) -> tuple[torch.Tensor, ...]:
 def test_it_is_the_packed_product_with_the_right_shape_beforehand() -> None:
     for tokens in (1, 5, 80):
         given = arguments(tokens)
-        product = operator.linear(*given, 2, 4, "", 0)
+        product = operator.linear(*given, 2, 4, operator.NONE, 0)
         assert torch.equal(product, packed_linear(*given, Pattern(2, 4)))
         on_meta = [one.to("meta") for one in given]
-        assert operator.linear(*on_meta, 2, 4, "", 0).shape == product.shape
-    torch.library.opcheck(operator.linear, (*arguments(5), 2, 4, "", 0))
+        assert operator.linear(*on_meta, 2, 4, operator.NONE, 0).shape == product.shape
+    torch.library.opcheck(operator.linear, (*arguments(5), 2, 4, operator.NONE, 0))
 
 
 def test_many_tokens_take_the_dense_product_that_was_kept() -> None:
-    operator.keep("a.linear", lambda x, bias: x.new_full((len(x), 24), 7.0))
+    def sevens(x: torch.Tensor, bias: object) -> torch.Tensor:
+        return x.new_full((len(x), 24), 7.0)
+
+    def eights(x: torch.Tensor, bias: object) -> torch.Tensor:
+        return x.new_full((len(x), 24), 8.0)
+
+    number, other = operator.keep(sevens), operator.keep(eights)
     for tokens, dense in ((4, False), (5, True)):
-        product = operator.linear(*arguments(tokens), 2, 4, "a.linear", 4)
+        product = operator.linear(*arguments(tokens), 2, 4, number, 4)
         assert bool((product == 7).all()) == dense
+    assert (operator.linear(*arguments(5), 2, 4, other, 4) == 8).all()
+    del eights
+    with pytest.raises(KeyError):
+        operator.linear(*arguments(5), 2, 4, other, 4)
 
 
 def test_the_packed_product_is_taken_as_long_as_it_is_faster() -> None:

@@ -48,13 +48,8 @@ def packed_in(llm: Any) -> set[str]:
     return {name for name, module in model.named_modules() if hasattr(module, "values")}
 
 
-@pytest.mark.parametrize("order", ["kept", "random"])
-@pytest.mark.parametrize("form", ["permuted", "sparse"])
-@pytest.mark.parametrize("name", ["LlamaConfig", "Qwen2Config"])
-def test_it_says_what_the_pruned_model_says(
-    name: str, form: str, order: str, exported: Any
-) -> None:
-    folder = exported(name, form, order)
+def assert_served_rightly(folder: Path) -> Any:
+    """Fail unless vLLM says what the opened export does; gives the model."""
     model = permllm.load(folder).model
     tokens, chances, llm = served(folder)
     with torch.no_grad():
@@ -62,9 +57,26 @@ def test_it_says_what_the_pruned_model_says(
     expected = logits.log_softmax(-1)
     assert tokens == expected.argmax(-1).tolist()
     assert chances == pytest.approx(expected.amax(-1).tolist(), abs=1e-3)
+    return llm
+
+
+def test_a_dense_linear_makes_those_dense_that_it_is_made_one_with(exported: Any) -> None:
+    folder = exported("LlamaConfig", "permuted", "random", dense="q_proj")
+    packed = packed_in(assert_served_rightly(folder))
+    assert not any("qkv_proj" in name for name in packed)
+    assert len(packed) == 6
+
+
+@pytest.mark.parametrize("order", ["kept", "random"])
+@pytest.mark.parametrize("form", ["permuted", "sparse"])
+@pytest.mark.parametrize("name", ["LlamaConfig", "Qwen2Config"])
+def test_it_says_what_the_pruned_model_says(
+    name: str, form: str, order: str, exported: Any
+) -> None:
+    packed = packed_in(assert_served_rightly(exported(name, form, order)))
     layers = {f"model.layers.{index}." for index in range(2)}
     linears = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
-    assert packed_in(llm) == {layer + linear for layer in layers for linear in linears}
+    assert packed == {layer + linear for layer in layers for linear in linears}
 
 
 def test_the_configuration_names_the_method(exported: Any) -> None:
