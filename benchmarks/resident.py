@@ -1,5 +1,7 @@
 """How much memory a run takes as a model gets deeper: its own, beside what is mapped from files.
 
+What `permllm check` foretold stands beside it, as a share of the largest that was seen.
+
     python benchmarks/resident.py
     python benchmarks/resident.py --layers 8 --layers 24 --window '"all"' \\
         --learner '{"name": "lcp", "steps": 2, "start": "none"}'
@@ -24,6 +26,11 @@ import click
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from permllm.cli.registry import load_registry
+from permllm.runner.preflight.check import check_plan
+from permllm.runner.preflight.estimate import Estimate
+from permllm.runs.plan import make_plan
 
 VOCABULARY = 49_152
 """As many tokens as SmolLM2 has, whose tokenizer is used."""
@@ -116,6 +123,12 @@ def children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def foretold(path: Path, out: Path) -> Estimate:
+    """What `permllm check` says of a run."""
+    plan = make_plan(path, load_registry(()), (), out)
+    return check_plan(plan, path).estimate
+
+
 @click.command()
 @click.option("--layers", multiple=True, type=int, default=(8, 16, 32), show_default=True)
 @click.option("--hidden", default=1024, show_default=True, help="Width of the models.")
@@ -128,18 +141,23 @@ def main(
     layers: tuple[int, ...], hidden: int, learner: str, window: str, stream: tuple[str, ...]
 ) -> None:
     """Measure the memory of runs, by depth of the model."""
-    table = Table("stream", "layers", "parameters", *STAGES, "seconds", "CPU")
+    table = Table(
+        "stream", "layers", "parameters", *STAGES, "foretold", "seconds", "CPU", "foretold"
+    )
     for depth in layers:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             parameters = save_model(folder / "model", depth, hidden)
             for one in stream:
                 path = pipeline_of(folder / "model", learner, window, one if one != "-" else None)
-                peaks, seconds, spent = measured(path, folder / f"out-{one}")
+                out = folder / f"out-{one}"
+                estimate = foretold(path, out)
+                peaks, seconds, spent = measured(path, out)
                 table.add_row(
                     one, str(depth), f"{parameters / 1e6:,.0f} M",
                     *(f"{peaks[stage] / 2**20:,.0f} MiB" for stage in STAGES),
-                    f"{seconds:.0f}", f"{spent:.0f}",
+                    f"{estimate.memory_bytes / max(peaks.values()):.2f}",
+                    f"{seconds:.0f}", f"{spent:.0f}", f"{estimate.seconds / seconds:.2f}",
                 )  # fmt: skip
     Console(width=100).print(table)
 

@@ -16,7 +16,7 @@ class Cost:
 
     Attributes:
         seconds: wall time.
-        peak_memory_bytes: highest resident memory of the process meanwhile.
+        peak_memory_bytes: the most that the process had, beside what is mapped from files.
     """
 
     seconds: float = 0.0
@@ -63,7 +63,7 @@ class RunResult:
         label: ``"dense"``, or the matrix values that tell this run apart.
         figures: the evaluators' figures by name, and ``retained`` and ``sparsity``.
         seconds: wall time of pruning, without evaluation and export.
-        peak_memory_bytes: highest resident memory of the process during the run.
+        peak_memory_bytes: the most that the process had, beside what is mapped from files.
         exports: folder of each export, relative to the pipeline's run folder.
         layers: one report per pruned linear, in order of execution.
         options: every dotted key that the matrix sets in some run, with this run's value.

@@ -7,8 +7,8 @@ stay the model's business.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import attrs
@@ -212,6 +212,26 @@ class Decoder:
 
         with replaced_forwards(self.layers, make):
             yield
+
+    @contextmanager
+    def visiting(
+        self, layers: Collection[int], weights: Mapping[str, Tensor] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Have some layers on the device for the block, in which they may run many times.
+
+        Args:
+            layers: their indices.
+            weights: ``[C_out, C_in]`` by linear, those of other layers among them.
+
+        Yields:
+            their own of the weights, on the device.
+        """
+        given = weights or {}
+        own = [name for name in given if self.linears[name].layer in layers]
+        with ExitStack() as stack:
+            for index in layers:
+                stack.enter_context(self.residency.visiting(self.layers[index]))
+            yield {name: given[name].to(self.residency.device) for name in own}
 
     # --- running -----------------------------------------------------------------
 

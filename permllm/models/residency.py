@@ -65,6 +65,11 @@ class Residency:
             if self._differs(self.home(one), device)
         )
 
+    def visits(self, layers: Iterable[int]) -> bool:
+        """Whether some layers are copied each time that they run."""
+        parameters = {one for index in layers for one in self.layers[index].parameters()}
+        return any(self._differs(self.home(one), self.device) for one in parameters - self._staying)
+
     def staying_bytes(self, device: torch.device) -> int:
         """What the copies of layers that stay on a device take there."""
         copies = self._homes.keys() - self._around if device == self.device else ()

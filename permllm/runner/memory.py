@@ -9,7 +9,10 @@ import psutil
 
 
 class PeakMemory:
-    """The highest resident memory of this process within a ``with`` block, in bytes.
+    """The most memory of its own that this process has within a ``with`` block, in bytes.
+
+    What is mapped from files, such as dense weights, does not count where the operating system
+    tells it apart: it makes room when memory is asked for.
 
     The operating system only keeps the peak since the process began, so a thread
     samples it. Memory of CUDA devices counts on top.
@@ -50,4 +53,5 @@ class PeakMemory:
             self._sample()
 
     def _sample(self) -> None:
-        self.bytes = max(self.bytes, self._process.memory_info().rss)
+        info = self._process.memory_info()
+        self.bytes = max(self.bytes, info.rss - getattr(info, "shared", 0))

@@ -365,10 +365,11 @@ class LayerPruning:
     def _after(self, layer: int, stream: Stream, weights: Mapping[str, Tensor]) -> Stream:
         """The stream after a pruned layer."""
         # Copied once, and not again for every batch.
-        here = {name: weight.to(self.linears.device) for name, weight in weights.items()}
-        return [
-            (self.decoder.run_layer(layer, hidden, calls, here), calls) for hidden, calls in stream
-        ]
+        with self.decoder.visiting([layer], weights) as here:
+            return [
+                (self.decoder.run_layer(layer, hidden, calls, here), calls)
+                for hidden, calls in stream
+            ]
 
 
 def report(

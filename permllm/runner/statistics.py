@@ -75,9 +75,10 @@ class Gathering:
     def of_layer(self, layer: int, stream: Stream, wanted: list[Statistic]) -> Sums:
         """Statistics of one layer's groups over a stream that enters it."""
         sums: Sums = {}
-        for hidden, calls in stream:
-            _, share = self.decoder.statistics(layer, hidden, calls, wanted)
-            add_sums(sums, share)
+        with self.decoder.visiting([layer]):
+            for hidden, calls in stream:
+                _, share = self.decoder.statistics(layer, hidden, calls, wanted)
+                add_sums(sums, share)
         self._check(sums)
         return sums
 
@@ -92,14 +93,23 @@ class Gathering:
         """Statistics of all groups of some layers, from a pass over the calibration sequences."""
         sums: Sums = {}
         parts = self._rows().split(self.sequences.batch_size)
-        total = len(parts) * len(layers)
-        for index, part in enumerate(parts):
-            ((hidden, calls),) = self.streams.batches(self.streams.pruned, part)
-            for layer in layers:
-                done = index * len(layers) + layer - layers.start
-                self.reporter.progress(stage, done, total)
-                hidden, share = self.decoder.statistics(layer, hidden, calls, wanted)
-                add_sums(sums, share)
+        pruned = self.streams.pruned
+        entering = [None if pruned is None else pruned[part] for part in parts]
+        # A layer that visits the device does so once, for all batches, whose states are held
+        # meanwhile; where all stay there, those of one batch are.
+        visits = self.decoder.residency.visits(layers)
+        turns = [range(layer, layer + 1) for layer in layers] if visits else [layers]
+        done, total = 0, len(parts) * len(layers)
+        for turn in turns:
+            with self.decoder.visiting(turn):
+                for place, part in enumerate(parts):
+                    hidden, calls = self.streams.batch(entering[place], part)
+                    for layer in turn:
+                        self.reporter.progress(stage, done, total)
+                        hidden, share = self.decoder.statistics(layer, hidden, calls, wanted)
+                        add_sums(sums, share)
+                        done += 1
+                    entering[place] = hidden.cpu() if turn.stop < layers.stop else None
         self.reporter.progress(stage, total, total)
         return sums
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from typing import Any
 
 import attrs
@@ -59,11 +59,12 @@ class Streams:
             # Those of layers that only visit the device visit it with them.
             if place_layers(self.decoder, self.device, layers, self.stream):
                 weights = {name: weight.to(self.device) for name, weight in weights.items()}
-            self.dense = self._joined(partial(self._dense, layers, self.dense))
+            after = self._after(layers, self.dense, {})
+            self.dense = self._joined(partial(self._kept, layers.stop, after))
             if self.dense_inputs:
                 self.pruned = self.dense
             else:
-                self.pruned = self._joined(partial(self._run, layers, self.pruned, weights))
+                self.pruned = self._joined(self._after(layers, self.pruned, weights))
         self.passed.clear()
 
     def keep(self, layer: int, rows: Tensor, make: Callable[[], Tensor]) -> Tensor:
@@ -76,20 +77,51 @@ class Streams:
 
     def batches(self, stream: Tensor | None, rows: Tensor) -> list[tuple[Tensor, Any]]:
         """A stream in batches, with the layers' other arguments."""
-        return [self._batch(stream, part) for part in rows.split(self.sequences.batch_size)]
+        parts = rows.split(self.sequences.batch_size)
+        return [self.batch(None if stream is None else stream[part], part) for part in parts]
 
-    def _batch(self, stream: Tensor | None, rows: Tensor) -> tuple[Tensor, Any]:
+    def batch(self, hidden: Tensor | None, rows: Tensor) -> tuple[Tensor, Any]:
+        """Hidden states of some sequences where layers compute, and their other arguments."""
         calls = self.decoder.embed(self.sequences.tokens[rows].to(self.device))
-        return (calls.hidden if stream is None else stream[rows].to(self.device)), calls
+        return (calls.hidden if hidden is None else hidden.to(self.device)), calls
 
-    def _dense(self, layers: range, before: Tensor | None, rows: Tensor) -> Tensor:
-        return self.keep(layers.stop, rows, partial(self._run, layers, before, {}, rows))
+    def _kept(self, layer: int, after: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        return self.keep(layer, rows, partial(after, rows))
+
+    def _after(
+        self, layers: range, before: Tensor | None, weights: Mapping[str, Tensor]
+    ) -> Callable[[Tensor], Tensor]:
+        """What gives the states of a batch after some layers.
+
+        Layers that visit the device do so once for all batches, and not with each.
+        """
+        if not self.decoder.residency.visits(layers):
+            return partial(self._run, layers, before, weights)
+
+        @cache
+        def of_all() -> Tensor | None:
+            states = before
+            for layer in layers:
+                with self.decoder.visiting([layer], weights) as own:
+                    states = self._joined(partial(self._run, [layer], states, own))
+            return states
+
+        def of_batch(rows: Tensor) -> Tensor:
+            states = of_all()
+            assert states is not None  # there are layers
+            return states[rows]
+
+        return of_batch
 
     @torch.no_grad()
     def _run(
-        self, layers: range, before: Tensor | None, weights: Mapping[str, Tensor], rows: Tensor
+        self,
+        layers: Iterable[int],
+        before: Tensor | None,
+        weights: Mapping[str, Tensor],
+        rows: Tensor,
     ) -> Tensor:
-        hidden, calls = self._batch(before, rows)
+        hidden, calls = self.batch(None if before is None else before[rows], rows)
         for layer in layers:
             hidden = self.decoder.run_layer(layer, hidden, calls, weights)
         return hidden

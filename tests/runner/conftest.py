@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ruamel.yaml import YAML
 
 from permllm.contexts.sequences import Sequences
 from permllm.models.decoder import Decoder
+from permllm.models.residency import Residency
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
 from permllm.runner.window_loop import WindowLoop
@@ -87,10 +89,26 @@ def write_pipeline(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def brought(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """Counts how often each parameter, by ``id``, is brought to where it computes."""
+    counts: Counter[int] = Counter()
+    bring = Residency._bring
+
+    def counted(residency: Residency, parameter: torch.nn.Parameter) -> None:
+        counts[id(parameter)] += 1
+        bring(residency, parameter)
+
+    monkeypatch.setattr(Residency, "_bring", counted)
+    return counts
+
+
+@pytest.fixture
 def loop_of(registry: Registry) -> Callable[..., WindowLoop]:
     """The loop of a run on a tiny model in memory; keywords are the pipeline's ``layers``."""
 
-    def make(*, tokens: int = 0, stages: Any = None, **layers: Any) -> WindowLoop:
+    def make(
+        *, tokens: int = 0, stages: Any = None, decoder: Decoder | None = None, **layers: Any
+    ) -> WindowLoop:
         section = {"model": {"source": "directory", "path": "."}, "pattern": "2:4"}
         chosen = {"permutation": "none", "window": 1} | layers
         pipeline = read_mapping(section | {"layers": chosen, "track": {}}, registry)
@@ -98,7 +116,7 @@ def loop_of(registry: Registry) -> Callable[..., WindowLoop]:
         text = torch.randint(VOCABULARY, (6, 12), generator=generator)
         sequences = Sequences(text, 4, torch.arange(4), torch.arange(4, 6), batch_size=3)
         return WindowLoop.of(
-            Decoder.trace(tiny_model("llama")),
+            decoder or Decoder.trace(tiny_model("llama")),
             Run("toy", pipeline, {}, Path()),
             sequences,
             torch.device("cpu"),

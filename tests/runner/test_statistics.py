@@ -9,8 +9,10 @@ import torch
 
 from permllm.core.statistics import GRAM, SQUARE_SUM, TOKENS
 from permllm.errors import RunFailed
+from permllm.models.decoder import Decoder
 from permllm.runner.caching.memo import Stages
 from permllm.runner.caching.store import Cache
+from permllm.testing.models import tiny_model
 
 
 def test_a_window_has_the_sums_of_the_calibration_sequences_alone(loop_of) -> None:
@@ -45,3 +47,16 @@ def test_activations_that_overflow_are_no_fault_of_a_metric(loop_of) -> None:
     first = next(group for group in loop.decoder.groups.values() if group.layer == 1)
     with pytest.raises(RunFailed, match=f"what {first.linears[0]} reads is not finite"):
         loop.gathering.of_window(range(2), [SQUARE_SUM, TOKENS])
+
+
+def test_layers_that_visit_do_so_once_for_all_batches(loop_of, brought) -> None:
+    sums = {}
+    for stream, staying in (("always", ()), ("never", None)):
+        decoder = Decoder.trace(tiny_model("llama").to(torch.bfloat16), None, torch.float32)
+        decoder.place("cpu", staying)
+        loop = loop_of(decoder=decoder, window=2)
+        brought.clear()
+        sums[stream], _ = loop.gathering.of_window(range(2), [SQUARE_SUM, GRAM, TOKENS])
+        layers = {id(one) for layer in decoder.layers for one in layer.parameters()}
+        assert {brought[one] for one in layers} == {1 if stream == "always" else 0}
+    torch.testing.assert_close(sums["always"], sums["never"], rtol=0, atol=0)

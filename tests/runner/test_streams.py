@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from permllm.models.decoder import Decoder
+from permllm.testing.models import tiny_model
 
 
 def states(decoder: Decoder, tokens: torch.Tensor, weights: dict[str, torch.Tensor]):
@@ -40,3 +41,24 @@ def test_batches_begin_with_the_embedded_tokens(loop_of) -> None:
     assert [len(hidden) for hidden, _ in batches] == [3, 1]
     embedded = loop.decoder.embed(loop.sequences.tokens[rows]).hidden
     assert torch.equal(torch.cat([hidden for hidden, _ in batches]), embedded)
+
+
+@pytest.mark.parametrize("inputs", ["pruned", "dense"])
+def test_layers_that_visit_do_so_once_for_all_batches(loop_of, brought, inputs: str) -> None:
+    streams = {}
+    for stream in ("always", "never"):
+        decoder = Decoder.trace(tiny_model("llama").to(torch.bfloat16), None, torch.float32)
+        loop = loop_of(decoder=decoder, window=2, inputs=inputs)
+        loop.streams.stream = stream
+        names = [f"model.layers.{layer}.mlp.up_proj" for layer in range(2)]
+        loop.streams.later(range(2), {name: 2 * decoder.weight(name) for name in names})
+        brought.clear()
+        loop.streams.catch_up()
+        streams[stream] = loop.streams
+        if stream == "always":
+            passes = 1 if inputs == "dense" else 2
+            layers = {id(one) for layer in decoder.layers for one in layer.parameters()}
+            assert {brought[one] for one in layers} == {passes}
+    assert torch.equal(streams["always"].dense, streams["never"].dense)
+    assert torch.equal(streams["always"].pruned, streams["never"].pruned)
+    assert torch.equal(streams["always"].dense, streams["always"].pruned) == (inputs == "dense")

@@ -17,8 +17,9 @@ from permllm.runner.preflight.workload import (
     window_layers,
 )
 
-PROGRAM_BYTES = 700 * 2**20
-"""The process itself once torch, transformers and mlflow are imported."""
+PROGRAM_BYTES = 350 * 2**20
+"""The process itself once torch, transformers and mlflow are imported, beside what is mapped from
+their files."""
 
 ACTIVATIONS = 20
 """Hidden states that a decoder layer keeps per token for its backward pass, about."""
@@ -186,17 +187,17 @@ class Footprint:
 
     @property
     def copied(self) -> int:
-        """Bytes of layers that go to the device: with each batch where they do not stay."""
+        """Bytes of layers that go to the device: with each step where they do not stay."""
         if self.machine.device is None:
             return 0
         pipeline, calibration = self.pipeline, self.pipeline.calibration
         cost = training_cost(pipeline, self.shape)
         tokens = cost.tokens + evaluation_cost(pipeline, self.shape).tokens
+        # For statistics, the dense stream, the pruned one and the exports, with all batches.
         passes = 4.0
         if self.streamed:
-            batches = -(-calibration.sequences // calibration.batch_size)
-            batches += tokens // (calibration.batch_size * calibration.length)
-            passes = 3.0 * batches + 2.0 * cost.trained / max(1, cost.batch)
+            passes += tokens // (calibration.batch_size * calibration.length)
+            passes += 2.0 * cost.trained / max(1, cost.batch)
         return round(passes * self.numbers.computed * self.shape.pruned)
 
 
