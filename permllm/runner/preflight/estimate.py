@@ -30,6 +30,13 @@ from permllm.units import duration, memory
 FORWARD, BACKWARD = 2, 4
 """Floating-point operations per parameter and token."""
 
+PROGRAM_SECONDS = 7.0
+"""To import everything, and to draw the plots at the end."""
+
+OPENING, EXPORTING = 15e-9, 20e-9
+"""Seconds per parameter to read, trace and look at a model; and to write one, hash it, read it back
+and compare it. Files and memory set the pace, so a faster device changes little."""
+
 
 @attrs.frozen
 class Estimate:
@@ -96,10 +103,12 @@ def estimate(plan: Plan, shape: ModelShape, numbers: Numbers, machine: Machine) 
     copied = sum(one.copied for one in takes)
     spare = SPARE_BYTES if any(pipeline.export for pipeline in pipelines) else 0
     searching = search_seconds(plan, shape)
+    exports = sum(len(pipeline.export) for pipeline in pipelines)
+    files = PROGRAM_SECONDS + shape.parameters * (OPENING + EXPORTING * exports)
     return Estimate(
         parameters=shape.parameters,
         runs=len(plan.runs),
-        seconds=operations / machine.speed + copied / machine.link + training + searching,
+        seconds=operations / machine.speed + copied / machine.link + training + searching + files,
         memory_bytes=max((one.host for one in takes), default=0),
         least_memory_bytes=max((one.least for one in takes), default=0),
         disk_bytes=sum(kept_bytes(p, shape, numbers.computed, numbers.saved) for p in pipelines)

@@ -21,6 +21,7 @@ from permllm.runner.preflight.estimate import Estimate
 from permllm.runner.preflight.footprint import Numbers
 from permllm.runner.preflight.machine import KNOWN, Machine
 from permllm.runs.plan import Plan, Run, make_plan
+from permllm.units import memory
 
 FOUND = Estimate(
     parameters=10**8,
@@ -333,6 +334,7 @@ def test_an_estimate_for_another_machine_says_so(
 
 
 BIG = Path(__file__).parents[3] / "pipelines/big"
+DOCUMENTED = Path(__file__).parents[3] / "docs/pipeline-file.md"
 BIG_CONFIGS = {
     "llama-3.1-70b": CONFIGS["llama-3.1-8b"]
     | {
@@ -373,6 +375,10 @@ def test_big_models_find_room_on_one_small_gpu(
     assert found.estimate.streamed
     assert 0 < found.estimate.device_bytes < 24e9
     assert not any("rtx4090" in warning for warning in found.warnings)
+    cost = found.estimate
+    taken = (cost.device_bytes, cost.memory_bytes, cost.disk_bytes, cost.copied_bytes)
+    cells = (f"{cost.parameters / 1e9:.1f} B", *map(memory, taken), cost.time)
+    assert f"| `{name}` | {' | '.join(cells)} |" in DOCUMENTED.read_text(encoding="utf-8")
     # Were it held as a whole, no GPU had room.
     whole = make_plan(path, Registry.load(), ["stream=never"], out=tmp_path / "out")
     resident = check.check_plan(whole, path, elsewhere=True, on=KNOWN["h200"])
