@@ -1,15 +1,16 @@
 """Linear assignment: the permutation that fits a matrix of weights best.
 
-SciPy solves it on the CPU (an augmenting-path method, ``O(B³)`` at worst). On CUDA
-``torch-linear-assignment`` solves all blocks at once where it is installed: it gives every
-problem one thread, so that a large one alone is for the CPU.
+A kernel solves it on the CPU (an augmenting-path method, ``O(B³)`` at worst), with a thread for
+each block. On CUDA ``torch-linear-assignment`` solves all blocks at once where it is installed: it
+gives every problem one thread, so that a large one alone is for the CPU.
 """
 
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from permllm.core.assignment_kernel import assign_on_cpu
 
 _PRICED_FROM = 64
 """The size from which prices cost less than they save."""
@@ -60,7 +61,7 @@ def _prices(weights: Tensor) -> Tensor:
 
     They are approximate dual variables of the problem, from a few rounds of relaxing
     ``price[c] >= price[r] + weights[r, c] - weights[r, r]``. Prices leave the best
-    assignment as it is, but SciPy's search, whose duals start at zero, then ends up to
+    assignment as it is, but the search, whose duals start at zero, then ends up to
     five times sooner.
     """
     envy = weights - weights.diagonal().unsqueeze(1)
@@ -83,7 +84,7 @@ def _solve(weights: Tensor) -> Tensor:
 
 
 def _solve_on_cpu(weights: Tensor) -> Tensor:
-    # One after the other in float64: a copy of all would take more room than what is learned.
-    blocks = (block.double().numpy() for block in weights.cpu())
-    columns = [torch.from_numpy(linear_sum_assignment(x, maximize=True)[1]) for x in blocks]
-    return torch.stack(columns).to(weights.device)
+    # Narrower ones than the kernel takes lose nothing in float32, which float64 need not be.
+    known = weights.dtype in (torch.float32, torch.float64)
+    blocks = (weights if known else weights.float()).cpu().contiguous()
+    return torch.from_numpy(assign_on_cpu(blocks.numpy())).to(weights.device)

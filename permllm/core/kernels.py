@@ -38,7 +38,7 @@ _COMPARISONS = 1 << 18
 """For less work than this, some hundred microseconds, no further thread is woken up."""
 
 
-def _use_threads_for(comparisons: int) -> None:
+def use_threads_for(comparisons: int) -> None:
     """As many threads as PyTorch uses, but no more than there is work for."""
     worthwhile = 1 + comparisons // _COMPARISONS
     numba.set_num_threads(min(torch.get_num_threads(), _MOST_THREADS, worthwhile))
@@ -57,7 +57,7 @@ def masked_on_cpu(
         n, m: of the pattern.
         out: as ``words``.
     """
-    _use_threads_for(scores.size * m)
+    use_threads_for(scores.size * m)
     _masked(words, scores, permutation, channels, n, m, out)
 
 
@@ -70,7 +70,7 @@ def placement_gradient_on_cpu(scores: Any, gradient: Any, local: Any, n: int, m:
         n, m: of the pattern.
     """
     blocks, size, rows = scores.shape
-    _use_threads_for(scores.size * size)
+    use_threads_for(scores.size * size)
     # Tiles are shared out as well, since there may be fewer blocks than threads.
     parts = np.empty((blocks, -(-rows // _MOST_ROWS), size, size), scores.dtype)
     _placements(scores, gradient, local, n, m, parts)

@@ -17,6 +17,7 @@ from permllm.core.digest import tensor_digest
 from permllm.core.patterns import Pattern
 from permllm.files import completing
 from permllm.formats.served import as_served
+from permllm.freed_memory import give_back_freed_memory
 from permllm.given import Giver, plain_figures
 from permllm.models.unchanged import unchanged
 from permllm.pipeline.reading import dump_yaml, published, resolved
@@ -235,6 +236,8 @@ class OneRun:
         places = {}
         # What an export holds and is checked by are weights and logits on the CPU.
         self.shared.decoder.place("cpu", ())
+        # What learning left between its tensors is room for copies of layers.
+        give_back_freed_memory()
         with self.shared.decoder.substituted(pruned.weights):
             for exporter in run.pipeline.export:
                 stage = f"export ({exporter.name}), {run.label}"

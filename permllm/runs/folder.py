@@ -30,7 +30,7 @@ CACHE = "cache"
 """The folder of kept results within a run's folder."""
 
 VERSIONS_OF = ("permllm", "torch", "transformers", "safetensors", "datasets", "mlflow", "numpy",
-               "scipy")  # fmt: skip
+               "numba")  # fmt: skip
 
 
 def new_folder(name: str, runs: Path = Path("runs")) -> Path:

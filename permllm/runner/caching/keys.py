@@ -28,7 +28,7 @@ from permllm.core.patterns import Pattern
 from permllm.core.statistics import Statistic
 from permllm.datasets.local_files import content_digest
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "gguf", "numpy", "scipy", "safetensors",
+LIBRARIES = ("torch", "transformers", "tokenizers", "gguf", "numpy", "numba", "safetensors",
              "datasets")  # fmt: skip
 """Whose versions may change a result's bits."""
 
