@@ -10,7 +10,7 @@ import click
 
 from permllm.cli import completing
 from permllm.cli.errors import debug_option
-from permllm.cli.opening import model_source, open_model
+from permllm.cli.opening import named_source, open_model
 from permllm.printing import echo
 
 if TYPE_CHECKING:
@@ -35,12 +35,9 @@ def command(model: str, prompt: str, tokens: int, device: str, sparse: bool) -> 
 
     from permllm.models.devices import pick_device
     from permllm.models.loading import quiet
-    from permllm.pipeline.reading import read_mapping
-    from permllm.registry import Registry
 
     place = pick_device(device)
-    section = {"model": model_source(model), "pattern": "2:4", "evaluate": []}
-    loaded = open_model(read_mapping(section, Registry.load()).model, place, sparse=sparse)
+    loaded = open_model(named_source(model), place, sparse=sparse)
     if sparse:
         for line in lines_of(loaded.linears):
             echo(line, err=True)

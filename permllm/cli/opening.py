@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 from permllm.errors import UserError
 
@@ -34,6 +34,26 @@ def model_source(model: str) -> dict[str, str]:
         f"there is no folder and no file '{model}'",
         hint="MODEL is a folder, a GGUF file, package:NAME or hub:ID",
     )
+
+
+def named_source(model: str) -> Source:
+    """The same as :func:`open_model` takes it, without what reads pipeline files.
+
+    Raises:
+        UserError: nothing is there, or nothing can have that name.
+    """
+    from permllm.models.sources import Source
+
+    section = model_source(model)
+    kinds: dict[str, Any] = {kind.source: kind for kind in get_args(Source)}
+    kind = kinds[section.pop("source")]
+    try:
+        source: Source = kind(
+            **{key: Path(value) if key == "path" else value for key, value in section.items()}
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return source
 
 
 def open_model(source: Source, device: torch.device, *, sparse: bool = False) -> LoadedExport:

