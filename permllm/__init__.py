@@ -43,6 +43,9 @@ def _open_exports(_: Any) -> None:
 def __getattr__(name: str) -> Any:
     # Late, so that ``permllm --help`` does not wait for torch.
     if name in {"run", "prune", "Pruned"}:
+        from permllm.extras import need_prune
+
+        need_prune(f"permllm.{name}")
         from permllm import api
 
         return getattr(api, name)

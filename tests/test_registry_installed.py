@@ -188,5 +188,5 @@ def test_a_plugin_for_another_permllm_is_not_loaded(environment: Environment) ->
     environment.install_folder(folder)
     answer = environment.read("wanda")
     assert answer["plugins"] == {"permllm-fresh 0.1.0": "incompatible"}
-    assert "it needs permllm>=7,<8, and this is permllm" in answer["warnings"][0]
-    assert "pip install 'permllm>=7,<8'" in environment.read("fresh")["error"]
+    assert "it needs permllm[prune]>=7,<8, and this is permllm" in answer["warnings"][0]
+    assert "pip install 'permllm[prune]>=7,<8'" in environment.read("fresh")["error"]

@@ -11,7 +11,7 @@ import click
 
 from permllm.cli import completing
 from permllm.cli.errors import debug_option
-from permllm.cli.opening import model_source
+from permllm.cli.opening import named_source
 from permllm.errors import UserError
 from permllm.printing import console, echo
 
@@ -79,7 +79,7 @@ def command(
     subjects = [Subject(form, folder)]
     if form != "masked":
         subjects.append(Subject(f"{form}, packed", folder, sparse=True))
-    source = _source(model_source(dense)) if dense else found(export)
+    source = named_source(dense) if dense else found(export)
     if source is None:
         echo("the dense model is not to be found; --dense names it", err=True)
     else:
@@ -98,6 +98,11 @@ def found(export: Path) -> Source | None:
     What an export says of folders are names alone, since it is for others, too. No code of the
     model runs, whatever the files say.
     """
+    from permllm.extras import missing_for_pruning
+
+    # A server has nothing that reads pipeline files, nor the dense model.
+    if missing_for_pruning():
+        return None
     from permllm.pipeline.reading import load_plain_yaml
 
     folder = export.absolute()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from permllm.cli.errors import debug_option
+from permllm.cli.errors import debug_option, needs_prune
 from permllm.errors import RunFailed, UserError
 from permllm.printing import console, echo, marked
 
@@ -26,6 +26,7 @@ def command() -> None:
 
 @command.command("list")
 @folder_argument
+@needs_prune
 @debug_option
 def list_entries(folder: Path) -> None:
     """Show how many entries of each kind there are, their size and their last use."""
@@ -54,6 +55,7 @@ def list_entries(folder: Path) -> None:
     metavar="GB",
     help="What may stay; what was used last stays longest.",
 )
+@needs_prune
 @debug_option
 def prune(folder: Path, limit: float) -> None:
     """Remove entries until the rest takes no more than --limit, and unfinished files."""
@@ -70,6 +72,7 @@ def prune(folder: Path, limit: float) -> None:
 
 @command.command("verify")
 @folder_argument
+@needs_prune
 @debug_option
 def verify(folder: Path) -> None:
     """Read every entry, and name those whose content is not what was written.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from permllm.cli.errors import debug_option
+from permllm.cli.errors import debug_option, needs_prune
 from permllm.cli.registry import load_registry, no_plugin_option, plugin_lines
 from permllm.printing import echo
 
@@ -27,6 +27,7 @@ from permllm.printing import echo
     "flops=1e15,memory=80e9,link=50e9.",
 )
 @no_plugin_option
+@needs_prune
 @debug_option
 def command(
     file: Path,

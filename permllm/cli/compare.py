@@ -7,7 +7,7 @@ import json
 import click
 
 from permllm.cli import completing
-from permllm.cli.errors import debug_option
+from permllm.cli.errors import debug_option, needs_prune
 from permllm.printing import console, echo
 
 
@@ -22,6 +22,7 @@ from permllm.printing import console, echo
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print a Markdown table.")
 @click.option("--latex", "as_latex", is_flag=True, help="Print a LaTeX table, for booktabs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+@needs_prune
 @debug_option
 def command(
     runs: tuple[str, ...], as_csv: bool, as_markdown: bool, as_latex: bool, as_json: bool

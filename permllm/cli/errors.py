@@ -23,6 +23,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any
 
 import click
@@ -69,6 +70,23 @@ def debug_option(command: Callable[..., Any]) -> Callable[..., Any]:
         callback=_set_debug,
         help="Show the traceback of an error.",
     )(command)
+
+
+def needs_prune(command: Callable[..., Any]) -> Callable[..., Any]:
+    """For a command that wants more than what opens exports: where that is missing, it says so."""
+
+    @wraps(command)
+    def checked(*words: Any, **options: Any) -> Any:
+        # Late: it reads what is installed, and many commands do without.
+        from permllm.extras import need_prune
+
+        context = click.get_current_context()
+        # The group around a command only leads there.
+        if context.invoked_subcommand is None:
+            need_prune(context.command_path)
+        return command(*words, **options)
+
+    return checked
 
 
 def call(group: click.Group, arguments: list[str] | None) -> int:

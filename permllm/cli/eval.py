@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from permllm.cli import completing
-from permllm.cli.errors import debug_option
+from permllm.cli.errors import debug_option, needs_prune
 from permllm.cli.opening import model_source, open_model
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.printing import console, echo, marked
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="Where to compute.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @no_plugin_option
+@needs_prune
 @debug_option
 def command(
     model: str,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from permllm.cli import completing
-from permllm.cli.errors import debug_option
+from permllm.cli.errors import debug_option, needs_prune
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.printing import echo
 
@@ -28,6 +28,7 @@ from permllm.printing import echo
     "--to", type=click.Path(path_type=Path), help="The folder.  [default: RUN/exports/NAME]"
 )
 @no_plugin_option
+@needs_prune
 @debug_option
 def command(run: Path, specs: tuple[str, ...], to: Path | None, no_plugin: tuple[str, ...]) -> None:
     """Write the model of RUN in another format, without pruning it again.

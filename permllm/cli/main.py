@@ -50,8 +50,11 @@ class PermllmGroup(click.Group):
             command: click.Command = module.command
             return command
         registry = self._load_plugins()
-        if cmd_name not in self.commands:
-            # The command may be that of a plugin that is broken: say so.
+        from permllm.extras import missing_for_pruning
+
+        if cmd_name not in self.commands and not missing_for_pruning():
+            # The command may be that of a plugin that is broken: say so. Where nothing can
+            # prune, all of them are.
             for warning in registry.warnings:
                 echo(f"warning: {warning}", err=True)
         return self.commands.get(cmd_name)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from permllm.cli import completing
-from permllm.cli.errors import debug_option
+from permllm.cli.errors import debug_option, needs_prune
 from permllm.cli.opening import model_source
 from permllm.commands import own
 from permllm.errors import UserError
@@ -47,6 +47,7 @@ export: [permuted]
     metavar="FILE",
     help="The pipeline file.  [default: MODEL.yaml in the current folder]",
 )
+@needs_prune
 @debug_option
 def command(path: str, out: Path | None) -> None:
     """Write a pipeline file that prunes the model in PATH.

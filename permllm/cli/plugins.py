@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from permllm.cli import completing
-from permllm.cli.errors import debug_option
+from permllm.cli.errors import debug_option, needs_prune
 from permllm.cli.registry import no_plugin_option
 from permllm.commands import own, pip_install, program
 from permllm.components import KINDS
@@ -26,6 +26,7 @@ Plain = Mapping[str, Any]
 @click.group("plugins", invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list on standard output.")
 @no_plugin_option
+@needs_prune
 @debug_option
 @click.pass_context
 def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -> None:
@@ -50,6 +51,7 @@ def command(context: click.Context, as_json: bool, no_plugin: tuple[str, ...]) -
 @command.command("info")
 @click.argument("name", shell_complete=completing.components())
 @no_plugin_option
+@needs_prune
 @debug_option
 def info(name: str, no_plugin: tuple[str, ...]) -> None:
     """Explain the component NAME (or package:NAME) and its options.
@@ -85,6 +87,7 @@ def info(name: str, no_plugin: tuple[str, ...]) -> None:
     default=Path(),
     help="The folder that it goes into.  [default: the current one]",
 )
+@needs_prune
 @debug_option
 def new(name: str, kind: str, out: Path) -> None:
     """Write a package permllm-NAME that adds a component called NAME.

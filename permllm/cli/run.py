@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from permllm.cli.errors import StoppedError, debug_option
+from permllm.cli.errors import StoppedError, debug_option, needs_prune
 from permllm.cli.interrupts import interruptible
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.commands import own
@@ -66,6 +66,7 @@ MANY_RUNS = 50
 @click.option("--yes", is_flag=True, help=f"Start more than {MANY_RUNS} runs, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 @no_plugin_option
+@needs_prune
 @debug_option
 def command(
     file: Path,

@@ -6,12 +6,13 @@ import json
 
 import click
 
-from permllm.cli.errors import debug_option
+from permllm.cli.errors import debug_option, needs_prune
 from permllm.cli.registry import load_registry, no_plugin_option
 
 
 @click.command("schema")
 @no_plugin_option
+@needs_prune
 @debug_option
 def command(no_plugin: tuple[str, ...]) -> None:
     """Print the JSON Schema of pipeline files.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from permllm.cli.errors import debug_option
+from permllm.cli.errors import debug_option, needs_prune
 from permllm.cli.registry import load_registry, no_plugin_option, plugin_lines
 from permllm.printing import echo
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As for `permllm run`.")
 @no_plugin_option
+@needs_prune
 @debug_option
 def command(file: Path, settings: tuple[str, ...], no_plugin: tuple[str, ...]) -> None:
     """Print a pipeline FILE with every default spelled out.

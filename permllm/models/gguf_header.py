@@ -11,6 +11,8 @@ import mmap
 import struct
 from pathlib import Path
 
+from permllm.extras import need_prune
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 
@@ -38,7 +40,9 @@ def read_header(path: Path) -> frozenset[str]:
     Raises:
         ValueError: it is no GGUF file, or a count, a length, a size or an offset does not fit
             the file's size; in words that go on after "is no complete GGUF file:".
+        UserError: the package that knows their types is missing.
     """
+    need_prune("reading GGUF files", "gguf")
     if path.stat().st_size < len(MAGIC):
         raise ValueError("it is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -12,6 +12,7 @@ import attrs
 
 from permllm.commands import pip_install
 from permllm.errors import UserError
+from permllm.extras import PRUNE
 from permllm.fields.errors import shown
 from permllm.pipeline.document import Document, Origin, plain_document
 from permllm.pipeline.dotted_keys import MATRIX, apply_settings
@@ -224,7 +225,7 @@ def _check_version(document: Document) -> None:
         raise document.origin(("permllm",)).error(
             f"this file needs a newer permllm: it has schema version {version}, "
             f"and this permllm reads up to {VERSION}",
-            pip_install("--upgrade", "permllm"),
+            pip_install("--upgrade", PRUNE),
         )
 
 

@@ -24,7 +24,8 @@ def incompatibility(dist: metadata.Distribution, version: str) -> str | None:
     for need, extra in _needs(dist):
         if normal(need.name) == BUILT_IN and not extra and not _holds(need, version):
             # The lower bound first: permllm>=0.1,<0.2
-            spelt = BUILT_IN + ",".join(sorted(map(str, need.specifier), reverse=True))
+            extras = f"[{','.join(sorted(need.extras))}]" if need.extras else ""
+            spelt = BUILT_IN + extras + ",".join(sorted(map(str, need.specifier), reverse=True))
             way = pip_install(spelt)
             if not _is_for_later(need, Version(version)):
                 way = f"{pip_install('--upgrade', dist.name)}, or {way}"

@@ -38,6 +38,7 @@ TOO_NEW = "pip install --upgrade permllm-x, or pip install 'permllm<0.1'"
         (["permllm<0.1"], "0.1.0", f"it needs permllm<0.1, and this is permllm 0.1.0: {TOO_NEW}"),
         (["permllm<0.3,>=0.2"], "0.1.0", "it needs permllm>=0.2,<0.3, and this is"),
         (["permllm==0.3.*"], "0.1.0", "pip install 'permllm==0.3.*'"),
+        (["permllm[prune]<0.3,>=0.2"], "0.1.0", "pip install 'permllm[prune]>=0.2,<0.3'"),
         (["permllm~=0.0.4"], "0.1.0", "pip install --upgrade permllm-x"),
         (["permllm!=0.1.0"], "0.1.0", "pip install --upgrade permllm-x"),
     ],

@@ -95,7 +95,7 @@ def test_the_metadata_name_plugin_and_range(packages: list[Path]) -> None:
         assert project["name"] == package.name
         module = package.name.replace("-", "_")
         assert project["entry-points"] == {"permllm": {f"new-{kind}": f"{module}.plugin"}}
-        assert project["dependencies"][0] == f"permllm{version_range(permllm.__version__)}"
+        assert project["dependencies"][0] == f"permllm[prune]{version_range(permllm.__version__)}"
         assert (package / module / "py.typed").exists()
         assert "${{ matrix.python }}" in (package / ".github/workflows/test.yml").read_text()
 
