@@ -157,7 +157,11 @@ def check_message(text: str) -> None:
 
 def check_plugin_of_vllm() -> None:
     """What permllm-vllm imports beside vLLM is there."""
-    sys.path.append(str(ROOT / "plugins/permllm-vllm"))
+    folder = ROOT / "plugins/permllm-vllm"
+    # A source distribution of permllm has no plugins.
+    if not folder.is_dir():
+        return
+    sys.path.append(str(folder))
     import permllm_vllm
     import permllm_vllm.export
     import permllm_vllm.operator
