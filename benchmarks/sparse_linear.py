@@ -130,14 +130,12 @@ class Case:
     def _with_kernel(
         self, kernel: cpu.Kernel, x: Tensor, layers: Sequence[SparseLinear]
     ) -> dict[str, Way]:
-        return {
-            "kernel": lambda copy: kernel.linear(
-                x, layers[copy].values, layers[copy].indices, None, self.pattern
-            ),
-            "unpacked by chunks": lambda copy: cpu.dense_by_chunks(
+        def by(way: Callable[..., Tensor]) -> Way:
+            return lambda copy: way(
                 kernel, x, layers[copy].values, layers[copy].indices, None, self.pattern
-            ),
-        }
+            )
+
+        return {f"by {name}": by(way) for name, way in cpu.WAYS.items()}
 
 
 def check(ways: Mapping[str, Way], tolerance: float) -> None:

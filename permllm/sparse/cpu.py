@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from permllm.commands import pip_install
-from permllm.core.packing import unpack
-from permllm.core.patterns import Pattern
+from permllm.core.packing import pack, unpack
+from permllm.core.patterns import Pattern, nm_mask
+from permllm.sparse import choice
+from permllm.sparse.choice import Choices
 
 KERNEL_PATTERNS = (Pattern(1, 2), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16))
 """Patterns whose kept weights meet their inputs in whole registers."""
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
-_SOURCES = tuple(Path(__file__).parent / name for name in ("kernel.cpp", "registers.h"))
+_NAMES = ("kernel.cpp", "many_tokens.h", "places.h", "registers.h")
+_SOURCES = tuple(Path(__file__).parent / name for name in _NAMES)
 _CHUNK_BYTES = 4 << 20
 """Of the weight that is dense at a time, if that is ``_CHUNK_ROWS`` rows at least.
 
@@ -41,8 +46,9 @@ maps page by page and which takes longer than to unpack it. Fewer rows would hav
 product read its input too often.
 """
 _CHUNK_ROWS = 192
-_SMALL_BYTES = 8 << 20
-"""A dense weight of so many bytes passes through the cache as fast as it is multiplied."""
+_SHAPES = {"small": (1024, 1024), "large": (2048, 2048)}
+"""Weights that ways are measured with; those of up to twice the entries go by
+the small one."""
 
 
 @attrs.frozen
@@ -52,10 +58,12 @@ class Kernel:
     Attributes:
         ops: its operators.
         instructions: what it was compiled for, such as ``AVX-512 with bfloat16``.
+        choices: which way was the fastest on this machine.
     """
 
     ops: Any
     instructions: str
+    choices: Choices
 
     def linear(
         self, x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, pattern: Pattern
@@ -72,6 +80,13 @@ class Kernel:
             ``[..., C_out]``, of the dtype of the values.
         """
         product: Tensor = self.ops.nm_linear(x, values, indices, bias, pattern.n, pattern.m)
+        return product
+
+    def linear_of_many(
+        self, x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, pattern: Pattern
+    ) -> Tensor:
+        """As :meth:`linear`, by registers that hold a channel of several tokens."""
+        product: Tensor = self.ops.nm_linear_many(x, values, indices, bias, pattern.n, pattern.m)
         return product
 
     def unpack(self, values: Tensor, indices: Tensor, pattern: Pattern, channels: int) -> Tensor:
@@ -107,7 +122,7 @@ def build_kernel(machine: Sequence[str]) -> Kernel | str:
     except (RuntimeError, OSError) as error:
         return f"the kernel could not be compiled or loaded: {_gist(str(error))}"
     ops = getattr(torch_ops, name)
-    return Kernel(ops, ops.instructions())
+    return Kernel(ops, ops.instructions(), Choices(library.with_suffix(".json")))
 
 
 def _extensions_folder() -> Path:
@@ -177,30 +192,59 @@ def packed_linear(
         ``[..., C_out]``.
     """
     wants_gradient = x.requires_grad and torch.is_grad_enabled()
-    if wants_gradient or not values.is_cpu or kernel_reason(values.dtype, pattern) is not None:
+    if wants_gradient or not values.is_cpu:
+        return functional.linear(x, unpack(values, indices, pattern, x.shape[-1]), bias)
+    # One operator that torch.compile looks past, since the way depends on the number of tokens;
+    # without it, the call is some microseconds shorter.
+    product = torch.ops.permllm.packed_linear if torch.compiler.is_compiling() else _packed_linear
+    y: Tensor = product(x, values, indices, bias, pattern.n, pattern.m)
+    return y
+
+
+def _packed_linear(
+    x: Tensor, values: Tensor, indices: Tensor, bias: Tensor | None, n: int, m: int
+) -> Tensor:
+    pattern = Pattern(n, m)
+    if kernel_reason(values.dtype, pattern) is not None:
         return functional.linear(x, unpack(values, indices, pattern, x.shape[-1]), bias)
     kernel = load_kernel()
     assert isinstance(kernel, Kernel)
-    if x.shape[:-1].numel() <= kernel_tokens(values.dtype, len(values) * x.shape[-1]):
-        return kernel.linear(x, values, indices, bias, pattern)
     rows = x.reshape(-1, x.shape[-1])
-    y = dense_by_chunks(kernel, rows, values, indices, bias, pattern)
-    return y.view(*x.shape[:-1], len(values))
+    names = fastest_ways(kernel, values.dtype, pattern, len(values) * x.shape[-1])
+    way = WAYS[choice.of_tokens(names, len(rows))]
+    return way(kernel, rows, values, indices, bias, pattern).view(*x.shape[:-1], len(values))
 
 
-def kernel_tokens(dtype: torch.dtype, entries: int) -> int:
-    """With more tokens it is faster to unpack and multiply densely.
+def fastest_ways(
+    kernel: Kernel, dtype: torch.dtype, pattern: Pattern, entries: int
+) -> tuple[str, ...]:
+    """Which of :data:`WAYS` is the fastest on this machine, for each of ``choice.COUNTS`` tokens.
 
-    Measured by ``benchmarks/sparse_linear.py`` on a processor with AVX-512 and bfloat16;
-    one that has matrix instructions for bfloat16 will want fewer.
+    Measured once for each dtype and pattern, and for small and large weights apart, in a
+    second or two; that is kept beside the compiled kernel.
 
     Args:
-        dtype: of the weight.
+        kernel: the kernel.
+        dtype, pattern: of the weight.
         entries: of the weight, when dense.
     """
-    if entries * dtype.itemsize <= _SMALL_BYTES:
-        return 16
-    return 32 if dtype == torch.bfloat16 else 64
+    small = math.prod(_SHAPES["small"])
+    size = "small" if entries <= 2 * small else "large"
+    key = f"{str(dtype).removeprefix('torch.')} {pattern} {size}"
+
+    def measure() -> tuple[str, ...]:
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(_SHAPES[size], generator=generator)
+        weight = (weight * nm_mask(weight.abs(), pattern)).to(dtype)
+        values, indices = pack(weight, pattern)
+        x = torch.randn(choice.COUNTS[-1], weight.shape[1], generator=generator).to(dtype)
+        ways = {
+            name: partial(way, kernel, values=values, indices=indices, bias=None, pattern=pattern)
+            for name, way in WAYS.items()
+        }
+        return choice.fastest(ways, x)
+
+    return kernel.choices.of(key, tuple(WAYS), measure)
 
 
 def dense_by_chunks(
@@ -229,6 +273,27 @@ def dense_by_chunks(
         weight = kernel.unpack(values[chunk], indices[chunk], pattern, channels)
         y[:, chunk] = functional.linear(rows, weight, None if bias is None else bias[chunk])
     return y
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {
+    "channels": Kernel.linear,
+    "tokens": Kernel.linear_of_many,
+    "dense": dense_by_chunks,
+}
+"""Ways to the same product: registers that hold channels of one token, or tokens of one channel;
+or dense products with weights that are unpacked. Each is for more tokens than the one before."""
+
+
+_LIBRARY = torch.library.Library("permllm", "FRAGMENT")
+_LIBRARY.define(
+    "packed_linear(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m) -> Tensor"
+)
+_LIBRARY.impl("packed_linear", _packed_linear, "CPU")
+
+
+@torch.library.register_fake("permllm::packed_linear")
+def _shape(x: Tensor, values: Tensor, *_: object) -> Tensor:
+    return x.new_empty(*x.shape[:-1], values.shape[0])
 
 
 def _gist(message: str) -> str:

@@ -20,8 +20,11 @@
 #include <cstring>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "many_tokens.h"
+#include "places.h"
 #include "registers.h"
 
 namespace permllm {
@@ -39,35 +42,6 @@ struct Problem {
   Value* y;
   int64_t tokens, c_in, c_out, kept, row_bytes;
 };
-
-int index_bits(int64_t m) {
-  int bits = 0;
-  while ((int64_t{1} << bits) < m) ++bits;
-  return bits;
-}
-
-// Eight numbers of at most 8 bits, beginning at number `first`, a multiple of 8.
-inline uint64_t eight_codes(const uint8_t* row, int64_t row_bytes, int64_t first, int bits) {
-  const int64_t begin = first / 8 * bits;
-  uint64_t word = 0;
-  std::memcpy(&word, row + begin, std::min<int64_t>(bits, row_bytes - begin));
-  return word;
-}
-
-// Calls visit(k, place) for the values k in [begin, end) of a row; begin is a multiple of 8.
-template <typename Visit>
-inline void for_places(const uint8_t* row, int64_t row_bytes, int64_t begin, int64_t end,
-                       int64_t n, int64_t m, int bits, const Visit& visit) {
-  const uint64_t mask = (uint64_t{1} << bits) - 1;
-  int64_t group = begin / n, within = begin % n;
-  for (int64_t first = begin; first < end; first += 8) {
-    uint64_t word = eight_codes(row, row_bytes, first, bits);
-    for (int64_t k = first; k < std::min(first + 8, end); ++k, word >>= bits) {
-      visit(k, group * m + static_cast<int64_t>(word & mask));
-      if (++within == n) within = 0, ++group;
-    }
-  }
-}
 
 // --- any N:M: the places of a row once, then a loop for every token ---------------------
 
@@ -233,6 +207,42 @@ Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& indices,
   return y;
 }
 
+// As nm_linear, by registers of tokens; for M = 2N.
+Tensor nm_linear_many(const Tensor& x, const Tensor& values, const Tensor& indices,
+                      const std::optional<Tensor>& bias, int64_t n, int64_t m) {
+  TORCH_CHECK(x.dim() >= 1 && x.scalar_type() == values.scalar_type(), "x does not fit the values");
+  TORCH_CHECK(m == 2 * n && m <= 16 && (m & (m - 1)) == 0, "not a pattern for many tokens");
+  check(values, indices, n, m, x.size(-1));
+  const Tensor rows = x.contiguous();
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() = values.size(0);
+  const Tensor y = at::empty(sizes, values.options());
+  const Tensor added = bias ? bias->to(at::kFloat).contiguous() : Tensor();
+  const float* bias_data = bias ? added.const_data_ptr<float>() : nullptr;
+  const int64_t tokens = y.numel() / std::max<int64_t>(1, values.size(0));
+  const auto run = [&](auto bits, auto value) {
+    using Value = decltype(value);
+    const ManyTokens<Value> problem{
+        values.const_data_ptr<Value>(), indices.const_data_ptr<uint8_t>(),
+        rows.const_data_ptr<Value>(), bias_data, y.mutable_data_ptr<Value>(), tokens, x.size(-1),
+        values.size(0), values.size(1), indices.size(1)};
+    problem.template multiply<decltype(bits)::value>();
+  };
+  const auto of_type = [&](auto value) {
+    if (n == 1) run(std::integral_constant<int, 1>(), value);
+    if (n == 2) run(std::integral_constant<int, 2>(), value);
+    if (n == 4) run(std::integral_constant<int, 3>(), value);
+    if (n == 8) run(std::integral_constant<int, 4>(), value);
+  };
+  if (values.scalar_type() == at::kFloat) {
+    of_type(float());
+  } else {
+    TORCH_CHECK(values.scalar_type() == at::kBFloat16, "values are neither float32 nor bfloat16");
+    of_type(BFloat16());
+  }
+  return y;
+}
+
 // --- unpacking --------------------------------------------------------------------------
 
 #ifdef PERMLLM_EXPAND
@@ -305,9 +315,11 @@ std::string instructions() {
 
 PERMLLM_LIBRARY(TORCH_EXTENSION_NAME) {
   library.def("nm_linear(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m) -> Tensor");
+  library.def("nm_linear_many(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m) -> Tensor");
   library.def("nm_unpack(Tensor values, Tensor indices, int n, int m, int channels) -> Tensor");
   library.def("instructions() -> str", &instructions);
   library.impl("nm_linear", c10::DispatchKey::CPU, &nm_linear);
+  library.impl("nm_linear_many", c10::DispatchKey::CPU, &nm_linear_many);
   library.impl("nm_unpack", c10::DispatchKey::CPU, &nm_unpack);
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from torch.nn import functional
 from permllm.core.packing import pack
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.sparse import cpu
+from permllm.sparse.choice import Choices
 
 MACHINES = {"native": "-march=native", "AVX2": "-march=haswell", "plain": "-march=x86-64"}
 
@@ -80,6 +83,22 @@ def test_the_kernel_is_the_dense_product(
     assert_product(kernel.linear(x, values, indices, bias, pattern), x, weight, bias)
 
 
+@settings(max_examples=150)
+@given(problem=problems(), tokens=st.integers(0, 70))
+def test_many_tokens_are_the_dense_product(
+    kernel: cpu.Kernel, problem: tuple[Tensor, Tensor, Tensor | None, Pattern], tokens: int
+) -> None:
+    x, weight, bias, pattern = problem
+    x = torch.randn(tokens, x.shape[1], generator=torch.Generator().manual_seed(0)).to(x.dtype)
+    values, indices = pack(weight, pattern)
+    if pattern in cpu.KERNEL_PATTERNS:
+        y = kernel.linear_of_many(x, values, indices, bias, pattern)
+        assert_product(y, x, weight, bias)
+    else:
+        with pytest.raises(RuntimeError, match="not a pattern for many tokens"):
+            kernel.linear_of_many(x, values, indices, bias, pattern)
+
+
 @settings(max_examples=60)
 @given(problem=problems(), half=st.booleans())
 def test_the_kernel_unpacks_bit_for_bit(
@@ -134,3 +153,22 @@ def test_a_kernel_that_was_compiled_needs_no_compiler(monkeypatch: pytest.Monkey
         pytest.skip(reason)
     monkeypatch.setattr(cpu, "_compile", lambda *_: pytest.fail("compiled again"))
     assert isinstance(cpu.build_kernel(["-march=native"]), cpu.Kernel)
+
+
+def test_what_was_measured_is_kept_by_kind_of_weight(tmp_path: Path) -> None:
+    kernel = cpu.load_kernel()
+    if isinstance(kernel, str):
+        pytest.skip(kernel)
+    path = tmp_path / "kept.json"
+    kernel = attrs.evolve(kernel, choices=Choices(path))
+    small, twice, large = (
+        cpu.fastest_ways(kernel, torch.float32, Pattern(2, 4), entries)
+        for entries in (100, 2 << 20, (2 << 20) + 1)
+    )
+    assert small is twice
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert kept == {"float32 2:4 small": list(small), "float32 2:4 large": list(large)}
+    # The order of the ways is that of the tokens that they are for.
+    for names in (small, large):
+        places = [list(cpu.WAYS).index(name) for name in names]
+        assert places == sorted(places)

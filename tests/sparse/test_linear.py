@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,7 @@ from torch.nn import functional
 
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.sparse import cpu
+from permllm.sparse.choice import COUNTS
 from permllm.sparse.linear import SparseLinear
 
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
@@ -27,12 +31,17 @@ def assert_product(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) ->
 @pytest.mark.parametrize("tokens", [(), (1,), (2, 3), (40,), (0, 4)])
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 @pytest.mark.parametrize("bias", [True, False])
-def test_any_number_of_tokens(
-    tokens: tuple[int, ...], dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", cpu.WAYS)
+def test_any_number_of_tokens_by_any_way(
+    tokens: tuple[int, ...],
+    dtype: torch.dtype,
+    bias: bool,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(cpu, "fastest_ways", lambda *_: (way,) * len(COUNTS))
     monkeypatch.setattr(cpu, "_CHUNK_BYTES", 2000)
     monkeypatch.setattr(cpu, "_CHUNK_ROWS", 2)
-    assert cpu.kernel_tokens(dtype, 72 * 30) < 40
     dense, sparse = layers(Pattern(2, 4), 72, 30, dtype, bias)
     x = torch.randn(*tokens, 72).to(dtype)
     assert_product(sparse(x), x, dense.weight.detach(), dense.bias)
@@ -90,3 +99,20 @@ def test_without_a_compiler_the_product_is_dense(monkeypatch: pytest.MonkeyPatch
     dense, sparse = layers(Pattern(2, 4), 16, 3, torch.float32)
     x = torch.randn(5, 16)
     assert torch.equal(sparse(x), dense(x))
+
+
+def test_the_compiler_sees_one_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "fastest_ways", lambda *_: ("dense",) * len(COUNTS))
+    dense, sparse = layers(Pattern(2, 4), 64, 30, torch.float32)
+    targets: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        targets.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    compiled = torch.compile(sparse, backend=backend, fullgraph=True, dynamic=True)
+    for tokens in (1, 5, 40):
+        x = torch.randn(tokens, 64)
+        assert_product(compiled(x), x, dense.weight.detach(), dense.bias)
+    # Beside it only whether the input wants a gradient is asked.
+    assert {one for one in targets if "getattr" not in one} == {"permllm.packed_linear"}
