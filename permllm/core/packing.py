@@ -72,7 +72,7 @@ def pack(weight: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
     code = torch.uint8 if pattern.m <= 256 else torch.int32
     places = torch.arange(weight.shape[1], device=weight.device).remainder(pattern.m).to(code)
     codes = places.repeat(weight.shape[0], 1).masked_select(kept).view_as(values)
-    return values, _pack_codes(codes, index_bits(pattern))
+    return values, pack_numbers(codes, index_bits(pattern))
 
 
 def unpack(values: Tensor, indices: Tensor, pattern: Pattern, channels: int) -> Tensor:
@@ -118,7 +118,7 @@ def unpack_codes(values: Tensor, indices: Tensor, pattern: Pattern, channels: in
             f"are not {channels} channels packed as {pattern}, "
             f"which are {shapes[0]} and {shapes[1]} of torch.uint8"
         )
-    codes = _unpack_codes(indices, index_bits(pattern), values.shape[1])
+    codes = unpack_numbers(indices, index_bits(pattern), values.shape[1])
     grouped = codes.view(len(codes), -1, pattern.n)
     # The last of an ascending group is its largest; M itself may be beyond a byte.
     fine = (grouped[..., 1:] > grouped[..., :-1]).all(-1) & (grouped[..., -1] <= pattern.m - 1)
@@ -155,7 +155,7 @@ def _overlaps(bits: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def _pack_codes(codes: Tensor, bits: int) -> Tensor:
+def pack_numbers(codes: Tensor, bits: int) -> Tensor:
     """``[C_out, K]`` numbers of some bits as ``uint8[C_out, ceil(K * bits / 8)]``."""
     rows, count = codes.shape
     eights = functional.pad(codes, (0, -count % 8)).view(rows, -1, 8).movedim(-1, 0).contiguous()
@@ -167,8 +167,8 @@ def _pack_codes(codes: Tensor, bits: int) -> Tensor:
     return stream[:, : -(-count * bits // 8)].contiguous()
 
 
-def _unpack_codes(indices: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of :func:`_pack_codes`."""
+def unpack_numbers(indices: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of :func:`pack_numbers`, for ``count`` numbers a row."""
     rows, length = indices.shape
     padded = functional.pad(indices, (0, -(-count // 8) * bits - length))
     stream = padded.view(rows, -1, bits).movedim(-1, 0)

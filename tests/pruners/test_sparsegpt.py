@@ -15,7 +15,7 @@ from permllm.core.statistics import GRAM
 from permllm.errors import RunFailed
 from permllm.metrics.wanda import Wanda
 from permllm.pruners.mask import Mask
-from permllm.pruners.sparsegpt import ATTEMPTS, SparseGpt, inverse_factor
+from permllm.pruners.sparsegpt import SparseGpt
 from permllm.testing import check_pruner
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8), Pattern(1, 4), Pattern(3, 4), Pattern(1, 2)]
@@ -154,45 +154,6 @@ def test_channels_that_never_fire_lose_their_weights() -> None:
     nothing = {"gram": torch.zeros(48, 48, dtype=torch.float64)}
     pruned, _ = SparseGpt().prune(weight, weight.abs(), Pattern(2, 4), nothing)
     assert pruned.count_nonzero() == 0
-
-
-@settings(max_examples=25)
-@given(
-    st.integers(0, 1000),
-    st.sampled_from([0.0, 0.01, 3.0]),
-    st.sets(st.integers(0, 15), max_size=16),
-    st.sampled_from([1.0, 1e-6]),
-)
-def test_the_factor_is_that_of_the_inverse(
-    seed: int, dampening: float, dead: set[int], scale: float
-) -> None:
-    """Channels that never fired count with the mean of the others' diagonal, or with 1."""
-    _, inputs = correlated(seed, channels=16)
-    inputs[:, list(dead)] = 0
-    gram = scale * statistics(inputs)["gram"]
-    diagonal = gram.diagonal()
-    mean = diagonal[diagonal > 0].mean() if len(dead) < 16 else torch.tensor(1.0)
-    whole = gram + torch.diag((diagonal == 0) * mean)
-    damped = whole + dampening * mean * torch.eye(16, dtype=torch.float64)
-    factor = inverse_factor(gram, dampening)
-    torch.testing.assert_close(factor.T @ factor @ damped, torch.eye(16, dtype=torch.float64))
-    assert torch.equal(factor, factor.triu())
-
-
-@pytest.mark.parametrize(("dampening", "least"), [(0.0, 1e-6), (1e-4, 1e-4)])
-def test_dampening_is_raised_tenfold_until_there_is_a_factor(
-    dampening: float, least: float
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64)).Q
-    for raises in range(1, ATTEMPTS + 1):
-        # What is missing is between the last dampening that fails and the first that does not.
-        values = torch.ones(6, dtype=torch.float64)
-        values[0] = -5 * least * 10.0 ** (raises - 1)
-        gram = basis @ torch.diag(values / values.mean()) @ basis.T
-        damped = gram + least * 10**raises * torch.eye(6, dtype=torch.float64)
-        factor = inverse_factor(gram, dampening)
-        torch.testing.assert_close(factor.T @ factor, torch.linalg.inv(damped))
 
 
 def test_a_singular_hessian_gets_more_dampening() -> None:
