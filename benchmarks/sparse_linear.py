@@ -3,10 +3,11 @@
 Times, interleaved in one process: the dense product; the same compiled by torch.compile;
 a compiled product that reads the packed weight (places decoded and inputs gathered in one
 loop of inductor's); the kernel of ``permllm.sparse``; unpacking a few megabytes at a time
-for a dense product; and what ``SparseLinear`` chooses. Of each weight there are as many
-copies as overflow the caches, one after the other, since decoding meets every weight of a
-model before it meets one again. Prints the median of dense, and by how many times each
-way is faster (the median of the rounds' ratios; below 1 it is slower).
+for a dense product; and what ``SparseLinear`` chooses, with values as they are and rounded
+to codes of 8 bits (a scale a row) and 4 (a scale for 128 channels). Of each weight there
+are as many copies as overflow the caches, one after the other, since decoding meets every
+weight of a model before it meets one again. Prints the median of dense, and by how many
+times each way is faster (the median of the rounds' ratios; below 1 it is slower).
 
     OMP_NUM_THREADS=1 python benchmarks/sparse_linear.py
     OMP_NUM_THREADS=1 python benchmarks/sparse_linear.py --tokens 16 --tokens 32 --tokens 64
@@ -21,6 +22,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
 
 import attrs
 import click
@@ -30,8 +33,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
+from permllm.core.codes import Grid, codes_of, store_codes
 from permllm.core.packing import pack
 from permllm.core.patterns import Pattern, nm_mask
+from permllm.core.rounding import round_to_nearest
 from permllm.sparse import cpu
 from permllm.sparse.linear import SparseLinear
 
@@ -45,6 +50,9 @@ SHAPES = {
     "Llama-7B down": (4096, 11008),
 }
 """C_out and C_in."""
+
+CODES = {"int8": (Grid(8), 0.03), "int4": (Grid(4, 128), 0.3)}
+"""What values are rounded to, and by how much of the largest a product may differ then."""
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -69,6 +77,16 @@ def bare_linear(weight: Tensor) -> nn.Linear:
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight = nn.Parameter(weight, requires_grad=False)
     return linear
+
+
+def coded_linear(weight: Tensor, pattern: Pattern, grid: Grid) -> SparseLinear:
+    """A linear of this weight, rounded."""
+    channels = weight.shape[1]
+    rounded, scales = round_to_nearest(weight, torch.ones(channels), grid)
+    values, indices = pack(rounded, pattern)
+    codes = store_codes(codes_of(values, scales, grid.kept(channels, pattern)), grid.bits)
+    scales = scales.to(weight.dtype)
+    return SparseLinear(codes, indices, None, pattern, channels, scales=scales, grid=grid)
 
 
 @attrs.frozen
@@ -113,7 +131,11 @@ class Case:
         kernel = cpu.load_kernel()
         if isinstance(kernel, cpu.Kernel):
             ways |= self._with_kernel(kernel, x, layers)
-        return copies, ways | {"SparseLinear": lambda copy: layers[copy](x)}
+        ways["SparseLinear"] = lambda copy: layers[copy](x)
+        for name, (grid, _) in CODES.items():
+            one = coded_linear(weight, self.pattern, grid)
+            ways[name] = partial(_product, [deepcopy(one) for _ in range(copies)], x)
+        return copies, ways
 
     def _compiled(
         self, x: Tensor, dense: Sequence[Tensor], layers: Sequence[SparseLinear]
@@ -138,12 +160,18 @@ class Case:
         return {f"by {name}": by(way) for name, way in cpu.WAYS.items()}
 
 
+def _product(layers: Sequence[nn.Module], x: Tensor, copy: int) -> Tensor:
+    product: Tensor = layers[copy](x)
+    return product
+
+
 def check(ways: Mapping[str, Way], tolerance: float) -> None:
     """Raises AssertionError where a way does not compute what dense computes."""
     expected = ways["dense"](0).float()
     for name, way in ways.items():
         worst = (way(0).float() - expected).abs().max() / expected.abs().max()
-        assert worst <= tolerance, f"{name} differs from dense by {worst:.1e}"
+        allowed = CODES[name][1] if name in CODES else tolerance
+        assert worst <= allowed, f"{name} differs from dense by {worst:.1e}"
 
 
 def seconds_of_rounds(
@@ -209,7 +237,8 @@ def main(
                 table.add_column(heading, justify="right")
             for heading in ("compiled dense", "compiled packed", "kernel", "unpacked by chunks"):
                 table.add_column(heading, justify="right")
-            table.add_column("SparseLinear", justify="right")
+            for heading in ("SparseLinear", *CODES):
+                table.add_column(heading, justify="right")
             for where, size in shapes.items():
                 for count in tokens:
                     case = Case(

@@ -421,6 +421,13 @@ class Exporter(Component):
         """
         raise NotImplementedError
 
+    def check_pattern(self, pattern: Pattern) -> None:
+        """Refuse a pattern that it cannot write, before anything is pruned to it.
+
+        Raises:
+            UserError: it cannot.
+        """
+
     def stored_bytes(self, parameters: int, pruned: int, itemsize: int, pattern: Pattern) -> int:
         """About what an export takes on the disk: all weights, unless it knows better.
 

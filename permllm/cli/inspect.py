@@ -79,12 +79,14 @@ def _row(manifest: Manifest, group: GroupEntry, linear: str) -> Row:
     pattern = group.pattern or "–"
     for name in (f"{linear}.weight", linear.partition("[")[0]):
         if name in manifest.packed:
-            parts = [manifest.tensors[f"{name}{end}"] for end in (".values", ".indices")]
-            shape, size = manifest.packed[name].shape, sum(map(_bytes, parts))
+            entry = manifest.packed[name]
+            parts = [manifest.tensors[f"{name}{end}"] for end in entry.ends]
+            shape, size = entry.shape, sum(map(_bytes, parts))
+            pattern = f"{pattern} {entry.values}" if entry.values else pattern
             return Row(linear, pattern, " × ".join(map(str, shape)), where, size)
         if name in manifest.tensors:
-            entry = manifest.tensors[name]
-            return Row(linear, pattern, " × ".join(map(str, entry.shape)), where, _bytes(entry))
+            whole = manifest.tensors[name]
+            return Row(linear, pattern, " × ".join(map(str, whole.shape)), where, _bytes(whole))
     return Row(linear, pattern, "–", where, 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,19 @@ import attrs
 import torch
 from torch import Tensor
 
+from permllm.contexts.sequences import Sequences
 from permllm.core.patterns import Pattern
 from permllm.deprecation import warn_of_old_name
+from permllm.errors import UserError
 from permllm.folding.layout import Layout
 from permllm.folding.plan import StoragePlan
 from permllm.models.decoder import Decoder
 from permllm.models.origin import Origin
 from permllm.results import RunResult
+
+
+def _no_text() -> Sequences:
+    raise UserError("this export has no calibration text, which the exporter asks for")
 
 
 @attrs.frozen(eq=False)
@@ -40,6 +47,7 @@ class ExportContext:
         dtype: in which weights are saved, unless the exporter's options say otherwise: that of
             the checkpoint; None for that in memory.
         origin: which published model the dense one is.
+        calibration: reads the calibration sequences, for exporters that round by them.
     """
 
     model: Any
@@ -58,6 +66,7 @@ class ExportContext:
     origin: Origin = attrs.field(
         default=attrs.Factory(lambda self: Origin(Path(self.model_description).name), True)
     )
+    calibration: Callable[[], Sequences] = _no_text
 
     @cached_property
     def storage(self) -> StoragePlan:

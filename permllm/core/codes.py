@@ -9,6 +9,8 @@ of the two has 15 bits at most, and is exact in float32.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import attrs
 import torch
 from torch import Tensor
@@ -16,7 +18,9 @@ from torch import Tensor
 from permllm.core.packing import pack_numbers, unpack_numbers
 from permllm.core.patterns import Pattern
 
-BITS = {"int8": 8, "int4": 4}
+Name = Literal["int8", "int4"]
+
+BITS: dict[str, int] = {"int8": 8, "int4": 4}
 """Bits of a code, by the name that pipeline files and manifests have for it."""
 
 
@@ -31,6 +35,11 @@ class Grid:
 
     bits: int
     span: int | None = None
+
+    @property
+    def name(self) -> Name:
+        """What pipeline files and manifests call it."""
+        return "int8" if self.bits == 8 else "int4"
 
     @property
     def top(self) -> int:

@@ -22,12 +22,12 @@ from permllm.formats.logits import (
 )
 from permllm.formats.manifest import (
     MANIFEST,
-    SCHEMA,
     Format,
     GroupEntry,
     Manifest,
     PackedEntry,
     TensorEntry,
+    schema_of,
     write_manifest,
 )
 from permllm.models.decoder import Decoder
@@ -65,7 +65,7 @@ def finish(
     tokens = fixed_tokens(decoder.model)
     expected = float32_logits(decoder.model, tokens, through=dtype)
     manifest = Manifest(
-        permllm=SCHEMA,
+        permllm=schema_of(packed or {}),
         version=__version__,
         format=kind,
         groups=_groups(storage.groups, patterns),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from permllm.formats.export_files import check_folder, read_tensors
 from permllm.formats.gathers import BUFFER, attach_gathers
 from permllm.formats.manifest import Manifest, read_manifest
 from permllm.formats.packed import unpacked_tensors
+from permllm.formats.packed_entry import PackedEntry
+from permllm.formats.packed_linears import hold_packed, reports_of
 from permllm.models.loading import LoadedModel, load_tokenizer, quiet, read_config
 from permllm.models.loading import load as load_plain
 from permllm.models.sources import DirectorySource
@@ -84,14 +87,33 @@ def load(
         loaded = load_plain(source, dtype)
     else:
         model = _skeleton(source, dtype)
+        packed = manifest.packed
+        if sparse and torch.device(device or "cpu").type == "cpu":
+            # Codes are not made again of unpacked weights.
+            coded = {name: entry for name, entry in packed.items() if entry.grid is not None}
+            packed = {name: one for name, one in packed.items() if name not in coded}
+            packed |= hold_packed(model, coded)
+        # To the linears that stand there now.
         attach_gathers_of(model, manifest)
-        _fill(model, directory, manifest, dtype)
+        _fill(model, directory, manifest, packed, dtype)
         loaded = LoadedModel(model.eval(), load_tokenizer(source), str(directory))
     if device is not None:
         loaded.model.to(device)
     patterns = patterns_of(manifest)
-    linears = tuple(sparsify(loaded.model, patterns)) if sparse else ()
+    linears = running_sparse(loaded.model, patterns) if sparse else ()
     return LoadedExport(loaded.model, loaded.tokenizer, loaded.description, linears, patterns)
+
+
+def running_sparse(model: nn.Module, patterns: Mapping[str, Pattern]) -> tuple[LinearReport, ...]:
+    """Have linears run sparse that do not hold packed weights yet, and say of all how they run.
+
+    Raises:
+        UserError: packed weights are damaged.
+    """
+    reports = reports_of(model)
+    others = {name: one for name, one in patterns.items() if name not in reports}
+    reports |= {report.name: report for report in sparsify(model, others)}
+    return tuple(reports[name] for name in patterns)
 
 
 def patterns_of(manifest: Manifest) -> dict[str, Pattern]:
@@ -138,36 +160,60 @@ def attach_gathers_of(model: nn.Module, manifest: Manifest) -> None:
     attach_gathers(model, places, sizes)
 
 
-def _fill(model: Any, directory: Path, manifest: Manifest, dtype: torch.dtype | None) -> None:
-    """Put the tensors of the files in their places, one file at a time."""
+def _fill(
+    model: Any,
+    directory: Path,
+    manifest: Manifest,
+    packed: Mapping[str, PackedEntry],
+    dtype: torch.dtype | None,
+) -> None:
+    """Put the tensors of the files in their places, one file at a time.
+
+    Args:
+        model: the model.
+        directory, manifest: the export.
+        packed: what of it is to be unpacked.
+        dtype: as for :func:`load`.
+    """
+    # Codes say nothing of the type that the model has.
+    parts = {
+        f"{name}{end}": f"{name.removesuffix('.weight')}{end}"
+        for name, entry in manifest.packed.items()
+        if name not in packed
+        for end in entry.ends
+    }
+    as_model = {name for name, entry in packed.items() if entry.grid is not None} | {*parts}
     wanted = set(model.state_dict())
     read = (
         (name, tensor)
         for file in manifest.files
         for name, tensor, _ in read_tensors(directory / file)
     )
-    for name, tensor in unpacked_tensors(read, manifest.packed):
+    for stored, tensor in unpacked_tensors(read, packed):
+        name = parts.get(stored, stored)
         if name not in wanted:
             raise UserError(f"'{directory}' holds '{name}', which the model has not")
         if name.endswith(f".{BUFFER}") and not is_permutation(tensor):
             raise UserError(f"'{name}' in '{directory}' is no permutation")
-        _place(model, name, tensor, dtype)
+        _place(model, name, tensor, dtype, as_model=stored in as_model)
     model.tie_weights()
     empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if empty:
         raise UserError(f"'{directory}' has no weights for {empty[0]}")
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | None) -> None:
+def _place(
+    model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype | None, *, as_model: bool
+) -> None:
     where, _, own = name.rpartition(".")
     module = model.get_submodule(where)
-    if dtype is not None and tensor.is_floating_point():
-        tensor = tensor.to(dtype)
     old = module.get_parameter(own) if own in module._parameters else module.get_buffer(own)
     if old.shape != tensor.shape:
         raise UserError(
             f"'{name}' has the shape {tuple(tensor.shape)}, and the model wants {tuple(old.shape)}"
         )
+    if tensor.is_floating_point() and (dtype is not None or as_model):
+        tensor = tensor.to(dtype or old.dtype)
     if own in module._parameters:
         module._parameters[own] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
     else:

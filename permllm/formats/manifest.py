@@ -6,7 +6,7 @@ It is written last: a folder without it is no finished export.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -16,6 +16,7 @@ from permllm.core.patterns import Pattern
 from permllm.errors import UserError
 from permllm.files import converted, read_json, unsealed, write_sealed
 from permllm.folding.gather_points import at_inputs
+from permllm.formats.packed_entry import PackedEntry
 
 MANIFEST = "permllm.json"
 """Its name in the folder."""
@@ -23,8 +24,8 @@ MANIFEST = "permllm.json"
 LARGEST_SIZE = 2**32
 """The most entries along an axis of a tensor."""
 
-SCHEMA = 1
-"""The number of its layout. Folders of a larger one are refused."""
+SCHEMA = 2
+"""The largest number of a layout that is read. Folders of a larger one are refused."""
 
 Format = Literal["masked", "permuted", "sparse"]
 """Of the weights; those of ``masked`` are in the original order, in which they are not N:M."""
@@ -79,21 +80,6 @@ class TensorEntry:
     shape: tuple[int, ...]
     dtype: str
     pattern: str | None = None
-    axis: int = -1
-
-
-@attrs.frozen
-class PackedEntry:
-    """A weight that stands in the files as values and indices.
-
-    Attributes:
-        pattern: N:M.
-        shape: ``[…, C_out, C_in]``, once it is unpacked.
-        axis: -1, or -2 where the model holds it ``[…, C_in, C_out]``.
-    """
-
-    pattern: str
-    shape: tuple[int, ...]
     axis: int = -1
 
 
@@ -154,6 +140,11 @@ class Manifest:
     def files(self) -> tuple[str, ...]:
         """The names of the files with weights."""
         return tuple(sorted({entry.file for entry in self.tensors.values()}))
+
+
+def schema_of(packed: Mapping[str, PackedEntry]) -> int:
+    """The number of a manifest: the least whose readers understand what is packed."""
+    return 2 if any(entry.values is not None for entry in packed.values()) else 1
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -217,16 +208,12 @@ def _impossible(manifest: Manifest) -> Iterator[tuple[str, str]]:
         if not _is_inside(entry.file) or not entry.file.endswith(".safetensors"):
             yield f"{place}.file", f"{entry.file[:80]!r} is no file of the folder"
         yield from _wrong_layout(place, entry.shape, entry.pattern, entry.axis)
+    shapes = {name: entry.shape for name, entry in manifest.tensors.items()}
     for name, packed in manifest.packed.items():
         place = f"packed[{name[:80]!r}]"
         yield from _wrong_layout(place, packed.shape, packed.pattern, packed.axis)
-        values = manifest.tensors.get(f"{name}.values")
-        if values is None or f"{name}.indices" not in manifest.tensors:
-            yield place, "the files hold no values and indices of it"
-        else:
-            pattern = Pattern.parse(packed.pattern)
-            if math.prod(values.shape) * pattern.m != math.prod(packed.shape) * pattern.n:
-                yield f"{place}.shape", f"{packed.shape} does not fit values of {values.shape}"
+        for field, why in packed.wrong_parts(name, shapes):
+            yield f"{place}{field}", why
     for index, group in enumerate(manifest.groups):
         place = f"groups[{index}]"
         yield from _wrong_layout(place, (group.channels,), group.pattern, -1)

@@ -20,18 +20,16 @@ from transformers.utils import cached_file, logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from permllm.contexts.evaluation import LinearReport
-from permllm.core.packing import packed_shapes, unpack_codes
-from permllm.core.patterns import Pattern
 from permllm.core.permutations import is_permutation
 from permllm.errors import UserError
 from permllm.formats.export_files import METHOD
 from permllm.formats.gathers import BUFFER
-from permllm.formats.loading import attach_gathers_of, patterns_of
-from permllm.formats.manifest import MANIFEST, Manifest, PackedEntry, read_manifest
-from permllm.formats.packed import INDICES, VALUES, unpacked
-from permllm.sparse.cpu import kernel_reason
+from permllm.formats.loading import attach_gathers_of, patterns_of, running_sparse
+from permllm.formats.manifest import MANIFEST, Manifest, read_manifest
+from permllm.formats.packed import unpacked
+from permllm.formats.packed_entry import INDICES, SCALES, VALUES, PackedEntry
+from permllm.formats.packed_linears import hold_packed
 from permllm.sparse.linear import SparseLinear
-from permllm.sparse.models import sparsify
 
 logger = logging.get_logger(__name__)
 
@@ -72,6 +70,7 @@ class PermllmQuantizer(HfQuantizer):
             )
         self.manifest: Manifest | None = None
         self.unpacked: dict[str, PackedEntry] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Name the file: of all that transformers calls, this comes before it looks for one."""
@@ -85,25 +84,20 @@ class PermllmQuantizer(HfQuantizer):
         manifest = self.manifest = _manifest_of(model, options.get("checkpoint_files"))
         devices = options.get("device_map") or {"": "cpu"}
         on_cpu = {torch.device(place).type for place in devices.values()} == {"cpu"}
-        for name, entry in manifest.packed.items():
-            linear = _linear_of(model, name)
-            pattern = Pattern.parse(entry.pattern)
-            if on_cpu and linear is not None and not kernel_reason(linear.weight.dtype, pattern):
-                model.set_submodule(name.removesuffix(".weight"), _empty(linear, pattern))
-            else:
-                self.unpacked[name] = entry
+        self.unpacked = hold_packed(model, manifest.packed) if on_cpu else manifest.packed
+        self.dtypes = {name: model.get_parameter(name).dtype for name in self.unpacked}
         # To the linears that stand there now.
         attach_gathers_of(model, manifest)
 
     def get_weight_conversions(self) -> list[Any]:
         """How the names of the files become those of the model."""
         # Names are changed first, also those that a converter then looks for.
-        renamed = [WeightRenaming(f".weight{end}", end) for end in (VALUES, INDICES)]
+        renamed = [WeightRenaming(f".weight{end}", end) for end in (VALUES, INDICES, SCALES)]
         whole = [
             WeightConverter(
-                [f"^{name.removesuffix('.weight')}{end}" for end in (VALUES, INDICES)],
+                [f"^{name.removesuffix('.weight')}{end}" for end in entry.ends],
                 name,
-                [_Unpack(entry)],
+                [_Unpack(entry, self.dtypes[name])],
             )
             for name, entry in self.unpacked.items()
         ]
@@ -111,17 +105,11 @@ class PermllmQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
         assert self.manifest is not None
-        reports = {}
         for name, module in model.named_modules():
             order = getattr(module, BUFFER, None)
             if isinstance(order, Tensor) and not is_permutation(order.cpu()):
                 raise UserError(f"'{name}.{BUFFER}' is no permutation: the export is damaged")
-            if isinstance(module, SparseLinear):
-                reports[name] = _checked(name, module)
-        patterns = patterns_of(self.manifest)
-        others = {name: one for name, one in patterns.items() if name not in reports}
-        reports |= {report.name: report for report in sparsify(model, others)}
-        self.linears = tuple(reports[name] for name in patterns)
+        self.linears = running_sparse(model, patterns_of(self.manifest))
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         assert self.manifest is not None
@@ -146,10 +134,10 @@ class PermllmQuantizer(HfQuantizer):
 
 
 class _Unpack(ConversionOps):
-    """Makes a weight of its values and their places."""
+    """Makes a weight of its values and their places, in the type that the model has it in."""
 
-    def __init__(self, entry: PackedEntry) -> None:
-        self.entry = entry
+    def __init__(self, entry: PackedEntry, dtype: torch.dtype) -> None:
+        self.entry, self.dtype = entry, dtype
 
     def convert(
         self, input_dict: dict[str, Any], *_: Any, full_layer_name: str = "", **__: Any
@@ -158,7 +146,7 @@ class _Unpack(ConversionOps):
             f".{name.rpartition('.')[2]}": tensor[0] if isinstance(tensor, list) else tensor
             for name, tensor in input_dict.items()
         }
-        return {full_layer_name: unpacked(full_layer_name, self.entry, parts)}
+        return {full_layer_name: unpacked(full_layer_name, self.entry, parts).to(self.dtype)}
 
 
 def _manifest_of(model: Any, files: Sequence[str] | None) -> Manifest:
@@ -171,34 +159,6 @@ def _manifest_of(model: Any, files: Sequence[str] | None) -> Manifest:
         found = cached_file(model.config.name_or_path, MANIFEST, revision=commit)
         folder = Path(found).parent
     return read_manifest(folder)
-
-
-def _linear_of(model: nn.Module, name: str) -> nn.Linear | None:
-    """The linear whose weight it is; None for other tensors, such as those of experts."""
-    module = model.get_submodule(name.rpartition(".")[0])
-    return module if type(module) is nn.Linear and name.endswith(".weight") else None
-
-
-def _empty(linear: nn.Linear, pattern: Pattern) -> SparseLinear:
-    """What takes the place of a linear, to be filled."""
-    shapes = packed_shapes(linear.out_features, linear.in_features, pattern)
-    values = torch.empty(shapes[0], dtype=linear.weight.dtype, device="meta")
-    indices = torch.empty(shapes[1], dtype=torch.uint8, device="meta")
-    return SparseLinear(values, indices, linear.bias, pattern, linear.in_features)
-
-
-def _checked(name: str, linear: SparseLinear) -> LinearReport:
-    """How a packed linear runs.
-
-    Raises:
-        UserError: its places are damaged.
-    """
-    try:
-        unpack_codes(linear.values, linear.indices, linear.pattern, linear.in_features)
-    except ValueError as error:
-        raise UserError(f"'{name}' is damaged: {error}") from error
-    held = linear.values.nbytes + linear.indices.nbytes
-    return LinearReport(name, linear.pattern, "cpu kernel", None, held)
 
 
 def _dense(sparse: SparseLinear, dtype: torch.dtype | None) -> nn.Linear:

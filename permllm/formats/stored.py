@@ -129,7 +129,7 @@ def in_stored_order(
     kept: list[tuple[nn.Parameter, Tensor]] = []
     with ExitStack() as stack:
         folder = None
-        if directory is not None and _is_much(decoder, dtype):
+        if directory is not None and is_much(decoder, dtype):
             folder = stack.enter_context(workplace(directory))
         # Before the files go that parameters are mapped from.
         stack.callback(_give_back, kept)
@@ -139,7 +139,7 @@ def in_stored_order(
             stored = {name: _converted(new.get(name, one), dtype) for name, one in own.items()}
             if folder is not None:
                 changed = {name: one for name, one in stored.items() if one is not own[name]}
-                stored |= _mapped(folder / f"{index}.safetensors", changed)
+                stored |= mapped(folder / f"{index}.safetensors", changed)
             for name, parameter in layer.named_parameters():
                 kept.append((parameter, parameter.data))
                 parameter.data = stored[name]
@@ -156,7 +156,7 @@ def _give_back(kept: list[tuple[nn.Parameter, Tensor]]) -> None:
         parameter.data = data
 
 
-def _is_much(decoder: Decoder, dtype: torch.dtype | None) -> bool:
+def is_much(decoder: Decoder, dtype: torch.dtype | None) -> bool:
     """Whether copies of all layers would take much of the memory."""
     copies = sum(
         one.numel() * (one.dtype if dtype is None else dtype).itemsize
@@ -166,7 +166,7 @@ def _is_much(decoder: Decoder, dtype: torch.dtype | None) -> bool:
     return copies > COPIES_SHARE * available_memory()
 
 
-def _mapped(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def mapped(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors mapped from a file that they are written to."""
     write_file(path, {name: one.contiguous() for name, one in tensors.items()})
     return {name: tensor for name, tensor, _ in read_tensors(path)}

@@ -131,8 +131,8 @@ def saved_dtype(folder: Path) -> torch.dtype | None:
             return DTYPES[named.removeprefix("torch.")]
     counted: Counter[str] = Counter()
     for _, shape, dtype in tensors_in(weight_files(folder)):
-        counted[dtype] += math.prod(shape) if dtype in _SAVED else 0
-    return _SAVED.get(counted.most_common(1)[0][0]) if counted else None
+        counted[dtype] += math.prod(shape) if dtype in DTYPE_NAMES else 0
+    return DTYPE_NAMES.get(counted.most_common(1)[0][0]) if counted else None
 
 
 def tensors_in(files: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...], str]]:
@@ -144,7 +144,12 @@ def tensors_in(files: Iterable[Path]) -> Iterator[tuple[str, tuple[int, ...], st
                 yield name, tuple(part.get_shape()), part.get_dtype()
 
 
-_SAVED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+DTYPE_NAMES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F64": torch.float64,
+}
 
 
 def inside(folder: Path, name: str) -> bool:

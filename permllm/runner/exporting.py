@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from permllm.components import Exporter
 from permllm.contexts.export import ExportContext
+from permllm.contexts.sequences import Sequences
 from permllm.contexts.window import cut_windows
 from permllm.errors import UserError
 from permllm.files import completing, sweep
@@ -23,6 +25,7 @@ from permllm.models.unchanged import unchanged
 from permllm.pipeline.reading import dump_yaml, published, read_study, resolved
 from permllm.registry import Registry
 from permllm.results import DENSE, RunResult
+from permllm.runner.calibration import read_sequences, wished_sequences
 from permllm.runner.opening import open_decoder
 from permllm.runner.selection import settle
 from permllm.runs import folder, plugin_files
@@ -85,6 +88,7 @@ def export_run(directory: Path, exporter: Exporter, registry: Registry, to: Path
         layout=Layout(decoder),
         dtype=loaded.saved_dtype if run.pipeline.dtype == "auto" else dtype,
         origin=origin_of(run.pipeline.model),
+        calibration=partial(_sequences, run, loaded.tokenizer),
     )
     with decoder.substituted(pruned.weights):
         try:
@@ -151,6 +155,15 @@ def _pruned(directory: Path, windows: int) -> PrunedWindow:
                 hint=folder.pruned_anew(directory),
             )
     return joined([load_window(path) for path in paths])
+
+
+def _sequences(run: Run, tokenizer: Any) -> Sequences:
+    """The calibration text of a run, read again.
+
+    Raises:
+        UserError: it is gone.
+    """
+    return read_sequences(run.pipeline.calibration, tokenizer, wished_sequences(run.pipeline))
 
 
 def _result(directory: Path) -> RunResult:

@@ -128,6 +128,7 @@ class OneRun:
             layout=shared.layout,
             dtype=shared.model.saved_dtype if run.pipeline.dtype == "auto" else shared.dtype,
             origin=shared.origin,
+            calibration=lambda: sequences,
         )
         return attrs.evolve(result, exports=self._export(pruned, context))
 

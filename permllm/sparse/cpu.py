@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from permllm.commands import pip_install
+from permllm.core.codes import Grid
 from permllm.core.packing import pack, unpack
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.sparse import choice
@@ -36,7 +37,7 @@ KERNEL_PATTERNS = (Pattern(1, 2), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16))
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
-_NAMES = ("kernel.cpp", "many_tokens.h", "places.h", "registers.h")
+_NAMES = ("kernel.cpp", "coded.h", "many_tokens.h", "places.h", "registers.h")
 _SOURCES = tuple(Path(__file__).parent / name for name in _NAMES)
 _CHUNK_BYTES = 4 << 20
 """Of the weight that is dense at a time, if that is ``_CHUNK_ROWS`` rows at least.
@@ -87,6 +88,37 @@ class Kernel:
     ) -> Tensor:
         """As :meth:`linear`, by registers that hold a channel of several tokens."""
         product: Tensor = self.ops.nm_linear_many(x, values, indices, bias, pattern.n, pattern.m)
+        return product
+
+    def coded_linear(
+        self,
+        x: Tensor,
+        codes: Tensor,
+        indices: Tensor,
+        scales: Tensor,
+        bias: Tensor | None,
+        pattern: Pattern,
+        grid: Grid,
+    ) -> Tensor:
+        """``x W^T + bias`` of codes and their scales, summed in float32.
+
+        Args:
+            x: ``[..., C_in]``, of any floating-point type.
+            codes: as :func:`permllm.core.codes.store_codes` gives them, on the CPU.
+            indices: as :func:`permllm.core.packing.pack` gives them.
+            scales: ``[C_out, G]``.
+            bias: ``[C_out]``, or None.
+            pattern: N:M.
+            grid: what values are rounded to.
+
+        Returns:
+            ``[..., C_out]``, of the dtype of ``x``.
+        """
+        kept = grid.kept(x.shape[-1], pattern)
+        n, m = pattern.n, pattern.m
+        product: Tensor = self.ops.nm_coded_linear(
+            x, codes, indices, scales, bias, n, m, grid.bits, kept
+        )
         return product
 
     def unpack(self, values: Tensor, indices: Tensor, pattern: Pattern, channels: int) -> Tensor:
@@ -267,12 +299,17 @@ def dense_by_chunks(
     """
     channels = rows.shape[1]
     y = rows.new_empty(len(rows), len(values))
-    step = max(_CHUNK_ROWS, _CHUNK_BYTES // (channels * values.itemsize))
-    for first in range(0, len(values), step):
-        chunk = slice(first, first + step)
+    for chunk in chunks(len(values), channels * values.itemsize):
         weight = kernel.unpack(values[chunk], indices[chunk], pattern, channels)
         y[:, chunk] = functional.linear(rows, weight, None if bias is None else bias[chunk])
     return y
+
+
+def chunks(rows: int, row_bytes: int) -> Iterator[slice]:
+    """The rows of a weight in parts that stay in the cache when they are dense."""
+    step = max(_CHUNK_ROWS, _CHUNK_BYTES // max(1, row_bytes))
+    for first in range(0, rows, step):
+        yield slice(first, first + step)
 
 
 WAYS: dict[str, Callable[..., Tensor]] = {

@@ -23,6 +23,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "coded.h"
 #include "many_tokens.h"
 #include "places.h"
 #include "registers.h"
@@ -243,6 +244,52 @@ Tensor nm_linear_many(const Tensor& x, const Tensor& values, const Tensor& indic
   return y;
 }
 
+// x [..., c_in] times the packed weight of codes and scales [c_out, parts], of which each is for
+// `part` values of a row, summed in float32 -> [..., c_out] in the type of x.
+Tensor nm_coded_linear(const Tensor& x, const Tensor& codes, const Tensor& indices,
+                       const Tensor& scales, const std::optional<Tensor>& bias, int64_t n,
+                       int64_t m, int64_t bits, int64_t part) {
+  const int64_t channels = x.size(-1);
+  TORCH_CHECK(1 <= n && n < m && m <= 256 && channels % m == 0, "not a pattern for the kernel");
+  const int64_t kept = channels / m * n, c_out = codes.size(0);
+  const int64_t code_bytes = (kept * bits + 7) / 8, row_bytes = (kept * index_bits(m) + 7) / 8;
+  TORCH_CHECK(bits == 8 || bits == 4, "codes of 8 or 4 bits");
+  TORCH_CHECK(codes.dim() == 2 && codes.size(1) == code_bytes && codes.element_size() == 1 &&
+                  indices.dim() == 2 && indices.size(0) == c_out && indices.size(1) == row_bytes &&
+                  indices.scalar_type() == at::kByte && codes.is_contiguous() &&
+                  indices.is_contiguous(),
+              "codes and indices are not packed for these channels");
+  TORCH_CHECK(part >= 1 && scales.dim() == 2 && scales.size(0) == c_out &&
+                  scales.size(1) == (kept + part - 1) / part,
+              "scales are not those of the codes");
+  const Tensor rows = x.to(at::kFloat).contiguous();
+  const Tensor sizes = scales.to(at::kFloat).contiguous();
+  const Tensor added = bias ? bias->to(at::kFloat).contiguous() : Tensor();
+  std::vector<int64_t> shape = x.sizes().vec();
+  shape.back() = c_out;
+  const Tensor y = at::empty(shape, rows.options());
+  const CodedProblem p{static_cast<const uint8_t*>(codes.const_data_ptr()),
+                       indices.const_data_ptr<uint8_t>(),
+                       sizes.const_data_ptr<float>(),
+                       rows.const_data_ptr<float>(),
+                       bias ? added.const_data_ptr<float>() : nullptr,
+                       y.mutable_data_ptr<float>(),
+                       y.numel() / std::max<int64_t>(1, c_out),
+                       channels,
+                       c_out,
+                       kept,
+                       code_bytes,
+                       row_bytes,
+                       sizes.size(1),
+                       part};
+  const int64_t grain = std::max<int64_t>(4, kGrain / std::max<int64_t>(1, kept * p.tokens));
+  at::parallel_for(0, c_out, grain, [&](int64_t begin, int64_t end) {
+    if (bits == 8) coded_rows<8>(p, n, m, begin, end);
+    else coded_rows<4>(p, n, m, begin, end);
+  });
+  return y.to(x.scalar_type());
+}
+
 // --- unpacking --------------------------------------------------------------------------
 
 #ifdef PERMLLM_EXPAND
@@ -316,10 +363,14 @@ std::string instructions() {
 PERMLLM_LIBRARY(TORCH_EXTENSION_NAME) {
   library.def("nm_linear(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m) -> Tensor");
   library.def("nm_linear_many(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m) -> Tensor");
+  library.def(
+      "nm_coded_linear(Tensor x, Tensor codes, Tensor indices, Tensor scales, Tensor? bias, int n, "
+      "int m, int bits, int part) -> Tensor");
   library.def("nm_unpack(Tensor values, Tensor indices, int n, int m, int channels) -> Tensor");
   library.def("instructions() -> str", &instructions);
   library.impl("nm_linear", c10::DispatchKey::CPU, &nm_linear);
   library.impl("nm_linear_many", c10::DispatchKey::CPU, &nm_linear_many);
+  library.impl("nm_coded_linear", c10::DispatchKey::CPU, &nm_coded_linear);
   library.impl("nm_unpack", c10::DispatchKey::CPU, &nm_unpack);
 }
 

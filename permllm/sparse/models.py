@@ -149,7 +149,7 @@ def _pack_on_cpu(
         return str(error), 0
     _carry_over(linear, sparse)
     model.set_submodule(name, sparse)
-    return None, sparse.values.nbytes + sparse.indices.nbytes
+    return None, sparse.held
 
 
 def _carry_over(old: nn.Module, new: nn.Module) -> None:

@@ -62,8 +62,30 @@ struct Floats {
     const __m512i mask = _mm512_set1_epi32((1 << Bits) - 1);
     return _mm512_or_si512(_mm512_and_si512(_mm512_srlv_epi32(words, shifts), mask), base);
   }
+  static Sum fused(Sum sum, __m512 values, __m512i places, const Inputs& x) {
+    return _mm512_fmadd_ps(values, _mm512_permutex2var_ps(x.low, places, x.high), sum);
+  }
   static Sum add(Sum sum, const Value* v, __m512i places, const Inputs& x) {
-    return _mm512_fmadd_ps(load(v), _mm512_permutex2var_ps(x.low, places, x.high), sum);
+    return fused(sum, load(v), places, x);
+  }
+  static Sum scaled(Sum sum, float scale, Sum part) {
+    return _mm512_fmadd_ps(_mm512_set1_ps(scale), part, sum);
+  }
+  // The codes of as many values, from lanes * CodeBits / 8 bytes.
+  template <int CodeBits>
+  static __m512 codes(const uint8_t* bytes) {
+    if constexpr (CodeBits == 8)
+      return _mm512_cvtepi32_ps(
+          _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
+    uint32_t low = 0, high = 0;
+    std::memcpy(&low, bytes, 4);
+    std::memcpy(&high, bytes + 4, 4);
+    const __m512i words = _mm512_inserti64x4(_mm512_set1_epi32(static_cast<int>(low)),
+                                             _mm256_set1_epi32(static_cast<int>(high)), 1);
+    // Each lane's four bits go to the top, and back down with their sign.
+    const __m512i shifts =
+        _mm512_set_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_sllv_epi32(words, shifts), 28));
   }
 };
 
@@ -101,12 +123,31 @@ struct Floats {
     const __m256i codes = _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int>(word)), shifts);
     return _mm256_or_si256(_mm256_and_si256(codes, mask), base);
   }
-  static Sum add(Sum sum, const Value* v, __m256i places, const Inputs& x) {
+  static Sum fused(Sum sum, __m256 values, __m256i places, const Inputs& x) {
     // The fourth bit says which of the two registers; it becomes the sign that blendv reads.
     const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(places, 28));
     const __m256 picked = _mm256_blendv_ps(_mm256_permutevar8x32_ps(x.low, places),
                                            _mm256_permutevar8x32_ps(x.high, places), upper);
-    return _mm256_fmadd_ps(load(v), picked, sum);
+    return _mm256_fmadd_ps(values, picked, sum);
+  }
+  static Sum add(Sum sum, const Value* v, __m256i places, const Inputs& x) {
+    return fused(sum, load(v), places, x);
+  }
+  static Sum scaled(Sum sum, float scale, Sum part) {
+    return _mm256_fmadd_ps(_mm256_set1_ps(scale), part, sum);
+  }
+  // The codes of as many values, from lanes * CodeBits / 8 bytes.
+  template <int CodeBits>
+  static __m256 codes(const uint8_t* bytes) {
+    if constexpr (CodeBits == 8)
+      return _mm256_cvtepi32_ps(
+          _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
+    uint32_t word = 0;
+    std::memcpy(&word, bytes, 4);
+    // Each lane's four bits go to the top, and back down with their sign.
+    const __m256i shifts = _mm256_set_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256i top = _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(word)), shifts);
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28));
   }
 };
 #endif

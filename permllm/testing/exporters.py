@@ -12,6 +12,7 @@ from torch import Tensor
 
 from permllm.components import Exporter
 from permllm.contexts.export import ExportContext
+from permllm.contexts.sequences import Sequences
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.permutations import invert
 from permllm.deprecation import warn_of_old_name
@@ -20,7 +21,7 @@ from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
 from permllm.results import LayerReport, RunResult
 from permllm.testing.expect import expect, expect_equal
-from permllm.testing.models import tiny_model
+from permllm.testing.models import VOCABULARY, tiny_model
 from permllm.testing.tokenizers import byte_tokenizer
 
 
@@ -54,20 +55,23 @@ def check_exporter(exporter: Exporter) -> None:
         expect_equal(value, before[key], f"{name}: changed {key}")
 
 
-def write_export(form: str, context: ExportContext, directory: Path) -> None:
+def write_export(form: str, context: ExportContext, directory: Path, **options: Any) -> None:
     """Write a folder as a built-in exporter does, for the tests of what reads it.
 
     Args:
         form: ``masked``, ``permuted`` or ``sparse``.
         context: such as :func:`pruned_export` makes.
         directory: an empty folder.
+        options: the exporter's, such as ``values`` of ``sparse``.
     """
     from permllm.exporters.masked import Masked
     from permllm.exporters.permuted import Permuted
     from permllm.exporters.sparse import Sparse
 
-    exporters = {exporter.name: exporter for exporter in (Masked(), Permuted(), Sparse())}
-    exporters[form].export(context, directory)
+    exporters: dict[str, Callable[..., Exporter]] = {
+        exporter.name: exporter for exporter in (Masked, Permuted, Sparse)
+    }
+    exporters[form](**options).export(context, directory)
 
 
 def toy_export(model: Any, **changes: Any) -> ExportContext:
@@ -97,8 +101,14 @@ def toy_export(model: Any, **changes: Any) -> ExportContext:
         warn_of_old_name("toy_export's perms", "permutations")
         changes["permutations"] = changes.pop("perms")
     decoder = changes.get("decoder") or Decoder.trace(model)
-    attributes |= {"decoder": decoder, "layout": Layout(decoder)}
+    attributes |= {"decoder": decoder, "layout": Layout(decoder), "calibration": _sequences}
     return ExportContext(**{**attributes, **changes})
+
+
+def _sequences() -> Sequences:
+    """A calibration text that is made up."""
+    tokens = torch.randint(VOCABULARY, (8, 24), generator=torch.Generator().manual_seed(0))
+    return Sequences(tokens, 8, torch.arange(8), torch.arange(0), 4)
 
 
 def pruned_export(

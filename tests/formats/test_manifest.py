@@ -71,7 +71,7 @@ def test_fields_of_later_versions_are_left_aside(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data.update(permllm=2, version="9.0"), "permllm 9.0 wrote this manifest"),
+        (lambda data: data.update(permllm=3, version="9.0"), "permllm 9.0 wrote this manifest"),
         (lambda data: data.update(permllm="one"), "'permllm' is not its number"),
         (lambda data: data.pop("permllm"), "'permllm' is not its number"),
         (
@@ -117,7 +117,7 @@ def test_fields_of_later_versions_are_left_aside(tmp_path: Path) -> None:
         (lambda data: data.update(contents={"a/../../b": "00"}), "is no file of the folder"),
         (lambda data: data["groups"][1].update(channels=2**31), "are not those of a.norm"),
         (lambda data: data["groups"][1].update(channels=10**30), "groups|integer"),
-        (lambda data: data["packed"].update(x=packed([2**20, 2**20])), "hold no values and ind"),
+        (lambda data: data["packed"].update(x=packed([2**20, 2**20])), "hold no values of it"),
         (
             lambda data: data["packed"].update({"a.down": packed([2**20, 2**20])}),
             r"packed\['a.down'\].shape: \(1048576, 1048576\) does not fit values of \(32, 24\)",

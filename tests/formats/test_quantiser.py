@@ -62,7 +62,11 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("exporter", [Sparse(), Permuted()], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "exporter",
+    [Sparse(), Permuted(), Sparse(values="int8"), Sparse(values="int4", group_size=8)],
+    ids=["sparse", "permuted", "int8", "int4"],
+)
 def test_from_pretrained_gives_what_load_gives(
     name: str, exporter: Sparse | Permuted, tmp_path: Path
 ) -> None:
@@ -91,6 +95,24 @@ def test_other_patterns_and_dtypes(pattern: Pattern, dtype: torch.dtype, tmp_pat
     with torch.no_grad():
         assert torch.equal(model(TOKENS).logits, expected.model(TOKENS).logits)
     assert model.hf_quantizer.linears == expected.linears
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_codes_stay_codes(dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = exported("llama", Sparse(values="int4", group_size=8, dtype="bfloat16"), tmp_path)
+    model = opened(folder, dtype=dtype)
+    expected = permllm.load(folder, sparse=True, dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS).logits, expected.model(TOKENS).logits)
+    assert model.hf_quantizer.linears == expected.linears
+    for one in (model, expected.model):
+        held = [part for part in one.modules() if isinstance(part, SparseLinear)]
+        assert len(held) == (0 if dtype == torch.float16 else 14)
+        for linear in held:
+            assert linear.scales is not None
+            assert (linear.values.dtype, linear.scales.dtype) == (torch.uint8, dtype)
+            entries = linear.in_features * linear.out_features
+            assert linear.held == entries * 3 // 8 + linear.scales.nbytes
 
 
 def test_several_files_have_an_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -145,8 +167,9 @@ def test_it_is_not_saved_again(sparse: Path, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "again")
 
 
-def test_what_is_unpacked_is_an_ordinary_model(tmp_path: Path) -> None:
-    folder = exported("llama", Sparse(), tmp_path / "sparse", order=kept_order)
+@pytest.mark.parametrize("values", [None, "int8", "int4"])
+def test_what_is_unpacked_is_an_ordinary_model(values: str | None, tmp_path: Path) -> None:
+    folder = exported("llama", Sparse(values=values), tmp_path / "sparse", order=kept_order)
     model = AutoModelForCausalLM.from_pretrained(folder).dequantize()
     model.save_pretrained(tmp_path / "dense")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "dense")

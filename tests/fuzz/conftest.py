@@ -35,6 +35,7 @@ from safetensors.torch import load
 
 from permllm.errors import UserError
 from permllm.files import SEAL, sealed
+from permllm.formats.export_files import tensor_hash
 from permllm.printing import plain
 from permllm.redaction import redacted
 
@@ -293,7 +294,7 @@ class Change:
         ours, theirs = load(one), load(other)
         return ours.keys() == theirs.keys() and all(
             ours[name].dtype == theirs[name].dtype
-            and ours[name].numpy().tobytes() == theirs[name].numpy().tobytes()
+            and tensor_hash(ours[name]) == tensor_hash(theirs[name])
             and ours[name].shape == theirs[name].shape
             for name in ours
         )

@@ -24,7 +24,12 @@ from permllm.testing.models import tiny_model
 def exports(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Exports of each format, with gathers and without."""
     folders = []
-    for name, exporter in (("permuted", Permuted()), ("sparse", Sparse())):
+    exporters = {
+        "permuted": Permuted(),
+        "sparse": Sparse(),
+        "int4": Sparse(values="int4", group_size=8, rounding="nearest"),
+    }
+    for name, exporter in exporters.items():
         generator = torch.Generator().manual_seed(0)
         context = pruned_export(
             tiny_model("llama-gqa"),
@@ -62,8 +67,9 @@ def test_manifests(fuzz: Any, exports: list[Path], attempt: Callable[..., None])
     fuzz(read, 2000)
 
 
-def test_weights(fuzz: Any, exports: list[Path], attempt: Callable[..., None]) -> None:
-    folder = exports[1]
+@pytest.mark.parametrize("number", [1, 2], ids=["sparse", "int4"])
+def test_weights(fuzz: Any, exports: list[Path], attempt: Callable[..., None], number: int) -> None:
+    folder = exports[number]
     (path,) = folder.glob("*.safetensors")
     kept, manifest = path.read_bytes(), read_manifest(folder)
 

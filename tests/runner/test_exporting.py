@@ -13,7 +13,9 @@ from permllm.components import Exporter
 from permllm.contexts.export import ExportContext
 from permllm.errors import RunFailed, UserError
 from permllm.exporters.masked import Masked
+from permllm.exporters.sparse import Sparse
 from permllm.files import workplace
+from permllm.formats.manifest import read_manifest
 from permllm.hookspecs import hookimpl
 from permllm.registry import Registry
 from permllm.runner.exporting import export_run
@@ -62,6 +64,29 @@ def test_only_what_is_still_whole_is_exported(
     with pytest.raises(UserError, match=r"000\.safetensors' is gone"):
         export_run(out / "runs/none", Masked(), registry, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_values_are_rounded_by_the_text_of_the_run(
+    registry: Registry, tmp_path: Path, write_pipeline: Callable[..., Path]
+) -> None:
+    """Within the run and after it alike, since the text is read again."""
+    rounding = {"name": "sparse", "values": "int4", "group_size": 8}
+    path = write_pipeline(layers={"permutation": "cp"}, evaluate=[], export=[rounding])
+    out = tmp_path / "out"
+    run_plan(make_plan(path, registry, out=out), registry)
+    run = out / "runs/cp"
+    export_run(run, Sparse(values="int4", group_size=8), registry, tmp_path / "again")
+    export_run(
+        run, Sparse(values="int4", group_size=8, rounding="nearest"), registry, tmp_path / "other"
+    )
+    first, again, other = (
+        {name: entry.sha256 for name, entry in read_manifest(folder).tensors.items()}
+        for folder in (run / "exports/sparse", tmp_path / "again", tmp_path / "other")
+    )
+    assert first == again
+    changed = {name for name in first if first[name] != other[name]}
+    assert changed
+    assert all(name.endswith((".values", ".scales", ".indices")) for name in changed)
 
 
 @attrs.frozen

@@ -100,6 +100,7 @@ def check_plan(
     for run in plan.runs:
         check_names(run.pipeline, shape, path)
         check_patterns(run.pipeline, shape)
+        check_exports(run.pipeline, shape, path)
         check_lengths(run.pipeline, shape)
     # Without a dtype, the weights stay as they are saved.
     saved = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
@@ -250,6 +251,20 @@ def check_patterns(pipeline: Pipeline, shape: ModelShape) -> None:
         settings = settings_of(name, pipeline)
         if settings is not None:
             check_channels(name, channels, settings.pattern)
+
+
+def check_exports(pipeline: Pipeline, shape: ModelShape, path: Path | None) -> None:
+    """Whether every exporter can write the patterns that linears are pruned to.
+
+    Raises:
+        UserError: one cannot.
+    """
+    chosen = (settings_of(name, pipeline) for name in shape.channels | shape.experts)
+    patterns = dict.fromkeys(settings.pattern for settings in chosen if settings is not None)
+    for index, exporter in enumerate(pipeline.export):
+        with blaming(path, "export", index):
+            for pattern in patterns:
+                exporter.check_pattern(pattern)
 
 
 def skipped_share(pipeline: Pipeline, shape: ModelShape) -> float:

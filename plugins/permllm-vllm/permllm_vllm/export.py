@@ -16,7 +16,8 @@ from permllm.core.patterns import Pattern
 from permllm.core.permutations import is_permutation
 from permllm.errors import UserError
 from permllm.formats.gathers import BUFFER
-from permllm.formats.manifest import MANIFEST, PackedEntry, TensorEntry, read_manifest
+from permllm.formats.manifest import MANIFEST, TensorEntry, read_manifest
+from permllm.formats.packed_entry import PackedEntry
 
 
 @attrs.frozen(eq=False)
@@ -92,6 +93,12 @@ class Export:
                 f"'{folder}' is a masked export, which is not N:M as it is stored",
                 hint="`permllm export RUN --format permuted` writes one that is; or leave out "
                 "`--quantization permllm` to serve it as a dense model",
+            )
+        if coded := [name for name, one in manifest.packed.items() if one.values is not None]:
+            raise UserError(
+                f"'{folder}' holds '{coded[0]}' rounded to {manifest.packed[coded[0]].values}, "
+                "which vLLM has no product for",
+                hint="`permllm export RUN --format sparse` writes values as they are",
             )
         if experts := [name for name, one in manifest.packed.items() if len(one.shape) != 2]:
             raise UserError(

@@ -59,17 +59,17 @@ Exported = Callable[..., Path]
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Exports a tiny model: of a name, in a format, with kept or random orders.
 
-    Linears whose names end with ``dense`` are not pruned.
+    Linears whose names end with ``dense`` are not pruned. What is left are the exporter's options.
     """
 
-    def call(name: str, form: str, order: str = "random", dense: str = "") -> Path:
+    def call(name: str, form: str, order: str = "random", dense: str = "", **options: str) -> Path:
         folder = tmp_path_factory.mktemp(form)
         model = wide_model(name) if name.endswith("Config") else tiny_model(name)
         context = pruned_export(model, ORDERS[order])
         for linear in [one for one in context.patterns if dense and one.endswith(dense)]:
             context.decoder.weight(linear).normal_(std=0.1)
             del context.patterns[linear]
-        write_export(form, context, folder)
+        write_export(form, context, folder, **options)
         return folder
 
     return call

@@ -94,6 +94,8 @@ def test_folders_that_are_not_served(exported: Any, tmp_path: Path) -> None:
         Export.read(str(exported("llama", "masked")))
     with pytest.raises(UserError, match="is no finished export of permllm"):
         Export.read(str(tmp_path))
+    with pytest.raises(UserError, match=r"holds 'model\.layers\.0\.\S+' rounded to int8"):
+        Export.read(str(exported("llama", "sparse", values="int8")))
     with pytest.raises(UserError, match="holds experts packed"):
         Export.read(str(exported("mixtral", "sparse", "kept")))
 

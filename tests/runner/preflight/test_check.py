@@ -126,6 +126,18 @@ def test_pattern_that_does_not_fit_names_the_linear() -> None:
     check.check_patterns(pipeline(pattern="1:2"), SHAPE)
 
 
+def test_an_exporter_refuses_a_pattern_before_anything_is_pruned(tmp_path: Path) -> None:
+    export = [{"name": "sparse", "values": "int4", "group_size": 6}]
+    with pytest.raises(UserError, match="group_size: 6 is no multiple of 4, of the pattern 2:4"):
+        check.check_exports(pipeline(export=export), SHAPE, None)
+    mixed = [{"match": "*.down_proj", "pattern": "1:3"}]
+    fitting = [{"name": "sparse", "values": "int4", "group_size": 12}, "masked"]
+    check.check_exports(pipeline(export=fitting, layers={"overrides": mixed}), SHAPE, None)
+    other = [{"name": "sparse", "values": "int4", "group_size": 8}]
+    with pytest.raises(UserError, match="group_size: 8 is no multiple of 3, of the pattern 1:3"):
+        check.check_exports(pipeline(export=other, layers={"overrides": mixed}), SHAPE, None)
+
+
 def test_sequences_longer_than_the_model_takes() -> None:
     check.check_lengths(pipeline(calibration={"length": 128}), SHAPE)
     with pytest.raises(UserError, match="at most 128 tokens"):

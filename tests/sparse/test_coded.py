@@ -1,0 +1,165 @@
+"""Products with codes are those of the dense weight that they stand for."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from permllm.core.codes import Grid, codes_of, store_codes, values_of
+from permllm.core.packing import pack, unpack
+from permllm.core.patterns import Pattern, nm_mask
+from permllm.core.rounding import round_to_nearest
+from permllm.sparse import coded, cpu
+from permllm.sparse.coded import coded_linear, decoded
+from permllm.sparse.cpu import Kernel, build_kernel, load_kernel
+from permllm.sparse.linear import SparseLinear
+
+PATTERNS = [Pattern(2, 4), Pattern(1, 2), Pattern(4, 8), Pattern(8, 16), Pattern(1, 4)]
+MACHINES = {"native": "-march=native", "AVX2": "-march=haswell", "plain": "-march=x86-64"}
+TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, SparseLinear, Tensor]:
+    """Inputs, a linear that holds codes, and its dense weight in float64."""
+    pattern = draw(st.sampled_from(PATTERNS))
+    dtype = draw(st.sampled_from(list(TOLERANCES)))
+    tokens, outputs = draw(st.integers(0, 40)), draw(st.integers(1, 11))
+    channels = 16 * draw(st.integers(1, 30))
+    span = draw(st.sampled_from([None, 16, 32, 128, 4096]))
+    grid = Grid(draw(st.sampled_from([8, 4])), span)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    weight = torch.randn(outputs, channels, generator=generator)
+    weight *= nm_mask(weight.abs(), pattern)
+    rounded, scales = round_to_nearest(weight, torch.ones(channels), grid)
+    values, indices = pack(rounded, pattern)
+    codes = codes_of(values, scales, grid.kept(channels, pattern))
+    bias = torch.randn(outputs, generator=generator).to(dtype) if draw(st.booleans()) else None
+    linear = SparseLinear(
+        store_codes(codes, grid.bits),
+        indices,
+        bias,
+        pattern,
+        channels,
+        scales=scales.to(dtype),
+        grid=grid,
+    )
+    x = torch.randn(tokens, channels, generator=generator).to(dtype)
+    return x, linear, rounded.double()
+
+
+def assert_product(y: Tensor, x: Tensor, linear: SparseLinear, weight: Tensor) -> None:
+    """Within the rounding of the dtype, relative to the sizes of what is summed."""
+    bias = None if linear.bias is None else linear.bias.double()
+    exact = functional.linear(x.double(), weight, bias)
+    scale = functional.linear(x.double().abs(), weight.abs()) + 1e-3
+    scale += 0 if bias is None else bias.abs()
+    assert (y.shape, y.dtype) == (exact.shape, x.dtype)
+    assert bool(((y.double() - exact).abs() <= TOLERANCES[x.dtype] * scale).all())
+
+
+@pytest.fixture(scope="module", params=list(MACHINES))
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """The kernel, compiled for this machine and, where that runs here, for lesser ones."""
+    if request.param == "native":
+        built = load_kernel()
+    elif torch.backends.cpu.get_cpu_capability() not in {"AVX2", "AVX512"}:
+        pytest.skip("this processor does not run code for AVX2")
+    else:
+        built = build_kernel([MACHINES[request.param]])
+    if isinstance(built, str):
+        pytest.skip(built)
+    return built
+
+
+@settings(max_examples=150, deadline=None)
+@given(problem=problems())
+def test_the_kernel_is_the_product_of_the_rounded_weight(
+    kernel: Kernel, problem: tuple[Tensor, SparseLinear, Tensor]
+) -> None:
+    x, linear, weight = problem
+    assert linear.scales is not None
+    assert linear.grid is not None
+    parts = linear.values, linear.indices, linear.scales, linear.bias
+    y = kernel.coded_linear(x, *parts, linear.pattern, linear.grid)
+    assert_product(y, x, linear, weight)
+
+
+def test_the_kernel_refuses_what_does_not_fit() -> None:
+    built = load_kernel()
+    if isinstance(built, str):
+        pytest.skip(built)
+    x, indices = torch.zeros(1, 16), torch.zeros(2, 2, dtype=torch.uint8)
+    codes, scales = torch.zeros(2, 8, dtype=torch.int8), torch.ones(2, 1)
+    pattern = Pattern(2, 4)
+    built.coded_linear(x, codes, indices, scales, None, pattern, Grid(8))
+    with pytest.raises(RuntimeError, match="scales are not those of the codes"):
+        built.coded_linear(x, codes, indices, scales, None, pattern, Grid(8, 8))
+    with pytest.raises(RuntimeError, match="not packed for these channels"):
+        built.coded_linear(x, codes, indices, scales, None, pattern, Grid(4))
+
+
+@pytest.mark.parametrize("machine", ["skylake-avx512", "sapphirerapids"])
+def test_the_kernel_compiles_for_machines_that_are_not_here(machine: str) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("there is no g++")
+    from torch.utils.cpp_extension import include_paths
+
+    folders = [f"-I{folder}" for folder in include_paths()]
+    text = (
+        f'#include "{Path(cpu.__file__).parent / "coded.h"}"\n'
+        "auto one = &permllm::coded_rows<8>;\nauto two = &permllm::coded_rows<4>;\n"
+    )
+    flags = [f"-march={machine}", "-std=c++20", "-O1", "-x", "c++", "-", "-S", "-o", "-"]
+    done = subprocess.run(
+        [compiler, *folders, *flags], input=text, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "zmm" in done.stdout
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_a_product_is_that_of_the_rounded_weight(
+    problem: tuple[Tensor, SparseLinear, Tensor],
+) -> None:
+    x, linear, weight = problem
+    linear.check()
+    assert_product(linear(x), x, linear, weight)
+    assert torch.equal(linear.weight, weight.to(x.dtype))
+
+
+def test_without_a_kernel_it_is_the_dense_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 32, generator=generator)
+    weight *= nm_mask(weight.abs(), Pattern(2, 4))
+    grid = Grid(4, 16)
+    rounded, scales = round_to_nearest(weight, torch.ones(32), grid)
+    values, indices = pack(rounded, Pattern(2, 4))
+    stored = store_codes(codes_of(values, scales, 8), 4)
+    x = torch.randn(3, 2, 32, generator=generator)
+    monkeypatch.setattr(coded, "kernel_reason", lambda dtype, pattern: "there is none")
+    y = coded_linear(x, stored, indices, scales.float(), None, Pattern(2, 4), grid)
+    assert torch.equal(y, functional.linear(x, rounded))
+
+
+def test_gradients_flow_to_the_input() -> None:
+    grid, pattern = Grid(8), Pattern(2, 4)
+    codes = torch.tensor([[3, -5], [127, 1]], dtype=torch.int8)
+    indices = torch.tensor([[0b0100], [0b1101]], dtype=torch.uint8)
+    scales = torch.tensor([[0.5], [0.25]])
+    x = torch.randn(3, 4, requires_grad=True)
+    coded_linear(x, codes, indices, scales, None, pattern, grid).sum().backward()
+    values = values_of(codes, scales, 2)
+    assert torch.equal(decoded(codes, scales, grid, pattern, 4), values)
+    weight = unpack(values, indices, pattern, 4)
+    torch.testing.assert_close(x.grad, weight.sum(0).expand(3, 4))
