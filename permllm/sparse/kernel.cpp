@@ -20,7 +20,6 @@
 #include <cstring>
 #include <optional>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "coded.h"
@@ -32,17 +31,6 @@ namespace permllm {
 namespace {
 
 using at::Tensor;
-
-// The weight as it is packed, x [tokens, c_in], y [tokens, c_out].
-template <typename Value, typename Input>
-struct Problem {
-  const Value* values;
-  const uint8_t* indices;
-  const Input* x;
-  const float* bias;  // or null
-  Value* y;
-  int64_t tokens, c_in, c_out, kept, row_bytes;
-};
 
 // --- any N:M: the places of a row once, then a loop for every token ---------------------
 
@@ -173,75 +161,67 @@ void check(const Tensor& values, const Tensor& indices, int64_t n, int64_t m, in
               "values and indices are not packed for these channels");
 }
 
-template <class Machine, typename Value, typename Input>
-void run(const Tensor& x, const Tensor& values, const Tensor& indices, const float* bias,
-         const Tensor& y, int64_t n, int64_t m) {
-  const int64_t tokens = y.numel() / std::max<int64_t>(1, values.size(0));
-  const Problem<Value, Input> problem{
-      values.const_data_ptr<Value>(), indices.const_data_ptr<uint8_t>(), x.const_data_ptr<Input>(),
-      bias, y.mutable_data_ptr<Value>(), tokens, x.size(-1), values.size(0), values.size(1),
-      indices.size(1)};
-  multiply<Machine>(problem, n, m);
-}
+// What a product has beside the weight: the rows of x, the bias in float32 and room for y.
+struct Operands {
+  Tensor rows, bias, y;
+
+  Operands(const Tensor& x, const Tensor& values, const Tensor& indices,
+           const std::optional<Tensor>& added, int64_t n, int64_t m) {
+    TORCH_CHECK(x.dim() >= 1 && x.scalar_type() == values.scalar_type(),
+                "x does not fit the values");
+    TORCH_CHECK(values.scalar_type() == at::kFloat || values.scalar_type() == at::kBFloat16,
+                "values are neither float32 nor bfloat16");
+    check(values, indices, n, m, x.size(-1));
+    rows = x.contiguous();
+    if (added) bias = added->to(at::kFloat).contiguous();
+    std::vector<int64_t> sizes = x.sizes().vec();
+    sizes.back() = values.size(0);
+    y = at::empty(sizes, values.options());
+  }
+
+  template <typename Value, typename Input>
+  Problem<Value, Input> problem(const Tensor& values, const Tensor& indices) const {
+    const int64_t tokens = y.numel() / std::max<int64_t>(1, values.size(0));
+    return {values.const_data_ptr<Value>(),
+            indices.const_data_ptr<uint8_t>(),
+            rows.const_data_ptr<Input>(),
+            bias.defined() ? bias.const_data_ptr<float>() : nullptr,
+            y.mutable_data_ptr<Value>(),
+            tokens,
+            rows.size(-1),
+            values.size(0),
+            values.size(1),
+            indices.size(1)};
+  }
+};
 
 // x [..., c_in] times the packed weight, summed in float32 -> [..., c_out].
 Tensor nm_linear(const Tensor& x, const Tensor& values, const Tensor& indices,
                  const std::optional<Tensor>& bias, int64_t n, int64_t m) {
-  TORCH_CHECK(x.dim() >= 1 && x.scalar_type() == values.scalar_type(), "x does not fit the values");
-  check(values, indices, n, m, x.size(-1));
-  const Tensor rows = x.contiguous();
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes.back() = values.size(0);
-  const Tensor y = at::empty(sizes, values.options());
-  const Tensor added = bias ? bias->to(at::kFloat).contiguous() : Tensor();
-  const float* bias_data = bias ? added.const_data_ptr<float>() : nullptr;
+  Operands operands(x, values, indices, bias, n, m);
   if (values.scalar_type() == at::kFloat) {
-    run<Floats<float>, float, float>(rows, values, indices, bias_data, y, n, m);
+    multiply<Floats<float>>(operands.problem<float, float>(values, indices), n, m);
   } else {
-    TORCH_CHECK(values.scalar_type() == at::kBFloat16, "values are neither float32 nor bfloat16");
 #ifdef PERMLLM_BFLOAT16
-    run<Halves, BFloat16, BFloat16>(rows, values, indices, bias_data, y, n, m);
+    multiply<Halves>(operands.problem<BFloat16, BFloat16>(values, indices), n, m);
 #else
-    run<Floats<BFloat16>, BFloat16, float>(rows.to(at::kFloat), values, indices, bias_data, y, n, m);
+    operands.rows = operands.rows.to(at::kFloat);
+    multiply<Floats<BFloat16>>(operands.problem<BFloat16, float>(values, indices), n, m);
 #endif
   }
-  return y;
+  return operands.y;
 }
 
-// As nm_linear, by registers of tokens; for M = 2N.
+// The same by registers of tokens; for M = 2N.
 Tensor nm_linear_many(const Tensor& x, const Tensor& values, const Tensor& indices,
                       const std::optional<Tensor>& bias, int64_t n, int64_t m) {
-  TORCH_CHECK(x.dim() >= 1 && x.scalar_type() == values.scalar_type(), "x does not fit the values");
   TORCH_CHECK(m == 2 * n && m <= 16 && (m & (m - 1)) == 0, "not a pattern for many tokens");
-  check(values, indices, n, m, x.size(-1));
-  const Tensor rows = x.contiguous();
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes.back() = values.size(0);
-  const Tensor y = at::empty(sizes, values.options());
-  const Tensor added = bias ? bias->to(at::kFloat).contiguous() : Tensor();
-  const float* bias_data = bias ? added.const_data_ptr<float>() : nullptr;
-  const int64_t tokens = y.numel() / std::max<int64_t>(1, values.size(0));
-  const auto run = [&](auto bits, auto value) {
-    using Value = decltype(value);
-    const ManyTokens<Value> problem{
-        values.const_data_ptr<Value>(), indices.const_data_ptr<uint8_t>(),
-        rows.const_data_ptr<Value>(), bias_data, y.mutable_data_ptr<Value>(), tokens, x.size(-1),
-        values.size(0), values.size(1), indices.size(1)};
-    problem.template multiply<decltype(bits)::value>();
-  };
-  const auto of_type = [&](auto value) {
-    if (n == 1) run(std::integral_constant<int, 1>(), value);
-    if (n == 2) run(std::integral_constant<int, 2>(), value);
-    if (n == 4) run(std::integral_constant<int, 3>(), value);
-    if (n == 8) run(std::integral_constant<int, 4>(), value);
-  };
-  if (values.scalar_type() == at::kFloat) {
-    of_type(float());
-  } else {
-    TORCH_CHECK(values.scalar_type() == at::kBFloat16, "values are neither float32 nor bfloat16");
-    of_type(BFloat16());
-  }
-  return y;
+  const Operands operands(x, values, indices, bias, n, m);
+  if (values.scalar_type() == at::kFloat)
+    many_tokens(operands.problem<float, float>(values, indices), n);
+  else
+    many_tokens(operands.problem<BFloat16, BFloat16>(values, indices), n);
+  return operands.y;
 }
 
 // x [..., c_in] times the packed weight of codes and scales [c_out, parts], of which each is for

@@ -83,64 +83,62 @@ void by_channel(const Value* x, int64_t first, int64_t tokens, int64_t c_in, flo
           t < there ? static_cast<float>(x[(first + t) * c_in + channel]) : 0.0f;
 }
 
-// The weight and its inputs x [tokens, c_in], outputs y [tokens, c_out].
+// Whether the tokens that are left from `first` on fill one register at most.
+inline bool narrow(int64_t first, int64_t tokens) { return tokens - first <= kLanes; }
+
+// Rows from `row` on, for the tile of tokens from `first` on, whose inputs are in order.
+template <int Bits, int Tokens, int Rows, typename Value>
+void write_rows(const Problem<Value, Value>& p, int64_t row, int64_t first, const float* inputs) {
+  float out[Rows][Tokens];
+  tile_of_tokens<Bits, Tokens, Rows>(p.values + row * p.kept, p.indices + row * p.row_bytes, p.kept,
+                                     p.row_bytes, inputs, out);
+  const int64_t there = std::min<int64_t>(Tokens, p.tokens - first);
+  for (int64_t r = 0; r < Rows; ++r)
+    for (int64_t t = 0; t < there; ++t)
+      p.y[(first + t) * p.c_out + row + r] =
+          static_cast<Value>(out[r][t] + (p.bias ? p.bias[row + r] : 0.0f));
+}
+
+template <int Bits, int Tokens, typename Value>
+void write_block(const Problem<Value, Value>& p, int64_t row, int64_t first, const float* inputs) {
+  if (row + kRows <= p.c_out) return write_rows<Bits, Tokens, kRows>(p, row, first, inputs);
+  for (; row < p.c_out; ++row) write_rows<Bits, Tokens, 1>(p, row, first, inputs);
+}
+
+template <int Bits, typename Value>
+void tiles_of_tokens(const Problem<Value, Value>& p) {
+  const int64_t blocks = (p.c_out + kRows - 1) / kRows, size = p.c_in * kTile;
+  const int64_t grain = std::max<int64_t>(1, kUnitProducts / std::max<int64_t>(1, size));
+  std::vector<float> inputs;
+  for (int64_t begin = 0; begin < p.tokens; begin += kTiles * kTile) {
+    const int64_t tiles = (std::min(kTiles * kTile, p.tokens - begin) + kTile - 1) / kTile;
+    inputs.resize(tiles * size);
+    at::parallel_for(0, tiles, grain, [&](int64_t tile, int64_t end) {
+      for (; tile < end; ++tile) {
+        const int64_t first = begin + tile * kTile;
+        float* out = inputs.data() + tile * size;
+        if (narrow(first, p.tokens)) by_channel<kLanes>(p.x, first, p.tokens, p.c_in, out);
+        else by_channel<kTile>(p.x, first, p.tokens, p.c_in, out);
+      }
+    });
+    at::parallel_for(0, tiles * blocks, grain, [&](int64_t unit, int64_t end) {
+      for (; unit < end; ++unit) {
+        const int64_t first = begin + unit / blocks * kTile, row = unit % blocks * kRows;
+        const float* in = inputs.data() + unit / blocks * size;
+        if (narrow(first, p.tokens)) write_block<Bits, kLanes>(p, row, first, in);
+        else write_block<Bits, kTile>(p, row, first, in);
+      }
+    });
+  }
+}
+
+// x [tokens, c_in] times a weight of n:2n, n of 1, 2, 4 or 8, summed in float32.
 template <typename Value>
-struct ManyTokens {
-  const Value* values;
-  const uint8_t* indices;
-  const Value* x;
-  const float* bias;  // or null
-  Value* y;
-  int64_t tokens, c_in, c_out, kept, row_bytes;
-
-  // Rows from `row` on, for the tile of tokens from `first` on.
-  template <int Bits, int Tokens, int Rows>
-  void write_rows(int64_t row, int64_t first, const float* inputs) const {
-    float out[Rows][Tokens];
-    tile_of_tokens<Bits, Tokens, Rows>(values + row * kept, indices + row * row_bytes, kept,
-                                       row_bytes, inputs, out);
-    const int64_t there = std::min<int64_t>(Tokens, tokens - first);
-    for (int64_t r = 0; r < Rows; ++r)
-      for (int64_t t = 0; t < there; ++t)
-        y[(first + t) * c_out + row + r] =
-            static_cast<Value>(out[r][t] + (bias ? bias[row + r] : 0.0f));
-  }
-
-  template <int Bits, int Tokens>
-  void write_block(int64_t row, int64_t first, const float* inputs) const {
-    if (row + kRows <= c_out) return write_rows<Bits, Tokens, kRows>(row, first, inputs);
-    for (; row < c_out; ++row) write_rows<Bits, Tokens, 1>(row, first, inputs);
-  }
-
-  // Whether the tokens that are left from `first` on fill one register at most.
-  bool narrow(int64_t first) const { return tokens - first <= kLanes; }
-
-  template <int Bits>
-  void multiply() const {
-    const int64_t blocks = (c_out + kRows - 1) / kRows, size = c_in * kTile;
-    const int64_t grain = std::max<int64_t>(1, kUnitProducts / std::max<int64_t>(1, size));
-    std::vector<float> inputs;
-    for (int64_t begin = 0; begin < tokens; begin += kTiles * kTile) {
-      const int64_t tiles = (std::min(kTiles * kTile, tokens - begin) + kTile - 1) / kTile;
-      inputs.resize(tiles * size);
-      at::parallel_for(0, tiles, grain, [&](int64_t tile, int64_t end) {
-        for (; tile < end; ++tile) {
-          const int64_t first = begin + tile * kTile;
-          float* out = inputs.data() + tile * size;
-          if (narrow(first)) by_channel<kLanes>(x, first, tokens, c_in, out);
-          else by_channel<kTile>(x, first, tokens, c_in, out);
-        }
-      });
-      at::parallel_for(0, tiles * blocks, grain, [&](int64_t unit, int64_t end) {
-        for (; unit < end; ++unit) {
-          const int64_t first = begin + unit / blocks * kTile, row = unit % blocks * kRows;
-          const float* in = inputs.data() + unit / blocks * size;
-          if (narrow(first)) write_block<Bits, kLanes>(row, first, in);
-          else write_block<Bits, kTile>(row, first, in);
-        }
-      });
-    }
-  }
-};
+void many_tokens(const Problem<Value, Value>& p, int64_t n) {
+  if (n == 1) tiles_of_tokens<1>(p);
+  if (n == 2) tiles_of_tokens<2>(p);
+  if (n == 4) tiles_of_tokens<3>(p);
+  if (n == 8) tiles_of_tokens<4>(p);
+}
 
 }  // namespace permllm

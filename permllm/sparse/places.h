@@ -1,4 +1,4 @@
-// Where the kept values of a row stand, as permllm/core/packing.py packs it.
+// A weight as permllm/core/packing.py packs it, and where the kept values of a row stand.
 
 #pragma once
 
@@ -7,6 +7,17 @@
 #include <cstring>
 
 namespace permllm {
+
+// The weight as it is packed, x [tokens, c_in], y [tokens, c_out].
+template <typename Value, typename Input>
+struct Problem {
+  const Value* values;
+  const uint8_t* indices;
+  const Input* x;
+  const float* bias;  // or null
+  Value* y;
+  int64_t tokens, c_in, c_out, kept, row_bytes;
+};
 
 inline int index_bits(int64_t m) {
   int bits = 0;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -18,26 +19,7 @@ from permllm.core.patterns import Pattern, nm_mask
 from permllm.sparse import cpu
 from permllm.sparse.choice import Choices
 
-MACHINES = {"native": "-march=native", "AVX2": "-march=haswell", "plain": "-march=x86-64"}
-
-
 TOLERANCES = {torch.float32: 2e-6, torch.bfloat16: 2**-7}
-
-
-@pytest.fixture(scope="module", params=list(MACHINES))
-def kernel(request: pytest.FixtureRequest) -> cpu.Kernel:
-    """The kernel, compiled for this machine and, where that runs here, for lesser ones."""
-    if request.param == "native":
-        built = cpu.load_kernel()
-    elif torch.backends.cpu.get_cpu_capability() not in {"AVX2", "AVX512"}:
-        pytest.skip("this processor does not run code for AVX2")
-    else:
-        built = cpu.build_kernel([MACHINES[request.param]])
-    if isinstance(built, str):
-        pytest.skip(built)
-    if request.param != "native":
-        assert built.instructions == request.param
-    return built
 
 
 @st.composite
@@ -148,17 +130,18 @@ def test_a_damaged_library_is_a_reason(empty_extensions: Path) -> None:
     assert name in reason
 
 
-def test_a_kernel_that_was_compiled_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    if isinstance(reason := cpu.load_kernel(), str):
-        pytest.skip(reason)
+def test_a_kernel_that_was_compiled_needs_no_compiler(
+    had: Callable[[cpu.Kernel | str], cpu.Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    had(cpu.load_kernel())
     monkeypatch.setattr(cpu, "_compile", lambda *_: pytest.fail("compiled again"))
     assert isinstance(cpu.build_kernel(["-march=native"]), cpu.Kernel)
 
 
-def test_what_was_measured_is_kept_by_kind_of_weight(tmp_path: Path) -> None:
-    kernel = cpu.load_kernel()
-    if isinstance(kernel, str):
-        pytest.skip(kernel)
+def test_what_was_measured_is_kept_by_kind_of_weight(
+    tmp_path: Path, had: Callable[[cpu.Kernel | str], cpu.Kernel]
+) -> None:
+    kernel = had(cpu.load_kernel())
     path = tmp_path / "kept.json"
     kernel = attrs.evolve(kernel, choices=Choices(path))
     small, twice, large = (
