@@ -37,7 +37,7 @@ class Grid:
     span: int | None = None
 
     @property
-    def name(self) -> Name:
+    def kind(self) -> Name:
         """What pipeline files and manifests call it."""
         return "int8" if self.bits == 8 else "int4"
 

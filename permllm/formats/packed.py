@@ -59,7 +59,7 @@ def packed_tensors(
             values = store_codes(codes_of(values, how.scales, kept), how.grid.bits)
             entry = attrs.evolve(
                 entry,
-                values=how.grid.name,
+                values=how.grid.kind,
                 group_size=how.grid.span,
                 dtype=_name(_coarser(how.dtype, stored.tensor.dtype)),
             )

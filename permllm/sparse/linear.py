@@ -125,5 +125,5 @@ class SparseLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, pattern={self.pattern}"
-            + ("" if self.grid is None else f", values={self.grid.name}")
+            + ("" if self.grid is None else f", values={self.grid.kind}")
         )
