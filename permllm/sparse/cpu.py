@@ -321,11 +321,13 @@ WAYS: dict[str, Callable[..., Tensor]] = {
 or dense products with weights that are unpacked. Each is for more tokens than the one before."""
 
 
-_LIBRARY = torch.library.Library("permllm", "FRAGMENT")
-_LIBRARY.define(
+LIBRARY = torch.library.Library("permllm", "FRAGMENT")
+"""The operators that ``torch.compile`` sees in place of products with packed weights."""
+
+LIBRARY.define(
     "packed_linear(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m) -> Tensor"
 )
-_LIBRARY.impl("packed_linear", _packed_linear, "CPU")
+LIBRARY.impl("packed_linear", _packed_linear, "CPU")
 
 
 @torch.library.register_fake("permllm::packed_linear")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -145,3 +146,27 @@ def test_gradients_flow_to_the_input() -> None:
     assert torch.equal(decoded(codes, scales, grid, pattern, 4), values)
     weight = unpack(values, indices, pattern, 4)
     torch.testing.assert_close(x.grad, weight.sum(0).expand(3, 4))
+
+
+def test_the_compiler_sees_one_operator() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 32, generator=generator)
+    weight *= nm_mask(weight.abs(), Pattern(2, 4))
+    grid = Grid(4, 16)
+    rounded, scales = round_to_nearest(weight, torch.ones(32), grid)
+    values, indices = pack(rounded, Pattern(2, 4))
+    stored = store_codes(codes_of(values, scales, 8), 4)
+    linear = SparseLinear(
+        stored, indices, None, Pattern(2, 4), 32, scales=scales.float(), grid=grid
+    )
+    targets: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        targets.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    compiled = torch.compile(linear, backend=backend, fullgraph=True, dynamic=True)
+    for tokens in (1, 5, 40):
+        x = torch.randn(tokens, 32, generator=generator)
+        torch.testing.assert_close(compiled(x), functional.linear(x, rounded))
+    assert {one for one in targets if "getattr" not in one} == {"permllm.coded_linear"}

@@ -81,6 +81,17 @@ def test_many_tokens_are_the_dense_product(
             kernel.linear_of_many(x, values, indices, bias, pattern)
 
 
+@pytest.mark.parametrize("tokens", [256, 257, 530, 1100])
+def test_more_tokens_than_are_brought_into_order_at_a_time(kernel: cpu.Kernel, tokens: int) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    weight = torch.randn(9, 40, generator=generator)
+    weight *= nm_mask(weight.abs(), Pattern(2, 4))
+    values, indices = pack(weight, Pattern(2, 4))
+    x = torch.randn(tokens, 40, generator=generator)
+    y = kernel.linear_of_many(x, values, indices, None, Pattern(2, 4))
+    assert_product(y, x, weight, None)
+
+
 @settings(max_examples=60)
 @given(problem=problems(), half=st.booleans())
 def test_the_kernel_unpacks_bit_for_bit(
