@@ -15,6 +15,7 @@ from torch import Tensor
 
 from permllm.components import Observer
 from permllm.folding.layout import Layout
+from permllm.meeting import world_of_processes
 from permllm.models.devices import pick_device
 from permllm.observers.console import Console
 from permllm.observers.events import Events
@@ -24,6 +25,7 @@ from permllm.registry import Registry
 from permllm.report.outcome import write_outcome
 from permllm.results import LayerReport, Results, RunResult
 from permllm.runner.allocating import allocated
+from permllm.runner.caching.memo import Stages
 from permllm.runner.caching.store import DEFAULT_LIMIT
 from permllm.runner.calibration import read_sequences, wished_sequences
 from permllm.runner.determinism import deterministic
@@ -33,8 +35,9 @@ from permllm.runner.reporting import Reporter
 from permllm.runner.study import observed, run_study
 from permllm.runner.window_loop import WindowLoop
 from permllm.runs.folder import opened
-from permllm.runs.plan import Plan, Run, make_plan
+from permllm.runs.plan import Plan, Run, make_plan, shared_plan
 from permllm.runs.windows import PrunedWindow
+from permllm.world import ALONE, World
 
 
 @attrs.frozen(eq=False)
@@ -67,6 +70,8 @@ def run(
 ) -> Results:
     """Run a pipeline file, as ``permllm run`` does.
 
+    In a script that ``torchrun`` starts as several processes, these share the run.
+
     Args:
         path: the pipeline file.
         settings: ``"key=value"`` with dotted keys, overriding the file.
@@ -87,9 +92,14 @@ def run(
     """
     registry = Registry.load()
     folder = None if out is None else Path(out)
-    plan = make_plan(Path(path), registry, settings, folder, resume=resume).settled()
     kept = None if cache is None else Path(cache)
-    return run_plan(plan, registry, observers, resume=resume, cache=kept)
+    make = partial(make_plan, Path(path), registry, settings, resume=resume)
+    with world_of_processes() as world:
+        plan = shared_plan(
+            world, lambda: make(folder).settled().sharded(world.size, resume=resume), make
+        )
+        assert plan is not None  # there is always one to follow
+        return run_plan(plan, registry, observers, resume=resume, cache=kept, world=world)
 
 
 def prune(
@@ -134,8 +144,10 @@ def prune(
     def pruning(run: Run) -> PrunedWindow:
         device, hook = pick_device(pipeline.device), registry.manager.hook
         chain = decoder, run, sequences, device, hook
-        settings = allocated(*chain)
-        return WindowLoop.of(*chain, constraints=constraints, settings=settings).prune()
+        stages = Stages(world=World(shards=pipeline.shards or 1))
+        settings = allocated(*chain, stages=stages)
+        loop = WindowLoop.of(*chain, stages=stages, constraints=constraints, settings=settings)
+        return loop.prune()
 
     with ExitStack() as stack:
         stack.enter_context(deterministic(pipeline.deterministic))
@@ -191,12 +203,13 @@ def run_plan(
     resume: bool = False,
     cache: Path | None = None,
     cache_limit: int = DEFAULT_LIMIT,
+    world: World = ALONE,
 ) -> Results:
     """Do all runs of a plan, and write results, report and plots to its folder.
 
     Args:
         plan: from :func:`permllm.runs.plan.make_plan`.
-        registry, observers, resume, cache, cache_limit: as for
+        registry, observers, resume, cache, cache_limit, world: as for
             :func:`permllm.runner.study.run_study`; the event log is always among the observers.
 
     Raises:
@@ -211,4 +224,5 @@ def run_plan(
         resume=resume,
         cache=cache,
         cache_limit=cache_limit,
+        world=world,
     )

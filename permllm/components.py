@@ -302,6 +302,10 @@ class Evaluator(Component):
     """False for one that never runs the model, for which nothing of it is copied to the device:
     its parameters are where and in what type they were saved."""
 
+    parallel: ClassVar[bool] = False
+    """True for one that several processes may call at once, each of which does its share of the
+    work by ``context.world``, and gets the same figures. Else the first does it for all."""
+
     repeatable: ClassVar[bool] = True
     """False for figures that vary from time to time, such as speed: they are measured anew
     instead of being taken from the cache."""

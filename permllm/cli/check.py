@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import click
 
 from permllm.cli.errors import debug_option, needs_prune
@@ -26,6 +27,20 @@ from permllm.printing import echo
     help="Estimate for another machine: cpu, rtx4090, a100, h100, h200, or "
     "flops=1e15,memory=80e9,link=50e9.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Estimate for so many processes that share the work, each on such a machine.",
+)
+@click.option(
+    "--network",
+    type=click.FloatRange(min=0, min_open=True),
+    default=50e9,
+    show_default="50e9",
+    metavar="B/S",
+    help="Bytes per second between these: NVLink 450e9, InfiniBand 50e9, Ethernet 1.2e9.",
+)
 @no_plugin_option
 @needs_prune
 @debug_option
@@ -35,6 +50,8 @@ def command(
     out: Path | None,
     elsewhere: bool,
     on: str | None,
+    processes: int,
+    network: float,
     no_plugin: tuple[str, ...],
 ) -> None:
     """Find what is wrong with FILE, and estimate time, memory and disk.
@@ -45,7 +62,9 @@ def command(
     from permllm.runner.preflight.machine import machine_named
     from permllm.runs.plan import make_plan
 
-    machine = None if on is None else machine_named(on)
+    machine = machine_named(on or "cpu") if on or processes > 1 else None
+    if machine is not None:
+        machine = attrs.evolve(machine, processes=processes, network=network)
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings, out)
     for line in plugin_lines(plan.pipeline.plugins, registry):

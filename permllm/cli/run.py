@@ -6,6 +6,8 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ import click
 
 from permllm.cli.errors import StoppedError, debug_option, needs_prune
 from permllm.cli.interrupts import interruptible
+from permllm.cli.processes import processes
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.commands import own
 from permllm.errors import RunFailed, UserError
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from permllm.results import Results
     from permllm.runner.preflight.check import Checked
     from permllm.runs.plan import Plan
+    from permllm.world import World
 
 CACHE_LIMIT = 20.0
 """Gigabytes that a cache may take unless somebody says otherwise."""
@@ -85,24 +89,19 @@ def command(
     The dense model and every run of the file's matrix end in one table of figures.
     """
     # With --json, what libraries print must not get between the reader and the object.
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        from permllm.runner.preflight.check import check_plan
-        from permllm.runs.plan import make_plan
+    with ExitStack() as stack:
+        from permllm.runs.plan import make_plan, shared_plan
 
+        world = stack.enter_context(processes())
+        if as_json:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         registry = load_registry(no_plugin)
-        plan = make_plan(file, registry, settings, out, resume=resume)
-        echo(f"checking {file}", err=True)
-        checked = check_plan(plan, file, elsewhere=dry_run)
-        if dry_run:
-            _print_plan(plan, checked)
+
+        ask = partial(make_plan, file, registry, settings, resume=resume)
+        check = partial(_checked, file=file, world=world, dry_run=dry_run, many=yes, resume=resume)
+        plan = shared_plan(world, lambda: check(ask(out)), ask)
+        if plan is None:
             return
-        for warning in checked.warnings:
-            echo(f"warning: {warning}", err=True)
-        if len(plan.runs) > MANY_RUNS and not yes:
-            raise _too_many(plan, checked, file)
-        plan = plan.settled()
-        count = _counted(len(plan.runs))
-        echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
         flags = {"--yes": yes, "--json": as_json}
         words = _words(file, settings, no_plugin, cache_limit, flags)
         kept = [] if cache is None else ["--cache", str(cache)]
@@ -112,7 +111,9 @@ def command(
         failures = _Failures()
         registry.manager.register(failures)
         with _resumable(StoppedError(again, changed)), interruptible(registry):
-            results = _run(plan, registry, resume, cache, int(cache_limit * 1e9))
+            results = _run(plan, registry, resume, cache, int(cache_limit * 1e9), world)
+    if not world.leads:
+        return
     if as_json:
         click.echo(json.dumps(results.to_dict(layers=False)))
     else:
@@ -121,6 +122,36 @@ def command(
         failed, all_runs = len(results.failed), len(plan.runs)
         with _resumable(StoppedError(None if failures.of_files else again, changed)):
             raise RunFailed(f"{failed} of {all_runs} runs failed; the others are done")
+
+
+def _checked(
+    plan: Plan, file: Path, world: World, *, dry_run: bool, many: bool, resume: bool
+) -> Plan | None:
+    """A plan that can be followed, its folder made; None where it was only to be said.
+
+    Args:
+        plan: what the file asks for.
+        file: where from.
+        world: the processes that follow the plan.
+        dry_run: say what would be done, and no more.
+        many: whether many runs may start.
+        resume: whether it goes on in its folder.
+    """
+    from permllm.runner.preflight.check import check_plan
+
+    echo(f"checking {file}", err=True)
+    checked = check_plan(plan, file, elsewhere=dry_run, processes=world.size)
+    if dry_run:
+        _print_plan(plan, checked)
+        return None
+    for warning in (*checked.warnings, *_idle(plan, world)):
+        echo(f"warning: {warning}", err=True)
+    if len(plan.runs) > MANY_RUNS and not many:
+        raise _too_many(plan, checked, file)
+    plan = plan.settled().sharded(world.size, resume=resume)
+    count = _counted(len(plan.runs))
+    echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
+    return plan
 
 
 class _Failures:
@@ -139,7 +170,12 @@ class _Failures:
 
 
 def _run(
-    plan: Plan, registry: Registry, resume: bool, cache: Path | None, cache_limit: int
+    plan: Plan,
+    registry: Registry,
+    resume: bool,
+    cache: Path | None,
+    cache_limit: int,
+    world: World,
 ) -> Results:
     from permllm.api import run_plan
     from permllm.freed_memory import keep_freed_memory
@@ -147,7 +183,13 @@ def _run(
 
     keep_freed_memory()
     return run_plan(
-        plan, registry, [Console()], resume=resume, cache=cache, cache_limit=cache_limit
+        plan,
+        registry,
+        [Console()],
+        resume=resume,
+        cache=cache,
+        cache_limit=cache_limit,
+        world=world,
     )
 
 
@@ -161,6 +203,16 @@ def _resumable(stopped: StoppedError) -> Iterator[None]:
         raise
     except (Exception, KeyboardInterrupt) as error:
         raise stopped from error
+
+
+def _idle(plan: Plan, world: World) -> Iterator[str]:
+    """Say of processes that will have little to do."""
+    shards = plan.pipeline.shards
+    if shards is not None and shards < world.size:
+        yield (
+            f"of {world.size} processes, {world.size - shards} have no part of the calibration "
+            f"text to themselves: shards: {shards}"
+        )
 
 
 def _too_many(plan: Plan, checked: Checked, file: Path) -> UserError:

@@ -39,6 +39,7 @@ class ComponentCost:
         operations: floating-point operations beside those of tokens.
         bytes: of memory that it holds at once, beside weights, scores, statistics and what a
             training holds.
+        gradients: bytes that several processes add up in each of its training steps.
     """
 
     trained: int = 0
@@ -49,6 +50,7 @@ class ComponentCost:
     seconds: float = 0.0
     operations: float = 0.0
     bytes: int = 0
+    gradients: int = 0
 
     def __add__(self, other: ComponentCost) -> ComponentCost:
         """Both, one after the other."""
@@ -61,4 +63,5 @@ class ComponentCost:
             seconds=self.seconds + other.seconds,
             operations=self.operations + other.operations,
             bytes=max(self.bytes, other.bytes),
+            gradients=max(self.gradients, other.gradients),
         )

@@ -11,6 +11,7 @@ import attrs
 from torch import Tensor
 
 from permllm.core.patterns import Pattern
+from permllm.world import ALONE, World
 
 Runs = Literal["cpu kernel", "semi-structured", "dense"]
 
@@ -65,6 +66,7 @@ class EvaluationContext:
             logits but for rounding. ``linears`` says of each pruned linear how it runs; it is
             empty for a dense model, which runs as it is. Raises a UserError where none of them
             can run packed. A block of ``dense`` may stand neither within it nor around it.
+        world: the processes that evaluate together, where the evaluator is ``parallel``.
     """
 
     device: str = "cpu"
@@ -74,3 +76,4 @@ class EvaluationContext:
     saved: Path | None = None
     progress: Callable[[int, int], None] = _ignore
     packed: Callable[[], Packed] = _nothing_pruned
+    world: World = ALONE

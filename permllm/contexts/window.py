@@ -22,6 +22,7 @@ from permllm.errors import RunFailed
 from permllm.freed_memory import limit_freed_memory
 from permllm.models.decoder import Decoder
 from permllm.models.linears import Group
+from permllm.world import ALONE, World
 
 KeepStates = Callable[[int, Tensor, Callable[[], Tensor]], Tensor]
 """From the layer where they end, the rows, and how to compute them, to dense hidden states."""
@@ -172,6 +173,7 @@ class Window:
             what learners learn.
         streamed: whether the window is too much for the memory, so that what there is of a layer
             is made when the layer runs, and again for its backward pass.
+        world: the processes that take part, each with the same window.
         on_step, on_progress: are told how far learning is.
         on_warning: is told what the user should know.
         keep_states: keeps the dense model's states for other runs.
@@ -192,6 +194,7 @@ class Window:
     seed: int
     pruners: Mapping[str, object] = attrs.field(factory=dict)
     streamed: bool = False
+    world: World = attrs.field(default=ALONE, repr=False)
     on_step: StepCallback = lambda step, total, figures: None
     on_progress: ProgressCallback = lambda stage, done, total: None
     on_warning: WarningCallback = lambda message: None
@@ -359,7 +362,7 @@ class Window:
         Batches are those of the sequences, whatever rows are asked for, so that runs which share
         them round alike.
         """
-        kept = self.kept_targets.setdefault(torch.is_autocast_enabled(self.device.type), {})
+        kept = self._own_targets()
         wanted = set(rows.tolist())
         if missing := wanted - kept.keys():
             for part in self.sequences.batches():
@@ -368,6 +371,37 @@ class Window:
                     # Those of all sequences would take much of a device.
                     kept.update(zip(part.tolist(), hidden.cpu(), strict=True))
         return torch.stack([kept[row] for row in rows.tolist()]).to(self.device)
+
+    def share_targets(self, rows: Tensor) -> None:
+        """Have the processes compute what :meth:`targets` will be asked for, each some batches.
+
+        Batches that come next are computed, too, as far as a process would be idle. One process
+        alone computes targets as they are asked for.
+
+        Args:
+            rows: ``LongTensor[b]``, the same in all processes.
+        """
+        if not self.world.many:
+            return
+        kept, wanted = self._own_targets(), set(rows.tolist())
+        batches = self.sequences.batches()
+        missing = [
+            place for place, part in enumerate(batches) if not set(part.tolist()) <= kept.keys()
+        ]
+        places = [place for place in missing if wanted & set(batches[place].tolist())]
+        if not places:
+            return
+        later = [place for place in missing if place > places[-1]]
+        places += later[: -len(places) % self.world.size]
+        own = [batches[places[index]] for index in self.world.own(len(places))]
+        states = [self.keep_states(self.layers.stop, part, partial(self._dense, part)).cpu()
+                  for part in own]  # fmt: skip
+        for place, hidden in zip(places, self.world.joined(states), strict=True):
+            kept.update(zip(batches[place].tolist(), hidden, strict=True))
+
+    def _own_targets(self) -> dict[int, Tensor]:
+        """Targets by row, with the products of the caller's autocast."""
+        return self.kept_targets.setdefault(torch.is_autocast_enabled(self.device.type), {})
 
     def permutations(self, learner: Learner) -> dict[str, Tensor]:
         """What another learner learns for this window, such as one to start from.

@@ -52,6 +52,7 @@ class Choices(Evaluator):
     """
 
     name: ClassVar[str] = "choices"
+    parallel: ClassVar[bool] = True
     compares: ClassVar[bool] = False
 
     path: Path = option(help="a file of JSON lines with query, choices and gold")
@@ -86,6 +87,7 @@ class Choices(Evaluator):
                 device=context.device,
                 tokens=context.batch_size * TOKENS_PER_SEQUENCE,
                 progress=context.progress,
+                world=context.world,
             )
         except RunFailed as error:
             raise RunFailed(f"choices on '{self.path.name}': {error}") from error

@@ -27,6 +27,7 @@ class Fidelity(Evaluator):
     """
 
     name: ClassVar[str] = "fidelity"
+    parallel: ClassVar[bool] = True
 
     def evaluate(self, model: Any, tokenizer: Any, context: EvaluationContext) -> dict[str, float]:
         """``{"fidelity/kl": …, "fidelity/cosine": …}``.
@@ -45,21 +46,25 @@ class Fidelity(Evaluator):
                 "fidelity needs held-out calibration sequences",
                 hint="set calibration.held_out to 1 or more",
             )
-        kl, cosine, done = 0.0, 0.0, 0
-        context.progress(0, len(context.held_out))
-        for batch in context.held_out.split(context.batch_size):
-            tokens = batch.to(context.device)
+        batches = context.held_out.split(context.batch_size)
+        own = context.world.own(len(batches))
+        kl: list[float] = []
+        cosine: list[float] = []
+        context.progress(0, len(own))
+        for done, place in enumerate(own, 1):
+            tokens = batches[place].to(context.device)
             dense_logits, dense_hidden = _outputs(model, tokens, context.dense())
             logits, hidden = _outputs(model, tokens, nullcontext())
-            for rows in zip(dense_logits, logits, strict=True):
-                kl += divergence(*rows)
-            cosine += float(cosine_similarity(dense_hidden, hidden, dim=-1).double().sum())
-            done += len(batch)
-            if not math.isfinite(kl + cosine):
+            kl += [divergence(*rows) for rows in zip(dense_logits, logits, strict=True)]
+            cosine.append(float(cosine_similarity(dense_hidden, hidden, dim=-1).double().sum()))
+            if not math.isfinite(sum(kl) + cosine[-1]):
                 raise not_finite("fidelity: the model's logits are not finite", model)
-            context.progress(done, len(context.held_out))
-        count = context.held_out.numel()
-        return {"fidelity/kl": kl / count, "fidelity/cosine": cosine / count}
+            context.progress(done, len(own))
+        count, gathered = context.held_out.numel(), context.world.gathered
+        return {
+            "fidelity/kl": sum(gathered(kl)) / count,
+            "fidelity/cosine": sum(gathered(cosine)) / count,
+        }
 
 
 def divergence(dense: Tensor, pruned: Tensor) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from permllm.models.checks import not_finite
+from permllm.world import ALONE, World
 
 
 @attrs.frozen
@@ -36,6 +37,7 @@ def log_likelihoods(
     device: str,
     tokens: int,
     progress: Callable[[int, int], None],
+    world: World = ALONE,
 ) -> list[float]:
     """The summed log-likelihood of each continuation, in nats.
 
@@ -48,6 +50,7 @@ def log_likelihoods(
         device: where the model's inputs go.
         tokens: how many tokens a forward pass may have, at least one sequence.
         progress: is told how many requests are done, of how many.
+        world: the processes that read them, each some; all get all.
 
     Raises:
         RunFailed: the logits are not finite; a UserError where that is for float16.
@@ -56,14 +59,18 @@ def log_likelihoods(
     wanted: dict[tuple[int, ...], list[Request]] = {}
     for request in dict.fromkeys(requests):
         wanted.setdefault(request.context, []).append(request)
-    total = sum(map(len, wanted.values()))
+    batches = list(_batches_of_equal_length(wanted, tokens))
+    lengths = [float(len(contexts) * len(contexts[0])) for contexts in batches]
+    own = [batches[place] for place in world.fair(lengths)]
+    total = sum(len(wanted[context]) for contexts in own for context in contexts)
     progress(0, total)
-    for contexts in _batches_of_equal_length(wanted, tokens):
+    for contexts in own:
         after = [request for context in contexts for request in wanted[context]]
         scores |= _score(model, contexts, after, device, tokens)
         if not all(torch.tensor([scores[request] for request in after]).isfinite()):
             raise not_finite("the model's logits are not finite", model)
         progress(len(scores), total)
+    scores = dict(world.gathered(list(scores.items())))
     return [scores[request] for request in requests]
 
 

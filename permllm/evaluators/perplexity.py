@@ -44,6 +44,7 @@ class Perplexity(Evaluator):
 
     name: ClassVar[str] = "perplexity"
     compares: ClassVar[bool] = False
+    parallel: ClassVar[bool] = True
 
     dataset: Dataset = option(factory=PythonDocs, help="where the text comes from")
     split: str = option("test", help="the dataset's split", choices=("test", "train"))
@@ -103,23 +104,23 @@ class Perplexity(Evaluator):
         windows = self._windows(tokenizer)
         check_tokens("perplexity", windows, model, tokenizer)
         overlap = self._length - (self.stride or self._length)
-        total, scored = 0.0, 0
-        context.progress(0, len(windows))
-        for start in range(0, len(windows), context.batch_size):
-            batch = windows[start : start + context.batch_size].to(context.device)
-            losses = token_losses(model, batch)
-            # Of tokens that an earlier window has scored, only the first's own are new.
-            skip = max(0, overlap - 1)
-            total += float(losses[:, skip:].sum())
-            scored += losses[:, skip:].numel()
-            if start == 0:
-                total += float(losses[0, :skip].sum())
-                scored += skip
-            if not math.isfinite(total):
+        # Of tokens that an earlier window has scored, only the first's own are new.
+        skip = max(0, overlap - 1)
+        batches = windows.split(context.batch_size)
+        own = context.world.own(len(batches))
+        sums: list[tuple[float, int]] = []
+        context.progress(0, len(own))
+        for done, place in enumerate(own, 1):
+            losses = token_losses(model, batches[place].to(context.device))
+            sums.append((float(losses[:, skip:].sum()), losses[:, skip:].numel()))
+            if place == 0:
+                sums.append((float(losses[0, :skip].sum()), skip))
+            if not all(math.isfinite(total) for total, _ in sums[-2:]):
                 what = f"perplexity on '{self.dataset.label()}': the model's logits are not finite"
                 raise not_finite(what, model)
-            context.progress(min(start + context.batch_size, len(windows)), len(windows))
-        return {self._figure: _exp(total / scored)}
+            context.progress(done, len(own))
+        totals, counts = zip(*context.world.gathered(sums), strict=True)
+        return {self._figure: _exp(sum(totals) / sum(counts))}
 
     @property
     def _length(self) -> int:

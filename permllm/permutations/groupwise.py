@@ -41,7 +41,8 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
     """The order that a search finds for each group of a window.
 
     Groups with more than :data:`MOST_ROWS` rows are judged by a sample of them. Small groups are
-    searched side by side on the CPU, one thread each.
+    searched side by side on the CPU, one thread each; where there are several processes, each
+    searches its own.
 
     Args:
         window: gives the groups, their scores and the seed.
@@ -50,6 +51,8 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
         search: the search of one group.
     """
     stopped = threading.Event()
+    names = list(window.groups)
+    own = [names[place] for place in window.world.fair([_cost(window, name) for name in names])]
     permutations: dict[str, Tensor] = {}
     running: dict[str, Future[Tensor]] = {}
 
@@ -60,7 +63,7 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
 
     def found(group: str, permutation: Tensor) -> None:
         permutations[group] = permutation
-        window.progress(name, len(permutations), len(window.groups))
+        window.progress(name, len(permutations), len(own))
 
     def wait(most: int) -> None:
         while len(running) > most:
@@ -68,11 +71,11 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
             found(group, running[group].result())
             del running[group]
 
-    window.progress(name, 0, len(window.groups))
+    window.progress(name, 0, len(own))
     cores = torch.get_num_threads()
     with _threads_of_one(cores) as pool:
         try:
-            for group in window.groups:
+            for group in own:
                 scores = window.group_scores(group, MOST_ROWS)
                 small = scores.device.type == "cpu" and scores.numel() < SMALL
                 if small and scores.numel() > TINY:
@@ -85,7 +88,15 @@ def search_groups(window: Window, name: str, seed: int, search: Search) -> dict[
             wait(0)
         finally:
             stopped.set()
-    return permutations
+    found_by_all = dict(window.world.gathered(list(permutations.items())))
+    return {group: found_by_all[group] for group in names}
+
+
+def _cost(window: Window, name: str) -> float:
+    """What a search of a group takes, in some unit."""
+    group = window.groups[name]
+    # How many rows they have would take their scores to tell.
+    return float(len(group.linears) * group.channels**2)
 
 
 @contextmanager

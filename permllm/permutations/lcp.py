@@ -127,7 +127,8 @@ class Lcp(TrainingOptions, PermutationLearner):
         """Of the training and what it starts from; and of the logits, with all that learns them."""
         widths = [c_in for _, c_in in workload.linears]
         channels = workload.window * workload.groups * sum(widths) / max(1, len(widths))
-        logits = ComponentCost(bytes=round(LOGIT_BYTES * self.block * channels))
+        count = self.block * channels
+        logits = ComponentCost(bytes=round(LOGIT_BYTES * count), gradients=round(4 * count))
         return logits + super().cost(workload)
 
     def learn(self, window: Window) -> dict[str, Tensor]:
@@ -163,7 +164,7 @@ class LearnedPermutations(Trainee[dict[str, Tensor]]):
     resumable: ClassVar[bool] = True
 
     def __init__(self, options: Lcp, window: Window, starts: Mapping[str, Tensor]) -> None:
-        self.options = options
+        self.options, self.world = options, window.world
         self.groups = BlockedGroups.cut(
             window,
             starts,
@@ -203,12 +204,12 @@ class LearnedPermutations(Trainee[dict[str, Tensor]]):
         gradient, for ``top``.
         """
         soft = self.soft(at)
-        return self.masked(soft, harden(soft))
+        return self.masked(soft, harden(soft, self.world))
 
     def result(self, at: Step) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
         """The hard permutations as they are, and the weights under them."""
         soft = self.soft(at)
-        hard = harden(soft)
+        hard = harden(soft, self.world)
         return self.groups.permutations(hard), self.masked(soft, hard)
 
     def masked(self, soft: Blocks, hard: Blocks) -> Mapping[str, Tensor]:

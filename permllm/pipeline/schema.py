@@ -39,6 +39,9 @@ RESIDUAL = ("free", "shared", "original")
 MAX_SEED = 2**63 - 1
 """The largest seed that torch takes."""
 
+MAX_SHARDS = 4096
+"""More processes than any run has use for."""
+
 MAX_NAME = 100
 """The longest name: folders and MLflow experiments are called after it."""
 
@@ -184,5 +187,12 @@ class Pipeline:
         False,
         help="refuse operations of a GPU whose sums come out differently from time to time, and "
         "take slower ones; on a CPU the same threads give the same bits in any case",
+    )
+    shards: int | None = option(
+        None,
+        help="into how many parts sums over the calibration text are cut, which decides their last "
+        "digits; as many processes at most share that work; null: as many as there are processes",
+        minimum=1,
+        maximum=MAX_SHARDS,
     )
     seed: int = option(0, help="seed of everything random", minimum=0, maximum=MAX_SEED)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from permllm.components import Pruner
+from permllm.contexts.cost import ComponentCost, Workload
 from permllm.core.patterns import Pattern, kept
 from permllm.core.statistics import Statistic
 from permllm.option import option
@@ -56,6 +57,11 @@ class Distil(TrainingOptions, Pruner):
     def refines_first(self) -> bool:  # type: ignore[override]
         """As the pruner that says what is kept."""
         return self.mask.refines_first
+
+    def cost(self, workload: Workload) -> ComponentCost:
+        """Of the training, whose gradients are those of all weights of a window."""
+        weights = workload.window * sum(c_out * c_in for c_out, c_in in workload.linears)
+        return ComponentCost(gradients=round(4 * weights)) + super().cost(workload)
 
     def sequences(self, calibration: int) -> int:
         """As many as training or the other pruner wants."""

@@ -50,8 +50,9 @@ def allocated(
     # Nothing is pruned while it looks: a pruner that trains would do so in vain.
     plain = {name: attrs.evolve(settings[name], pruner=Mask()) for name in linears}
     layer_by_layer = attrs.evolve(run, pipeline=dense_layers(run.pipeline))
-    loop = WindowLoop.of(decoder, layer_by_layer, sequences, device, hook, settings=plain)
     stages = stages or Stages()
+    chain = decoder, layer_by_layer, sequences, device, hook
+    loop = WindowLoop.of(*chain, settings=plain, stages=Stages(world=stages.world))
     figures = stages.figures(
         "figures",
         stages.key("allocation", lambda: loop.keys.allocation(allocation)),

@@ -126,15 +126,16 @@ class FinishedLayers:
 
     def _is_worth_it(self, seconds: float) -> bool:
         affordable = self.written + self.writing <= SHARE * self.worked
-        return self.checkpoints.work and seconds >= KEEP_SECONDS and affordable
+        worth = self.checkpoints.work and seconds >= KEEP_SECONDS and affordable
+        return self.checkpoints.world.agreed(lambda: worth)
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], facts: Any) -> bool:
         """Keep tensors; whether they are kept."""
-        began = time.monotonic()
-        kept = self.checkpoints.keep(name, tensors, facts)
+        began, world = time.monotonic(), self.checkpoints.world
+        kept = world.agreed(lambda: self.checkpoints.keep(name, tensors, facts))
         if not kept:
             # It has been said why; the next layers would not be kept either.
-            self.checkpoints = Checkpoints()
+            self.checkpoints = Checkpoints(world=world)
         self.writing = time.monotonic() - began
         self.written += self.writing
         return kept

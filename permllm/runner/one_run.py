@@ -130,7 +130,8 @@ class OneRun:
             origin=shared.origin,
             calibration=lambda: sequences,
         )
-        return attrs.evolve(result, exports=self._export(pruned, context))
+        exported = self.shared.world.agreed(partial(self._export, pruned, context))
+        return attrs.evolve(result, exports=exported)
 
     def _stores_permutations(self) -> bool:
         stored = any(exporter.stores_orders for exporter in self.run.pipeline.export)
@@ -165,6 +166,8 @@ class OneRun:
             known = bool(state) and evaluator.repeatable
             key = stages.key("figures", partial(self._figures_key, evaluator, state))
             measure = partial(self._measure, evaluator, pruned, surroundings, stage)
+            if not evaluator.parallel:
+                measure = partial(self.shared.world.agreed, measure)
             measured = stages.figures("figures", key if known else None, measure, stage=stage)
             others = figures | own
             for name in measured.keys() & others.keys():
@@ -184,6 +187,7 @@ class OneRun:
             device=str(self.shared.device),
             batch_size=self.run.pipeline.calibration.batch_size,
             saved=saved,
+            world=self.shared.world,
         )
         if pruned is None:
             return context
@@ -213,7 +217,8 @@ class OneRun:
         decoder, loaded = self.shared.decoder, self.shared.model
         weights = pruned.weights if pruned else {}
         if evaluator.needs_model:
-            place_layers(decoder, self.shared.device, None, self.run.pipeline.stream)
+            stream = self.run.pipeline.stream
+            place_layers(decoder, self.shared.device, None, stream, self.shared.world)
         else:
             decoder.place("cpu", ())
         progress = partial(self.shared.reporter.progress, stage)

@@ -366,10 +366,13 @@ class LayerPruning:
         """The stream after a pruned layer."""
         # Copied once, and not again for every batch.
         with self.decoder.visiting([layer], weights) as here:
-            return [
-                (self.decoder.run_layer(layer, hidden, calls, here), calls)
-                for hidden, calls in stream
-            ]
+            return {
+                shard: [
+                    (self.decoder.run_layer(layer, hidden, calls, here), calls)
+                    for hidden, calls in batches
+                ]
+                for shard, batches in stream.items()
+            }
 
 
 def report(

@@ -6,8 +6,10 @@ from typing import Any
 
 import attrs
 
+from permllm.registry import Registry
 from permllm.runs.plan import Run
 from permllm.runs.windows import TrainingStep
+from permllm.world import World
 
 
 @attrs.frozen(eq=False)
@@ -41,3 +43,15 @@ class Reporter:
     def warn(self, message: str) -> None:
         """Say what the user should know."""
         self.hook.permllm_warning(message=message)
+
+
+class _Nobody:
+    """Hooks that nobody hears."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda **facts: []
+
+
+def hooks_of(registry: Registry, world: World) -> Any:
+    """The life-cycle hooks (pluggy's relay), which the first of several processes calls for all."""
+    return registry.manager.hook if world.leads else _Nobody()

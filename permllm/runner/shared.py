@@ -29,8 +29,9 @@ from permllm.runner.caching.memo import Stages
 from permllm.runner.caching.store import Cache
 from permllm.runner.calibration import read_sequences, sequences_of, wished_sequences
 from permllm.runner.opening import open_decoder
-from permllm.runner.reporting import Reporter
+from permllm.runner.reporting import Reporter, hooks_of
 from permllm.runs.plan import Plan, Run
+from permllm.world import ALONE, World
 
 
 class Shared:
@@ -43,20 +44,27 @@ class Shared:
         plan: the runs.
         registry: has the observers.
         cache: keeps what stages compute.
+        world: the processes that do the runs together.
     """
 
-    def __init__(self, plan: Plan, registry: Registry, cache: Cache) -> None:
+    def __init__(self, plan: Plan, registry: Registry, cache: Cache, world: World = ALONE) -> None:
         self.plan, self.registry = plan, registry
-        self.reporter = Reporter(registry.manager.hook, None)
+        self.world = world
+        self.reporter = Reporter(hooks_of(registry, world), None)
         pipeline = plan.pipeline
+        world.take_gpu(pipeline.device)
         self.device = pick_device(pipeline.device)
         self.dtype = pick_dtype(pipeline.dtype, self.device)
         self.reporter.progress("looking at the model", 0, 1)
         self.fingerprint = fingerprint(pipeline.model)
         self.reporter.progress("looking at the model", 1, 1)
         self.machine = machine(self.device, self.dtype)
+        if world.shards > 1:
+            # They decide how sums round.
+            self.machine["shards"] = world.shards
         base = digest(self.fingerprint, self.machine, own_code())
-        self.stages = Stages(cache, base, rounding(), lambda *what: self.reporter.reused(*what))
+        told = lambda *what: self.reporter.reused(*what)  # noqa: E731
+        self.stages = Stages(cache, base, rounding(), told, world)
         # Datasets with mappings among their options have no hash.
         self._sequences: list[tuple[tuple[Calibration, int], Sequences]] = []
 

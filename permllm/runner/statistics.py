@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import attrs
@@ -20,8 +21,12 @@ from permllm.runner.caching.memo import Meter, Outcome, Stages
 from permllm.runner.reporting import Reporter
 from permllm.runner.streams import Streams
 
-Stream = list[tuple[Tensor, Any]]
-"""Hidden states ``[b, L, H]`` in batches, with the layers' other arguments."""
+Flat = dict[tuple[str, str], Tensor]
+"""By group and statistic."""
+
+Stream = dict[int, list[tuple[Tensor, Any]]]
+"""Hidden states ``[b, L, H]`` in batches, with the layers' other arguments; by the shard that the
+batches belong to, of this process's shards."""
 
 
 @attrs.frozen(eq=False)
@@ -74,42 +79,67 @@ class Gathering:
 
     def of_layer(self, layer: int, stream: Stream, wanted: list[Statistic]) -> Sums:
         """Statistics of one layer's groups over a stream that enters it."""
-        sums: Sums = {}
+
+        def share(shard: int) -> Flat:
+            sums: Sums = {}
+            for hidden, calls in stream[shard]:
+                add_sums(sums, self.decoder.statistics(layer, hidden, calls, wanted)[1])
+            return _flat(sums)
+
         with self.decoder.visiting([layer]):
-            for hidden, calls in stream:
-                _, share = self.decoder.statistics(layer, hidden, calls, wanted)
-                add_sums(sums, share)
+            sums = _nested(self.stages.world.summed(len(self._shards()), share))
         self._check(sums)
         return sums
 
     def stream(self) -> Stream:
         """The calibration sequences as they enter the current window."""
-        return self.streams.batches(self.streams.pruned, self._rows())
+        parts, shards = self._parts(), self._shards()
+        pruned = self.streams.pruned
+        return {
+            shard: [
+                self.streams.batch(None if pruned is None else pruned[part], part)
+                for part in parts[shards[shard].start : shards[shard].stop]
+            ]
+            for shard in self.stages.world.own(len(shards))
+        }
 
-    def _rows(self) -> Tensor:
-        return self.sequences.learning[: self.sequences.calibration]
+    def _parts(self) -> tuple[Tensor, ...]:
+        """The rows of the calibration in batches."""
+        rows = self.sequences.learning[: self.sequences.calibration]
+        return rows.split(self.sequences.batch_size)
+
+    def _shards(self) -> list[range]:
+        """Which batches are added up by themselves before all are."""
+        return self.stages.world.cut(len(self._parts()))
 
     def _gathered(self, layers: range, wanted: list[Statistic], stage: str) -> Sums:
         """Statistics of all groups of some layers, from a pass over the calibration sequences."""
         sums: Sums = {}
-        parts = self._rows().split(self.sequences.batch_size)
+        parts, shards = self._parts(), self._shards()
+        own = [place for shard in self.stages.world.own(len(shards)) for place in shards[shard]]
         pruned = self.streams.pruned
-        entering = [None if pruned is None else pruned[part] for part in parts]
+        entering = {place: None if pruned is None else pruned[parts[place]] for place in own}
         # A layer that visits the device does so once, for all batches, whose states are held
         # meanwhile; where all stay there, those of one batch are.
         visits = self.decoder.residency.visits(layers)
         turns = [range(layer, layer + 1) for layer in layers] if visits else [layers]
-        done, total = 0, len(parts) * len(layers)
+        total = len(own) * len(layers)
+        steps = iter(range(total))
+
+        def share(turn: range, shard: int) -> Flat:
+            sums: Sums = {}
+            for place in shards[shard]:
+                hidden, calls = self.streams.batch(entering[place], parts[place])
+                for layer in turn:
+                    self.reporter.progress(stage, next(steps), total)
+                    hidden, found = self.decoder.statistics(layer, hidden, calls, wanted)
+                    add_sums(sums, found)
+                entering[place] = hidden.cpu() if turn.stop < layers.stop else None
+            return _flat(sums)
+
         for turn in turns:
             with self.decoder.visiting(turn):
-                for place, part in enumerate(parts):
-                    hidden, calls = self.streams.batch(entering[place], part)
-                    for layer in turn:
-                        self.reporter.progress(stage, done, total)
-                        hidden, share = self.decoder.statistics(layer, hidden, calls, wanted)
-                        add_sums(sums, share)
-                        done += 1
-                    entering[place] = hidden.cpu() if turn.stop < layers.stop else None
+                sums |= _nested(self.stages.world.summed(len(shards), partial(share, turn)))
         self.reporter.progress(stage, total, total)
         return sums
 
@@ -130,3 +160,14 @@ class Gathering:
                 f"no calibration token reached {', '.join(unseen)}: pruned by the weights "
                 "alone; more calibration sequences may help"
             )
+
+
+def _flat(sums: Sums) -> Flat:
+    return {(group, name): one for group, own in sums.items() for name, one in own.items()}
+
+
+def _nested(flat: Flat) -> Sums:
+    sums: Sums = {}
+    for (group, name), one in flat.items():
+        sums.setdefault(group, {})[name] = one
+    return sums

@@ -57,14 +57,13 @@ class Streams:
         """Move the streams through all finished windows."""
         for layers, weights in self.passed:
             # Those of layers that only visit the device visit it with them.
-            if place_layers(self.decoder, self.device, layers, self.stream):
+            if place_layers(self.decoder, self.device, layers, self.stream, self.stages.world):
                 weights = {name: weight.to(self.device) for name, weight in weights.items()}
-            after = self._after(layers, self.dense, {})
-            self.dense = self._joined(partial(self._kept, layers.stop, after))
+            self.dense = self._moved(layers, self.dense, {}, keep=True)
             if self.dense_inputs:
                 self.pruned = self.dense
             else:
-                self.pruned = self._joined(self._after(layers, self.pruned, weights))
+                self.pruned = self._moved(layers, self.pruned, weights)
         self.passed.clear()
 
     def keep(self, layer: int, rows: Tensor, make: Callable[[], Tensor]) -> Tensor:
@@ -85,46 +84,70 @@ class Streams:
         calls = self.decoder.embed(self.sequences.tokens[rows].to(self.device))
         return (calls.hidden if hidden is None else hidden.to(self.device)), calls
 
-    def _kept(self, layer: int, after: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        return self.keep(layer, rows, partial(after, rows))
+    def _moved(
+        self,
+        layers: range,
+        before: Tensor | None,
+        weights: Mapping[str, Tensor],
+        *,
+        keep: bool = False,
+    ) -> Tensor:
+        """A stream after some layers; every process moves its own batches on, and gets all.
+
+        Args:
+            layers: which.
+            before: the stream that enters the first.
+            weights: that replace the dense ones.
+            keep: whether other runs may want what comes out.
+        """
+        batches = self.sequences.batches()
+        own = [batches[place] for place in self.stages.world.own(len(batches))]
+        after = self._after(layers, before, weights, own)
+        states = (
+            self.keep(layers.stop, rows, partial(after, rows)) if keep else after(rows)
+            for rows in own
+        )
+        return torch.cat(self.stages.world.joined([state.cpu() for state in states]))
 
     def _after(
-        self, layers: range, before: Tensor | None, weights: Mapping[str, Tensor]
+        self,
+        layers: range,
+        before: Tensor | None,
+        weights: Mapping[str, Tensor],
+        batches: Iterable[Tensor],
     ) -> Callable[[Tensor], Tensor]:
-        """What gives the states of a batch after some layers.
+        """What gives the states of each of some batches after some layers.
 
         Layers that visit the device do so once for all batches, and not with each.
         """
+
+        def entering(rows: Tensor) -> Tensor | None:
+            return None if before is None else before[rows]
+
         if not self.decoder.residency.visits(layers):
-            return partial(self._run, layers, before, weights)
+            return lambda rows: self._run(layers, entering(rows), weights, rows)
 
         @cache
-        def of_all() -> Tensor | None:
-            states = before
+        def of_all() -> dict[int, Tensor]:
+            states = {int(rows[0]): entering(rows) for rows in batches}
             for layer in layers:
                 with self.decoder.visiting([layer], weights) as own:
-                    states = self._joined(partial(self._run, [layer], states, own))
-            return states
+                    for rows in batches:
+                        hidden = states[int(rows[0])]
+                        states[int(rows[0])] = self._run([layer], hidden, own, rows).cpu()
+            return {first: state for first, state in states.items() if state is not None}
 
-        def of_batch(rows: Tensor) -> Tensor:
-            states = of_all()
-            assert states is not None  # there are layers
-            return states[rows]
-
-        return of_batch
+        return lambda rows: of_all()[int(rows[0])]
 
     @torch.no_grad()
     def _run(
         self,
         layers: Iterable[int],
-        before: Tensor | None,
+        entering: Tensor | None,
         weights: Mapping[str, Tensor],
         rows: Tensor,
     ) -> Tensor:
-        hidden, calls = self.batch(None if before is None else before[rows], rows)
+        hidden, calls = self.batch(entering, rows)
         for layer in layers:
             hidden = self.decoder.run_layer(layer, hidden, calls, weights)
         return hidden
-
-    def _joined(self, run: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.cat([run(rows).cpu() for rows in self.sequences.batches()])

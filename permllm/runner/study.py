@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
 
 from permllm.components import Observer
 from permllm.distinct import distinct
@@ -13,19 +17,21 @@ from permllm.errors import PermllmError, RunFailed, UserError
 from permllm.exhaustion import cannot_write
 from permllm.files import write_sealed
 from permllm.given import WeightsChanged
-from permllm.pipeline.reading import resolved
+from permllm.pipeline.reading import dump_yaml, resolved
 from permllm.registry import Registry
 from permllm.results import Results, RunResult
+from permllm.runner.caching.keys import digest, own_code
 from permllm.runner.caching.store import DEFAULT_LIMIT, Cache
 from permllm.runner.determinism import deterministic
 from permllm.runner.identity import RunIdentity, believed
 from permllm.runner.one_run import OneRun
-from permllm.runner.reporting import Reporter
+from permllm.runner.reporting import Reporter, hooks_of
 from permllm.runner.shared import Shared
 from permllm.runs import folder
 from permllm.runs.lock import owned
 from permllm.runs.plan import Plan, Run
 from permllm.runs.records import Environment, write_results
+from permllm.world import ALONE, World
 
 
 def run_study(
@@ -37,6 +43,7 @@ def run_study(
     resume: bool = False,
     cache: Path | None = None,
     cache_limit: int = DEFAULT_LIMIT,
+    world: World = ALONE,
 ) -> Results:
     """Do all runs of a plan.
 
@@ -52,33 +59,41 @@ def run_study(
         cache: folder of what stages compute, which other studies may share; in the plan's
             folder where it is None.
         cache_limit: bytes that the cache may take.
+        world: the processes that do them together, each of which calls this. The first writes,
+            and has the observers; a run that fails ends all of them.
 
     Raises:
         UserError: something of the user's is wrong; nothing was lost.
         RunFailed: a component or the model broke in the only run, or in all runs.
     """
-    hook = registry.manager.hook
+    world = attrs.evolve(world, shards=plan.pipeline.shards or 1)
+    hook = hooks_of(registry, world)
     reporter = Reporter(hook, None)
     kept = Cache(cache or plan.out / folder.CACHE, cache_limit, reporter.warn)
-    if cache is not None:
-        kept.check()
-    # Nobody hears warnings before observers are there, which write to the folder themselves.
-    early: list[str] = []
-    folder.check_free(folder.opened(plan.out))
-    with owned(plan.out, early.append), ExitStack() as stack:
-        folder.claim(plan.out, resolved(plan.pipeline, registry), resume=resume)
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            if cache is not None:
+                kept.check()
+            # Nobody hears warnings before observers are there, which write to the folder, too.
+            early: list[str] = []
+            folder.check_free(folder.opened(plan.out))
+            stack.enter_context(owned(plan.out, early.append))
+            folder.claim(plan.out, resolved(plan.pipeline, registry), resume=resume)
+            stack.enter_context(observed(plan, registry, observers, reporter))
+            for message in early:
+                reporter.warn(message)
+
+        world.agreed(begin)
         stack.enter_context(deterministic(plan.pipeline.deterministic))
-        stack.enter_context(observed(plan, registry, observers, reporter))
-        for message in early:
-            reporter.warn(message)
         shared: Shared | None = None
         try:
             hook.permllm_plan_started(plan=plan)
-            kept.sweep()
-            shared = Shared(plan, registry, kept)
+            world.agreed(kept.sweep)
+            shared = Shared(plan, registry, kept, world)
             with _on_a_disk(plan):
                 results = _results(shared)
-                finish(results)
+                world.agreed(partial(finish, results))
         except BaseException as error:
             hook.permllm_plan_failed(run=shared and shared.reporter.run, error=error)
             raise
@@ -92,6 +107,8 @@ def _results(shared: Shared) -> Results:
     if plan.runs:
         # Before anything long: the text may be too short.
         shared.sequences(plan.dense)
+    if not plan.out.is_dir():
+        raise shared.world.blind(plan.out)
     environment = folder.environment(
         model_fingerprint=shared.fingerprint,
         model=plan.pipeline.model.describe(),
@@ -99,8 +116,13 @@ def _results(shared: Shared) -> Results:
         plugins=shared.registry.versions(),
         plugin_files=shared.registry.digests(plan.pipeline.plugins),
     )
-    folder.check_same_inputs(plan.out, _began_with(shared), environment)
-    write_sealed(plan.out / folder.ENVIRONMENT, environment)
+    shared.world.check_alike(_seen(shared, environment))
+
+    def note() -> None:
+        folder.check_same_inputs(plan.out, _began_with(shared), environment)
+        write_sealed(plan.out / folder.ENVIRONMENT, environment)
+
+    shared.world.agreed(note)
     only = OneRun(shared, plan.dense)
     dense = _once(only, only.dense)
     runs, failed = [], 0
@@ -109,8 +131,9 @@ def _results(shared: Shared) -> Results:
         try:
             runs.append(_once(one, partial(one.pruned, dense, environment["versions"])))
         except Exception as error:
-            if cannot_write(error) or isinstance(error, WeightsChanged):
-                # It would be the same for every other run, or these would be of another model.
+            if cannot_write(error) or isinstance(error, WeightsChanged) or shared.world.many:
+                # It would be the same for every other run, or these would be of another model;
+                # and processes that fail each by itself are at different places.
                 raise
             # Components are anybody's code, and the other runs are worth having.
             failed += 1
@@ -120,6 +143,22 @@ def _results(shared: Shared) -> Results:
             runs.append(_failed(run, error))
     shared.turn_to(None)
     return Results(plan.pipeline.name, str(plan.out), (dense, *runs))
+
+
+def _seen(shared: Shared, environment: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same in all processes, as plain data."""
+    pipeline = dump_yaml(resolved(shared.plan.pipeline, shared.registry))
+    return {
+        "permllm": own_code()[:12],
+        "pipeline": digest(pipeline)[:12],
+        "model": shared.fingerprint[:12],
+        "calibration text": environment["calibration_fingerprint"][:12],
+        "plugin": environment["plugins"],
+        "plugin file": environment["plugin_files"],
+        **{what: plain for what, plain in shared.machine.items() if what != "libraries"},
+        **shared.machine["libraries"],
+        "number of threads": torch.get_num_threads(),
+    }
 
 
 def _began_with(shared: Shared) -> Environment:
@@ -136,19 +175,28 @@ def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
     shared, run = one.shared, one.run
     shared.turn_to(run)
     started = partial(shared.reporter.hook.permllm_run_started, run=run)
-    try:
+    if shared.plan.runs:
+        # Together, before the first process looks by itself.
+        shared.sequences(run)
+
+    def look() -> RunResult | None:
         identity = RunIdentity.of(one)
-        result = believed(run.directory, identity, shared.reporter.warn)
+        found = believed(run.directory, identity, shared.reporter.warn)
+        if found is None:
+            identity.write(folder.opened(run.directory))
+        return found
+
+    try:
+        result = shared.world.agreed(look)
     except Exception:
         # Who hears that it failed has to know that it began.
         started(reused=False)
         raise
     started(reused=result is not None)
     if result is None:
-        identity.write(folder.opened(run.directory))
         result = work()
         whole = Results(shared.plan.pipeline.name, str(shared.plan.out), (result,))
-        write_results(run.directory / folder.RESULT, whole)
+        shared.world.agreed(partial(write_results, run.directory / folder.RESULT, whole))
     shared.reporter.hook.permllm_run_finished(run=run, result=result)
     return result
 

@@ -100,7 +100,8 @@ class WindowLoop:
             device: where the layers of the current window compute.
             hook: the life-cycle hooks (pluggy's relay).
             directory: where finished windows are kept; nowhere if it is None.
-            stages: computes results, or finds them; they are all computed if it is None.
+            stages: computes results, or finds them; they are all computed, by this process alone,
+                if it is None.
             constraints: what permutations the groups may get; any if it is None.
             settings: of every linear, where not all are as the pipeline says.
 
@@ -170,7 +171,7 @@ class WindowLoop:
             if pruned_groups(self.decoder, self.settings, layers):
                 with self._room("the allocation", layers):
                     self.streams.catch_up()
-                    place_layers(self.decoder, self.device, layers, self.pipeline.stream)
+                    self._place(layers)
                     yield self._window(index, layers, needs)[0].window
             self.streams.later(layers, {})
 
@@ -189,19 +190,31 @@ class WindowLoop:
         """What is kept of a window that is not finished; other threads may round otherwise."""
         folder = self.directory and checkpoints_path(self.directory, index)
         own = key and digest(key, self.stages.rounding)
-        return Checkpoints(folder, own, self.reporter.warn)
+        return Checkpoints(folder, own, self.reporter.warn, self.stages.world)
 
     def _kept(self, index: int, layers: range, key: str | None) -> PrunedWindow | None:
         """The window from an earlier attempt or from another run, if there is one."""
         path = self.directory and window_path(self.directory, index)
-        if path and path.exists() and (window := self._readable(path, key)):
-            return window
-        entry = self.stages.entry("windows", key)
-        window = self._readable(entry, key) if entry else None
-        if window is None:
+        window: PrunedWindow | None = None
+
+        def look() -> Path | None:
+            nonlocal window
+            if path and path.exists() and (window := self._readable(path, key)):
+                return path
+            entry = self.stages.entry("windows", key)
+            window = self._readable(entry, key) if entry else None
+            if window and path:
+                place_window(path, window, entry)
+            return entry if window else None
+
+        found = self.stages.world.agreed(look)
+        if found is None:
             return None
-        if path:
-            place_window(path, window, entry)
+        window = window or self._readable(found, key)
+        if window is None:
+            raise self.stages.world.blind(found)
+        if found == path:
+            return window
         self.stages.on_reuse(f"pruning, {span(layers)}", window.cost.seconds)
         # Its course belongs to this run's record as well.
         for made in window.course:
@@ -219,7 +232,7 @@ class WindowLoop:
     def _prune_window(self, index: int, layers: range, key: str | None) -> PrunedWindow:
         with self._room("the inputs", layers):
             self.streams.catch_up()
-            place_layers(self.decoder, self.device, layers, self.pipeline.stream)
+            self._place(layers)
         with self._room("the statistics", layers):
             needs = self.pipeline.layers.permutation.needs
             checkpoints = self._checkpoints(index, key)
@@ -247,12 +260,21 @@ class WindowLoop:
             tuple(self.reporter.course),
         )
         if self.directory:
-            entry = self.stages.put("windows", key, partial(save_window, window=result))
             path = window_path(self.directory, index)
-            place_window(path, result, entry)
+
+            def keep() -> None:
+                entry = self.stages.put("windows", key, partial(save_window, window=result))
+                place_window(path, result, entry)
+
+            self.stages.world.agreed(keep)
+            if not path.exists():
+                raise self.stages.world.blind(path)
             # From here on its weights are read where they are wanted.
             return attrs.evolve(result, weights=mapped_weights(path))
         return result
+
+    def _place(self, layers: range) -> None:
+        place_layers(self.decoder, self.device, layers, self.pipeline.stream, self.stages.world)
 
     def _room(self, what: str, layers: range) -> AbstractContextManager[None]:
         return room_for(f"{what}, {span(layers)}", self.pipeline, len(layers))
@@ -292,7 +314,10 @@ class WindowLoop:
             on_step=partial(self.learning.step, index, "pruner", span(layers), []),
             on_progress=self.reporter.progress,
             on_warning=self.reporter.warn,
-            streamed=streams_window(self.decoder, self.device, layers, self.pipeline.stream),
+            streamed=streams_window(
+                self.decoder, self.device, layers, self.pipeline.stream, self.stages.world
+            ),
+            world=self.stages.world,
             checkpoints=checkpoints or Checkpoints(),
             keep_states=self.streams.keep,
             find_permutations=lambda learner, window: (

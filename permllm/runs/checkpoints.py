@@ -14,6 +14,7 @@ from torch import Tensor
 from permllm.errors import UserError
 from permllm.files import converted, replacing
 from permllm.runs.tensors import mapped_tensors, read_facts, read_tensors, save_tensors
+from permllm.world import ALONE, World
 
 FORMAT = "permllm-checkpoint-1"
 """Names the layout of a checkpoint's file in its metadata."""
@@ -56,11 +57,13 @@ class Checkpoints:
         key: a hash of all that the tensors depend on: what was kept under another key is
             never given. None, where that cannot be told, keeps nothing.
         warn: is told what the user should know.
+        world: the processes that work at the window; the first keeps, and all go on from that.
     """
 
     folder: Path | None = None
     key: str | None = None
     warn: Callable[[str], None] = lambda message: None
+    world: World = ALONE
 
     @property
     def work(self) -> bool:
@@ -78,7 +81,7 @@ class Checkpoints:
         Returns:
             whether they are kept. Where they cannot be written, the work goes on without.
         """
-        if not self.work:
+        if not self.work or not self.world.leads:
             return False
         apart = _apart(tensors)
         path = self._path(name)
@@ -92,9 +95,26 @@ class Checkpoints:
 
     def kept(self, name: str) -> Checkpoint | None:
         """What was kept under a name; None where there is nothing, or nothing whole."""
-        if not self.work or not self._path(name).exists():
+        if not self.work:
             return None
+        found: Checkpoint | None = None
+
+        def look() -> bool:
+            nonlocal found
+            found = self._read(name)
+            return found is not None
+
+        if not self.world.agreed(look):
+            return None
+        found = found or self._read(name)
+        if found is None:
+            raise self.world.blind(self._path(name))
+        return found
+
+    def _read(self, name: str) -> Checkpoint | None:
         path = self._path(name)
+        if not path.exists():
+            return None
         try:
             record = converted(read_facts(path, FORMAT, "checkpoint"), _Record, str(path))
             if record.key != self.key:
@@ -124,7 +144,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Remove all of them, with those of others who work at the window."""
-        if self.folder is not None:
+        if self.folder is not None and self.world.leads:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, name: str) -> Path:

@@ -161,6 +161,14 @@ def _unusable(folder: Path, error: OSError) -> UserError:
     return UserError(f"the folder {folder} cannot be used: {why}")
 
 
+def kept_shards(folder: Path) -> int | None:
+    """Into how many shards the run in a folder cuts sums, if it says so."""
+    kept = folder / PIPELINE
+    data = load_plain_yaml(kept) if kept.exists() else {}
+    shards = data.get("shards") if isinstance(data, dict) else None
+    return shards if isinstance(shards, int) else None
+
+
 def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
     """Make the folder the own of the resolved pipeline ``mine``, and keep that in it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from permllm.pipeline.reading import Study, read_study
 from permllm.pipeline.schema import Pipeline
 from permllm.results import DENSE
 from permllm.runs import folder, plugin_files
+from permllm.world import World
 
 
 @attrs.frozen
@@ -61,14 +62,40 @@ class Plan:
         Raises:
             UserError: the folder cannot be made.
         """
-        if self.named:
-            return self
-        out = folder.made(self.out)
+        return self if self.named else self.moved(folder.made(self.out))
+
+    def moved(self, out: Path) -> Plan:
+        """The plan in another folder, which somebody chose."""
         moved = [
             attrs.evolve(run, directory=out / run.directory.relative_to(self.out))
             for run in (self.dense, *self.runs)
         ]
         return attrs.evolve(self, dense=moved[0], runs=tuple(moved[1:]), out=out, named=True)
+
+    def sharded(self, processes: int, *, resume: bool = False) -> Plan:
+        """The plan with as many shards as processes, unless it says how many or began with others.
+
+        Args:
+            processes: of one, which needs none, nothing is said.
+            resume: whether it goes on in its folder.
+        """
+        if self.pipeline.shards is not None:
+            return self
+        before = folder.kept_shards(self.out) if resume else None
+        return self.with_shards(before or (processes if processes > 1 else None))
+
+    def with_shards(self, shards: int | None) -> Plan:
+        """The plan with so many shards, which are those of all runs."""
+
+        def cut(run: Run) -> Run:
+            return attrs.evolve(run, pipeline=attrs.evolve(run.pipeline, shards=shards))
+
+        return attrs.evolve(
+            self,
+            pipeline=attrs.evolve(self.pipeline, shards=shards),
+            runs=tuple(map(cut, self.runs)),
+            dense=cut(self.dense),
+        )
 
 
 def make_plan(
@@ -96,6 +123,23 @@ def make_plan(
     if out is None and not resume:
         return plan_of(study, folder.new_folder(study.pipeline.name), named=False)
     return plan_of(study, out or folder.latest_unfinished(study.pipeline.name))
+
+
+def shared_plan(
+    world: World, find: Callable[[], Plan | None], make: Callable[[Path], Plan]
+) -> Plan | None:
+    """The plan of several processes, in the folder and with the shards that the first decides on.
+
+    Args:
+        world: the processes.
+        find: the first process's plan, settled; None where there is nothing to do.
+        make: the same of a folder that is there.
+    """
+    return world.followed(
+        find,
+        lambda plan: (plan.out, plan.pipeline.shards),
+        lambda place: make(place[0]).with_shards(place[1]),
+    )
 
 
 def plan_of(study: Study, out: Path, *, named: bool = True) -> Plan:

@@ -22,6 +22,7 @@ from permllm.core.block_product import block_masked_weight, run_permutation
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import block_sizes
 from permllm.core.remade import Remade
+from permllm.world import ALONE, World
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
@@ -241,7 +242,7 @@ class BlockedGroups:
         return counts
 
 
-def harden(fit: Blocks) -> Blocks:
+def harden(fit: Blocks, world: World = ALONE) -> Blocks:
     """The permutation that fits each block best: which channel each place takes.
 
     That is ``argmax over permutations P of ⟨P, fit⟩``, by linear assignment.
@@ -249,8 +250,17 @@ def harden(fit: Blocks) -> Blocks:
     Args:
         fit: ``[ΣG, B, B]``; ``fit[g, i, j]`` says how well channel ``i`` of block ``g`` fits at
             place ``j``.
+        world: the processes that solve them, each some.
 
     Returns:
         ``LongTensor[ΣG, B]``.
     """
-    return fit.map(lambda each: assign_blocks(each.detach()).argsort(-1))
+
+    def solve(each: Tensor) -> Tensor:
+        if not world.many:
+            return assign_blocks(each.detach()).argsort(-1)
+        own = world.own(len(each))
+        solved = assign_blocks(each.detach()[own.start : own.stop]).argsort(-1)
+        return torch.cat(world.joined([solved.cpu()])).to(each.device)
+
+    return fit.map(solve)

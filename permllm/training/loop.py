@@ -20,7 +20,8 @@ from permllm.freed_memory import give_back_freed_memory
 from permllm.training.budget import FEWEST_STEPS, STEP_PER_LOOK, StepCount
 from permllm.training.losses import WindowLoss
 from permllm.training.resuming import Stand, TrainingCheckpoint
-from permllm.training.steps import Parts, add_gradients, all_finite, parameters_of
+from permllm.training.steps import Parts, all_finite, give_gradients, parameters_of
+from permllm.world import ALONE, World
 
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
@@ -153,7 +154,7 @@ def train(
         stand.step += 1
         at = Step(stand.step, stand.total)
         figures = steps.make(next(drawn), at, rate(at.number, at.total))
-        stand.total = count.total(stand.step)
+        stand.total = window.world.agreed(partial(count.total, stand.step))
         due = stand.step - stand.looked >= max(a_pass, stand.total // MOST_LOOKS)
         if best and (due or stand.step >= stand.total):
             stand.looked = stand.step
@@ -217,7 +218,8 @@ def _beginning(
     if count.seconds is None:
         return Stand(count.total(0), batch, least=least), kept
     pace = STEP_PER_LOOK * (time.monotonic() - began) / len(window.held_out)
-    batch, total = count.sized(batch, pace)
+    # By the first process's clock.
+    batch, total, pace = window.world.agreed(lambda: (*count.sized(batch, pace), pace))
     if not total:
         window.warn(
             f"no training: a step takes about {pace * batch:.0f} s here, and the budget has "
@@ -233,6 +235,7 @@ def train_step(
     at: Step,
     rate: float,
     parts: Parts | None = None,
+    world: World = ALONE,
 ) -> dict[str, float]:
     """One training step; its figures, ``loss`` among them.
 
@@ -243,19 +246,15 @@ def train_step(
         at: the step.
         rate: its learning rate.
         parts: how many sequences at once memory has room for, as far as is known.
+        world: the processes that make the step together.
 
     Raises:
         NotFiniteError: loss or gradients are no numbers; the parameters are as they were.
     """
     for settings in trainee.optimiser.param_groups:
         settings["lr"] = rate
-    weights = trainee.weights(at)
-
-    def gradients(size: int) -> Tensor:
-        trainee.optimiser.zero_grad(set_to_none=True)
-        return add_gradients(loss, weights, rows, size)
-
-    value = (parts or Parts(lambda message: None)).fitting(len(rows), gradients)
+    parts = parts or Parts(lambda message: None)
+    value = give_gradients(loss, trainee.weights(at), rows, trainee.optimiser, parts, world)
     finite = all_finite(value, parameters_of(trainee.optimiser))
     if finite:
         trainee.optimiser.step()
@@ -314,7 +313,10 @@ class _Steps(Generic[T]):
             return self._old_step(rows, at)
         rate *= 0.5**self.skipped
         try:
-            return train_step(self.trainee, self.loss, rows, at, rate, self.parts)
+            world = self.window.world
+            if world.many:
+                self.loss.share_targets(rows)
+            return train_step(self.trainee, self.loss, rows, at, rate, self.parts, world)
         except NotFiniteError as error:
             self.skipped += 1
             what = f"the {error.what} of {self.window.name} is not finite at step {at.number}"
@@ -371,6 +373,9 @@ class _Looks(Generic[T]):
             if loss is None:
                 return result, math.nan
             held_out = partial(loss.held_out, weights)
+            if self.window.world.many:
+                # Dealt out alike, whatever fits into the memory of each.
+                held_out = partial(held_out, dealt=self.batch)
             return result, self.parts.fitting(self.batch, held_out)
         except Exception as error:
             if not out_of_memory(error):

@@ -126,11 +126,36 @@ class WindowLoss:
         ]
         return torch.stack(each).mean()
 
+    def share_targets(self, rows: Tensor) -> None:
+        """Have the processes compute what the dense model says of some sequences, each some.
+
+        Args:
+            rows: ``LongTensor[b]``, the same in all processes.
+        """
+        if self.distance is next_token:
+            return  # it asks the text, and not the dense model
+        with torch.autocast(self.window.device.type, torch.bfloat16, enabled=self.bfloat16):
+            self.window.share_targets(rows)
+
     @torch.no_grad()
-    def held_out(self, weights: Mapping[str, Tensor], batch: int) -> float:
-        """The mean over the held-out sequences, ``batch`` at a time; NaN without any."""
-        held_out = self.window.held_out
+    def held_out(
+        self, weights: Mapping[str, Tensor], batch: int, *, dealt: int | None = None
+    ) -> float:
+        """The mean over the held-out sequences; NaN without any.
+
+        Args:
+            weights: as in a step.
+            batch: so many at a time.
+            dealt: so many at a time go to one process; all hear the same.
+        """
+        held_out, world = self.window.held_out, self.window.world
         if not len(held_out):
             return float("nan")
-        losses = [self(weights, rows) * len(rows) for rows in held_out.split(batch)]
-        return float(sum(losses)) / len(held_out)
+        if world.many:
+            self.share_targets(held_out)
+        parts = held_out.split(dealt or batch)
+        own = [parts[place] for place in world.own(len(parts))]
+        losses = world.gathered(
+            [float(self(weights, part)) * len(part) for rows in own for part in rows.split(batch)]
+        )
+        return sum(losses) / len(held_out)

@@ -18,6 +18,7 @@ from torch import Tensor
 from permllm.core.remade import Remade
 from permllm.exhaustion import asked_for, out_of_memory
 from permllm.freed_memory import give_back_freed_memory
+from permllm.world import World
 
 R = TypeVar("R")
 
@@ -71,7 +72,15 @@ class Parts:
         self.most = size
 
 
-def add_gradients(loss: Loss, weights: Mapping[str, Tensor], rows: Tensor, size: int) -> Tensor:
+def add_gradients(
+    loss: Loss,
+    weights: Mapping[str, Tensor],
+    rows: Tensor,
+    size: int,
+    *,
+    of: int | None = None,
+    again: bool = False,
+) -> Tensor:
     """Give the parameters under ``weights`` the gradient of ``loss(weights, rows)``.
 
     Args:
@@ -79,6 +88,8 @@ def add_gradients(loss: Loss, weights: Mapping[str, Tensor], rows: Tensor, size:
         weights: by linear; those without a gradient take part.
         rows: ``LongTensor[b]``.
         size: how many of them go through the window at once.
+        of: how many sequences the mean is over, if others of the step go through it elsewhere.
+        again: whether the same weights are to have another gradient.
 
     Returns:
         the loss, without a gradient.
@@ -91,16 +102,69 @@ def add_gradients(loss: Loss, weights: Mapping[str, Tensor], rows: Tensor, size:
     if isinstance(weights, Remade):
         cut = attrs.evolve(weights, sources=apart)
     total: Tensor | None = None
+    of = of or len(rows)
     for part in rows.split(size):
         value = loss(cut, part)
-        if len(part) < len(rows):
-            value = value * (len(part) / len(rows))
+        if len(part) < of:
+            value = value * (len(part) / of)
         value.backward()
         total = value.detach() if total is None else total + value.detach()
     assert total is not None
     if arrived:
-        torch.autograd.backward([sources[place] for place in arrived], list(arrived.values()))
+        torch.autograd.backward(
+            [sources[place] for place in arrived], list(arrived.values()), retain_graph=again
+        )
     return total
+
+
+def give_gradients(
+    loss: Loss,
+    weights: Mapping[str, Tensor],
+    rows: Tensor,
+    optimiser: torch.optim.Optimizer,
+    parts: Parts,
+    world: World,
+) -> Tensor:
+    """Give the parameters of an optimiser the gradient of a step, shard by shard.
+
+    Shards are added up where the parameters are: those of what is made of them, such as weights,
+    would be much more to send.
+
+    Args:
+        loss, weights, rows: as in :func:`add_gradients`.
+        optimiser: of what the weights are made of.
+        parts: how many sequences at once memory has room for.
+        world: the processes that make the step together.
+
+    Returns:
+        the loss, without a gradient.
+    """
+    shards = world.cut(len(rows))
+    own = world.own(len(shards))
+
+    def of_shard(shard: int) -> Tensor:
+        part = rows[shards[shard].start : shards[shard].stop]
+
+        def gradients(size: int) -> Tensor:
+            optimiser.zero_grad(set_to_none=True)
+            again = shard + 1 < own.stop
+            return add_gradients(loss, weights, part, size, of=len(rows), again=again)
+
+        return parts.fitting(len(part), gradients)
+
+    if len(shards) == 1 and not world.many:
+        return of_shard(0)
+    parameters = list(parameters_of(optimiser))
+
+    def share(shard: int) -> dict[str, Tensor]:
+        value = of_shard(shard)
+        found = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+        return {"loss": value} | {str(place): one for place, one in enumerate(found)}
+
+    total = world.summed(len(shards), share)
+    for place, parameter in enumerate(parameters):
+        parameter.grad = total[str(place)]
+    return total["loss"]
 
 
 def all_finite(loss: Tensor, parameters: Iterable[Tensor]) -> bool:

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from permllm.core.patterns import Pattern, retained_score
+from permllm.world import ALONE
 
 
 class StandInWindow:
     """What the searches read of a window: two groups with random scores."""
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
+        self.seed, self.world = seed, ALONE
         self.patterns = {"attention": Pattern(2, 4), "mlp": Pattern(4, 8)}
         rng = torch.Generator().manual_seed(1)
         self.all_scores = {

@@ -16,6 +16,7 @@ from permllm.models.decoder import Decoder
 from permllm.runner import placing
 from permllm.runner.placing import place_layers
 from permllm.testing.models import tiny_model
+from permllm.world import Place, World
 
 CPU = torch.device("cpu")
 
@@ -36,6 +37,17 @@ def test_layers_stay_where_they_fit(
     first, second = (next(layer.parameters()).dtype for layer in decoder.layers)
     assert first == torch.bfloat16
     assert second == (torch.float32 if stays else torch.bfloat16)
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing, "free_memory", lambda device: 2**20)
+    decoder = Decoder.trace(tiny_model("llama").to(torch.bfloat16), None, torch.float32)
+    copied = decoder.residency.copied_bytes(range(2), CPU)
+    monkeypatch.setattr(placing, "SHARE", copied / 2**20)
+    alone, beside = (World(places=(Place("a", 1),) * count) for count in (1, 2))
+    assert place_layers(decoder, CPU, None, "auto", alone)
+    decoder.place(CPU, ())
+    assert not place_layers(decoder, CPU, None, "auto", beside)
 
 
 def test_free_memory_is_known() -> None:

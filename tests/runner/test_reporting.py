@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import MagicMock
 
-from permllm.runner.reporting import Reporter
+from permllm.registry import Registry
+from permllm.runner.reporting import Reporter, hooks_of
 from permllm.runs.windows import TrainingStep
+from permllm.world import ALONE, World
 
 
 def test_every_call_names_the_run() -> None:
@@ -34,3 +36,12 @@ def test_every_call_names_the_run() -> None:
     }
     for name, arguments in expected.items():
         getattr(hook, name).assert_called_once_with(**arguments)
+
+
+def test_of_several_processes_the_first_tells_the_observers() -> None:
+    registry = Registry.load()
+    assert hooks_of(registry, ALONE) is registry.manager.hook
+    told = MagicMock()
+    registry.manager.register(told, "told")
+    Reporter(hooks_of(registry, World(1, 2)), None).warn("nobody hears it")
+    told.permllm_warning.assert_not_called()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from permllm.errors import UserError
 from permllm.registry import Registry
-from permllm.runs.plan import make_plan
+from permllm.runs.plan import make_plan, shared_plan
+from permllm.world import ALONE
 
 PIPELINE = """
 name: tiny
@@ -59,3 +61,26 @@ def test_a_folder_is_named_after_pipeline_and_time(
     assert plan().out.name.startswith("tiny-20")
     with pytest.raises(UserError, match="no unfinished run of 'tiny'"):
         plan(resume=True)
+
+
+def test_shards_are_those_of_the_file_else_of_the_processes_and_stay(
+    plan: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = plan(out=tmp_path / "out")
+    assert made.sharded(1).pipeline.shards is None
+    many = made.sharded(4)
+    assert [run.pipeline.shards for run in (many, many.dense, *many.runs)] == [4] * 6
+    said = plan(out=tmp_path / "out", settings=["shards=2"])
+    assert said.sharded(4).pipeline.shards == 2
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pipeline.yaml").write_text("shards: 8\n", encoding="utf-8")
+    assert made.sharded(1, resume=True).pipeline.shards == 8
+    assert made.sharded(2).pipeline.shards == 2
+
+
+def test_all_processes_have_the_plan_of_the_first(plan: Callable[..., Any], tmp_path: Path) -> None:
+    def find() -> Any:
+        return plan(out=tmp_path / "out").sharded(3)
+
+    assert shared_plan(ALONE, find, lambda out: plan(out=out)) == find()
+    assert shared_plan(ALONE, lambda: None, lambda out: plan(out=out)) is None

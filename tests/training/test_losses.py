@@ -12,6 +12,7 @@ from torch import Tensor
 
 from permllm.testing.windows import toy_window
 from permllm.training.losses import LOSSES, WindowLoss, cosine, kl, next_token
+from permllm.world import ALONE
 
 
 class StandIn:
@@ -19,6 +20,7 @@ class StandIn:
 
     device = torch.device("cpu")
     reaches_head = True
+    world = ALONE
 
     def __init__(self, sequences: int = 5, length: int = 4) -> None:
         rng = torch.Generator().manual_seed(0)

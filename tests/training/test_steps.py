@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from permllm.contexts.window import Window
+from permllm.permutations.lcp import Lcp, LearnedPermutations
 from permllm.testing.windows import toy_window
+from permllm.training.loop import Step, train_step
 from permllm.training.losses import LOSSES, WindowLoss
 from permllm.training.steps import Parts, add_gradients, all_finite
+from permllm.world import World
 
 WANTED = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3221225472 bytes."
 
@@ -64,6 +68,38 @@ def test_the_gradient_of_parts_is_that_of_the_whole(
     # The losses of cosine and next-token are in float32, whose rounding remains.
     exact = loss == "kl"
     assert torch.allclose(*found, rtol=1e-9 if exact else 2e-4, atol=1e-12 if exact else 1e-6)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@settings(max_examples=5)
+@given(sequences=st.integers(1, 8), shards=st.integers(1, 9))
+def test_the_step_of_shards_is_that_of_the_whole(
+    streamed: bool, sequences: int, shards: int
+) -> None:
+    found = []
+    for count in (1, shards):
+        window = attrs.evolve(double_window(range(2)), world=World(shards=count), streamed=streamed)
+        starts = {name: torch.arange(group.channels) for name, group in window.groups.items()}
+        options = Lcp(block=4, loss="kl", precision="model", optimiser="adam")
+        trainee = LearnedPermutations(options, window, starts)
+        trainee.logits = trainee.logits.map(lambda one: one.detach().double().requires_grad_())
+        trainee.optimiser = torch.optim.SGD(trainee.logits.tensors, lr=1.0)
+        before = [one.detach().clone() for one in trainee.logits.tensors]
+        figures = train_step(
+            trainee,
+            options.window_loss(window),
+            torch.arange(sequences),
+            Step(1, 2),
+            1.0,
+            world=window.world,
+        )
+        moved = [
+            (one.detach() - then).flatten()
+            for one, then in zip(trainee.logits.tensors, before, strict=True)
+        ]
+        found.append(torch.cat([*moved, torch.tensor([figures["loss"]])]))
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-10)
 
 
 def test_a_whole_step_is_what_autograd_gives_bit_by_bit() -> None:

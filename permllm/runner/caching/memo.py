@@ -21,6 +21,7 @@ from permllm.results import Cost
 from permllm.runner.caching.keys import Unhashable, digest
 from permllm.runner.caching.store import Cache
 from permllm.runner.memory import PeakMemory
+from permllm.world import ALONE, World
 
 PARTS_SHARE = 0.25
 """Of the cache, what one run's parts of a stage may take: hidden states of a large model between
@@ -76,12 +77,14 @@ class Stages:
         base: a hash of what all of them depend on: model, machine and code.
         rounding: what changes their last digits alone; results are kept apart by it.
         on_reuse: is told which result was found, and the seconds that this saved.
+        world: the processes that go through the stages together; the first looks and keeps.
     """
 
     cache: Cache | None = None
     base: str = ""
     rounding: str = ""
     on_reuse: Callable[[str, float], None] = lambda stage, seconds: None
+    world: World = ALONE
 
     def key(self, kind: str, parts: Callable[[], Any]) -> str | None:
         """The key of a result; None if what it depends on cannot be told.
@@ -126,14 +129,15 @@ class Stages:
     def part(self, kind: str, key: str | None, make: Callable[[], Tensor], parts: int) -> Tensor:
         """One tensor of so many that make a stage: found in silence, its cost not measured.
 
-        It is kept if all of them would take no more than a share of the cache.
+        It is kept if all of them would take no more than a share of the cache. Every process
+        looks for its own, and keeps them.
         """
-        kept = self.find(kind, key)
+        kept = self._found(kind, key)
         if kept is not None and "part" in kept.tensors:
             return kept.tensors["part"]
         made = make().detach().cpu()
         if self.cache and parts * made.nbytes <= PARTS_SHARE * self.cache.limit:
-            self.keep(kind, key, Outcome({"part": made}))
+            self._put(kind, key, partial(_save, Outcome({"part": made})))
         return made
 
     def entry(self, kind: str, key: str | None) -> Path | None:
@@ -142,12 +146,18 @@ class Stages:
 
     def put(self, kind: str, key: str | None, write: Callable[[Path], None]) -> Path | None:
         """Keep what ``write`` writes as a file of tensors; None where that is not kept."""
+        return self._put(kind, key, write) if self.world.leads else None
+
+    def _put(self, kind: str, key: str | None, write: Callable[[Path], None]) -> Path | None:
         if not self.cache or not key:
             return None
         return self.cache.put(kind, self._kept_as(key), ".safetensors", write)
 
     def find(self, kind: str, key: str | None) -> Outcome | None:
         """A result that was kept, or None."""
+        return self.world.agreed(partial(self._found, kind, key))
+
+    def _found(self, kind: str, key: str | None) -> Outcome | None:
         path = self.entry(kind, key)
         if path is None:
             return None
@@ -171,30 +181,20 @@ class Stages:
 
     def keep(self, kind: str, key: str | None, outcome: Outcome) -> None:
         """Keep a result for the runs to come."""
-        tensors = {name: tensor.contiguous() for name, tensor in outcome.tensors.items()}
-        metadata = {
-            "cost": json.dumps(attrs.asdict(outcome.cost)),
-            "log": json.dumps(outcome.log),
-        }
-        self.put(kind, key, partial(save_file, tensors, metadata=metadata))
+        self.put(kind, key, partial(_save, outcome))
 
     def figures(
         self, kind: str, key: str | None, make: Callable[[], dict[str, float]], *, stage: str
     ) -> dict[str, float]:
         """Numbers by name; the arguments are those of :meth:`tensors`."""
-        path = self.entry(kind, key)
-        if path is not None:
-            try:
-                known = converted(read_json(path), _Figures, str(path))
-            except UserError as error:
-                self._reject(path, error)
-            else:
-                self.on_reuse(stage, known.seconds)
-                return known.figures
+        known = self.world.agreed(partial(self._known, kind, key))
+        if known is not None:
+            self.on_reuse(stage, known.seconds)
+            return known.figures
         began = time.perf_counter()
         made = make()
         kept = {"figures": made, "seconds": time.perf_counter() - began}
-        if self.cache and key:
+        if self.cache and key and self.world.leads:
             self.cache.put(
                 kind,
                 self._kept_as(key),
@@ -202,6 +202,16 @@ class Stages:
                 lambda path: _write(path, json.dumps(kept, indent=1)),
             )
         return made
+
+    def _known(self, kind: str, key: str | None) -> _Figures | None:
+        path = self.entry(kind, key)
+        if path is None:
+            return None
+        try:
+            return converted(read_json(path), _Figures, str(path))
+        except UserError as error:
+            self._reject(path, error)
+            return None
 
     def _reject(self, path: Path, error: Exception) -> None:
         """Give up an entry that is whole, but holds what no stage writes."""
@@ -211,6 +221,12 @@ class Stages:
 
     def _kept_as(self, key: str) -> str:
         return digest(key, self.rounding)
+
+
+def _save(outcome: Outcome, path: Path) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in outcome.tensors.items()}
+    cost, log = json.dumps(attrs.asdict(outcome.cost)), json.dumps(outcome.log)
+    save_file(tensors, path, metadata={"cost": cost, "log": log})
 
 
 def _write(path: Path, text: str) -> None:

@@ -66,7 +66,12 @@ class Checked:
 
 
 def check_plan(
-    plan: Plan, path: Path | None = None, *, elsewhere: bool = False, on: Machine | None = None
+    plan: Plan,
+    path: Path | None = None,
+    *,
+    elsewhere: bool = False,
+    on: Machine | None = None,
+    processes: int = 1,
 ) -> Checked:
     """Look at everything that can be known without loading weights.
 
@@ -76,6 +81,7 @@ def check_plan(
         elsewhere: it is to be done on another machine: too little memory or disk on this
             one is no mistake.
         on: the machine that the estimate is for; this one if it is None.
+        processes: of this one, how many share the work.
 
     Raises:
         UserError: the model or a file is not there, the pattern does not fit, the
@@ -110,7 +116,7 @@ def check_plan(
     in_files = isinstance(pipeline.model, DirectorySource | HubSource)
     mapped = saved.itemsize if in_files and saved and saved.itemsize <= itemsize else None
     numbers = Numbers(itemsize, saved_itemsize, mapped)
-    machine = on or this_machine(device)
+    machine = on or attrs.evolve(this_machine(device), processes=processes)
     cost = estimate(plan, shape, numbers, machine)
     warnings: list[str] = []
     for look in (

@@ -7,6 +7,8 @@ and are meant to tell minutes from hours and fits from does not fit.
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 from permllm.distinct import distinct
@@ -22,6 +24,7 @@ from permllm.runner.preflight.workload import (
     pruning_cost,
     statistics_of,
     training_cost,
+    window_layers,
     workload_of,
 )
 from permllm.runs.plan import Plan
@@ -52,6 +55,8 @@ class Estimate:
         device_bytes: at the peak, of the device's memory; 0 where the machine itself computes.
         copied_bytes: that go from the machine's memory to the device.
         streamed: whether layers visit the device to run, of any run.
+        processes: that share the work.
+        exchange_seconds: of the time, what processes take to add up gradients.
     """
 
     parameters: int
@@ -63,6 +68,8 @@ class Estimate:
     device_bytes: int = 0
     copied_bytes: int = 0
     streamed: bool = False
+    processes: int = 1
+    exchange_seconds: float = 0.0
 
     @property
     def time(self) -> str:
@@ -74,9 +81,12 @@ class Estimate:
         """One line: ``about 8 min 20 s, 2.1 GiB of memory and 1.6 GiB of disk``."""
         device = f"{memory(self.device_bytes)} of the device's memory, " * bool(self.device_bytes)
         copied = f", {memory(self.copied_bytes)} copied to the device" * bool(self.copied_bytes)
+        each = f" for each of {self.processes} processes" * (self.processes > 1)
+        adding = f", {self.exchange_seconds:.1f} s of the time to add up gradients"
+        adding *= self.exchange_seconds > 0
         return (
-            f"about {self.time}, {device}{memory(self.memory_bytes)} of memory "
-            f"and {memory(self.disk_bytes)} of disk{copied}"
+            f"about {self.time}, {device}{memory(self.memory_bytes)} of memory{each} "
+            f"and {memory(self.disk_bytes)} of disk{copied}{adding}"
         )
 
     def to_dict(self) -> dict[str, float]:
@@ -95,7 +105,8 @@ def estimate(plan: Plan, shape: ModelShape, numbers: Numbers, machine: Machine) 
     """
     operations = float(shape.parameters * FORWARD) * evaluation_cost(plan.pipeline, shape).tokens
     pipelines = [run.pipeline for run in plan.runs]
-    operations += sum(run_operations(pipeline, shape) for pipeline in pipelines)
+    operations /= machine.processes
+    operations += sum(run_operations(pipeline, shape, machine.processes) for pipeline in pipelines)
     training = sum(training_cost(pipeline, shape).seconds for pipeline in pipelines)
     # Searches of pruners: what a run's learner searches is counted by search_seconds.
     training += sum(pruning_cost(pipeline, shape).search_seconds for pipeline in pipelines)
@@ -105,10 +116,16 @@ def estimate(plan: Plan, shape: ModelShape, numbers: Numbers, machine: Machine) 
     searching = search_seconds(plan, shape)
     exports = sum(len(pipeline.export) for pipeline in pipelines)
     files = PROGRAM_SECONDS + shape.parameters * (OPENING + EXPORTING * exports)
+    exchanging = sum(exchange_seconds(pipeline, shape, machine) for pipeline in pipelines)
     return Estimate(
         parameters=shape.parameters,
         runs=len(plan.runs),
-        seconds=operations / machine.speed + copied / machine.link + training + searching + files,
+        seconds=operations / machine.speed
+        + searching / machine.processes
+        + copied / machine.link
+        + training
+        + exchanging
+        + files,
         memory_bytes=max((one.host for one in takes), default=0),
         least_memory_bytes=max((one.least for one in takes), default=0),
         disk_bytes=sum(kept_bytes(p, shape, numbers.computed, numbers.saved) for p in pipelines)
@@ -116,6 +133,8 @@ def estimate(plan: Plan, shape: ModelShape, numbers: Numbers, machine: Machine) 
         device_bytes=max((one.device for one in takes), default=0),
         copied_bytes=copied,
         streamed=any(one.streamed for one in takes),
+        processes=machine.processes,
+        exchange_seconds=exchanging,
     )
 
 
@@ -132,18 +151,35 @@ def search_seconds(plan: Plan, shape: ModelShape) -> float:
     )
 
 
-def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
-    """Floating-point operations of pruning and evaluating one model."""
+def exchange_seconds(pipeline: Pipeline, shape: ModelShape, machine: Machine) -> float:
+    """What processes take to add up the gradients of all training steps of a run.
+
+    Each sends and receives all of them but its own share, to be added up and then as their sums.
+    """
+    windows = math.ceil(shape.layers / window_layers(pipeline, shape))
+    seconds = 0.0
+    workload = workload_of(pipeline, shape)
+    for cost in (pipeline.layers.permutation.cost(workload), pruning_cost(pipeline, shape)):
+        steps = windows * cost.trained / max(1, cost.batch)
+        sent = 2 * cost.gradients * (1 - 1 / machine.processes)
+        seconds += steps * sent / machine.network
+    return seconds
+
+
+def run_operations(pipeline: Pipeline, shape: ModelShape, processes: int = 1) -> float:
+    """Floating-point operations of a process that prunes and evaluates one model with others."""
     calibration = pipeline.calibration
     asked = calibration.sequences * calibration.length
     # Statistics, the error of each linear and the inputs of later windows.
-    tokens = FORWARD * 3 * asked
+    tokens = float(FORWARD * 3 * asked)
     if any(settings.pruner.sequential for settings, _ in pruned_linears(pipeline, shape)):
         # Its statistics, and the inputs of the next layer.
         tokens += FORWARD * 2 * asked
     cost = training_cost(pipeline, shape)
     # Learning needs the dense model's outputs, once a sequence, and its own gradient.
-    tokens += (2 * FORWARD + BACKWARD) * cost.trained * calibration.length
+    # More processes than a step has sequences do not help.
+    alike = processes / min(processes, max(1, cost.batch))
+    tokens += (2 * FORWARD + BACKWARD) * cost.trained * calibration.length * alike
     if allocation := pipeline.layers.allocation:
         tokens += FORWARD * allocation.cost(workload_of(pipeline, shape)).tokens
     tokens += FORWARD * (cost.tokens + evaluation_cost(pipeline, shape).tokens)
@@ -152,4 +188,4 @@ def run_operations(pipeline: Pipeline, shape: ModelShape) -> float:
         for statistic, c_in, _ in statistics_of(pipeline, shape)
         if statistic.channel_axes > 1
     )
-    return float(tokens * shape.parameters) + cost.operations + sums
+    return (tokens * shape.parameters + sums) / processes + cost.operations

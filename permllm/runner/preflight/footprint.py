@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 from permllm.formats.stored import COPIES_SHARE
@@ -94,6 +96,11 @@ class Footprint:
         return self.shape.pruned * self.layers // max(1, self.shape.layers)
 
     @property
+    def batch(self) -> int:
+        """Sequences of a training step that a process has; 0 where nothing trains."""
+        return math.ceil(training_cost(self.pipeline, self.shape).batch / self.machine.processes)
+
+    @property
     def streamed(self) -> bool:
         """Whether layers of a window are held one at a time."""
         layers = window_layers(self.pipeline, self.shape)
@@ -144,9 +151,10 @@ class Footprint:
     def working(self) -> int:
         """Bytes that a window needs where it computes, besides its weights."""
         working = working_bytes(
-            self.pipeline, self.shape, self.numbers.computed, self.layers, self.machine.bfloat16
-        )
-        if training_cost(self.pipeline, self.shape).batch and self.machine.device is None:
+            self.pipeline, self.shape, self.numbers.computed, self.layers, self.batch,
+            self.machine.bfloat16,
+        )  # fmt: skip
+        if self.batch and self.machine.device is None:
             working = round(HELD * (working + self.entering))
         widened = self.numbers.mapped not in (None, self.numbers.computed)
         if self.machine.device is None and widened and self.pipeline.stream != "always":
@@ -160,14 +168,13 @@ class Footprint:
         They lie in the machine's own memory, whatever computes.
         """
         others = window_layers(self.pipeline, self.shape) - self.layers
-        batch = training_cost(self.pipeline, self.shape).batch
-        tokens = batch * self.pipeline.calibration.length
+        tokens = self.batch * self.pipeline.calibration.length
         return others * tokens * self.shape.hidden * self.numbers.computed
 
     @property
     def target_bytes(self) -> int:
         """Bytes of the dense states that a training compares with."""
-        if not training_cost(self.pipeline, self.shape).batch:
+        if not self.batch:
             return 0
         calibration = self.pipeline.calibration
         sequences = wished_sequences(self.pipeline) + calibration.held_out
@@ -226,7 +233,7 @@ def stream_bytes(pipeline: Pipeline, shape: ModelShape, number_bytes: int) -> in
 
 
 def working_bytes(
-    pipeline: Pipeline, shape: ModelShape, number_bytes: int, held: int, bfloat16: bool
+    pipeline: Pipeline, shape: ModelShape, number_bytes: int, held: int, batch: int, bfloat16: bool
 ) -> int:
     """What a window needs besides the weights: scores, gradients and activations.
 
@@ -235,6 +242,7 @@ def working_bytes(
         shape: the model's sizes.
         number_bytes: of a number that is computed with.
         held: how many layers are held at once.
+        batch: sequences of a training step; 0 where nothing trains.
         bfloat16: whether a training may multiply in bfloat16.
     """
     calibration, layers = pipeline.calibration, window_layers(pipeline, shape)
@@ -244,15 +252,15 @@ def working_bytes(
     # Of what is streamed, scores are made for one linear at a time.
     scores = 4 * share if held == layers else 0
     logits = 4 * calibration.length * shape.vocabulary
-    if not cost.batch:
+    if not batch:
         return scores + statistics + calibration.batch_size * logits
     multiplied = 2 if bfloat16 else number_bytes
     # Transposed copies of scores and weights, masked weights, their gradients.
     copies = (number_bytes + 3 * multiplied) * share
-    states = cost.batch * calibration.length * shape.hidden
+    states = batch * calibration.length * shape.hidden
     kept = ACTIVATIONS * held * states * multiplied
     # The loss holds the logits of both models and a gradient.
-    return scores + statistics + copies + kept + 3 * cost.batch * logits
+    return scores + statistics + copies + kept + 3 * batch * logits
 
 
 def statistic_bytes(pipeline: Pipeline, shape: ModelShape, layers: int) -> int:

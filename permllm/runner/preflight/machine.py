@@ -31,6 +31,8 @@ class Machine:
         host: bytes of its own memory that are free; None where that is not known.
         device: bytes that are free on the device; None where the machine itself computes.
         link: bytes per second from its memory to the device.
+        processes: how many of its like share the work, each with a device of its own.
+        network: bytes per second between them.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Machine:
     host: int | None = None
     device: int | None = None
     link: float = math.inf
+    processes: int = 1
+    network: float = math.inf
 
     @property
     def free(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -397,3 +398,40 @@ def test_big_models_find_room_on_one_small_gpu(
     assert resident.estimate.device_bytes > 3 * 141e9
     assert any("stream: always would need" in warning for warning in resident.warnings)
     assert {one.stem for one in BIG.glob("*.yaml")} == set(BIG_CONFIGS)
+
+
+PROCESSES = Path(__file__).parents[3] / "docs/many-processes.md"
+CLUSTERS = {1: math.inf, 8: 450e9, 32: 50e9}
+"""Bytes per second between so many GPUs: within a machine, and between four."""
+
+
+@pytest.mark.parametrize("processes", CLUSTERS)
+def test_processes_share_the_work_and_the_docs_say_what_that_takes(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = BIG_CONFIGS["llama-3.1-70b"] | {"dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    path = BIG / "llama-3.1-70b.yaml"
+    cells = [str(processes)]
+    found = []
+    for grows in (1, processes):
+        settings = [
+            f"calibration.sequences={64 * grows}", f"layers.permutation.batch={8 * grows}"
+        ]  # fmt: skip
+        plan = make_plan(path, Registry.load(), settings, out=tmp_path / "out")
+        on = attrs.evolve(KNOWN["h100"], processes=processes, network=CLUSTERS[processes])
+        cost = check.check_plan(plan, path, elsewhere=True, on=on).estimate
+        found.append(cost)
+        cells += [cost.time, memory(cost.device_bytes), f"{cost.exchange_seconds:.2f} s"]
+    assert f"| {' | '.join(cells)} |" in PROCESSES.read_text(encoding="utf-8")
+    same, more = found
+    assert (same.exchange_seconds > 0) == (processes > 1)
+    # As many steps with as much for each process.
+    assert more.device_bytes == pytest.approx(29.7 * 2**30, rel=0.01)
+    assert more.copied_bytes == same.copied_bytes
+    assert (same.device_bytes < more.device_bytes) == (processes > 1)
+    assert (same.seconds < more.seconds) == (processes > 1)
+    if processes > 1:
+        assert f"for each of {processes} processes" in same.summary()
+        assert "to add up gradients" in same.summary()

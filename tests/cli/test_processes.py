@@ -1,0 +1,199 @@
+"""``torchrun … -m permllm run``: several processes do what one does, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from torchrun import torchrun
+
+from permllm.cli.processes import processes
+from permllm.files import read_sealed
+
+PIPELINE = """\
+permllm: 1
+name: shared
+model: {source: directory, path: model}
+calibration:
+  {dataset: {name: text, path: text.txt}, sequences: 12, length: 32, batch_size: 3, held_out: 5}
+pattern: "2:4"
+layers: {window: 1}
+matrix:
+  include:
+    - {layers.permutation: cp, layers.pruner: sparsegpt}
+    - layers.permutation: {name: lcp, steps: 3, batch: 8, block: 16}
+      layers.pruner: {name: distil, steps: 2, batch: 6}
+evaluate:
+  - {name: perplexity, dataset: {name: text, path: text.txt}, length: 32, max_tokens: 900}
+  - {name: choices, path: questions.jsonl}
+  - fidelity
+export: [permuted]
+track: {}
+shards: 4
+"""
+
+LONG = """\
+permllm: 1
+name: long
+model: {source: directory, path: model}
+calibration: {dataset: {name: text, path: text.txt}, sequences: 8, length: 32, held_out: 2}
+pattern: "2:4"
+layers: {window: 1, permutation: {name: lcp, steps: 40, batch: 4, block: 16, start: none}}
+export: [permuted]
+track: {}
+shards: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[..., Path]) -> Path:
+    """A folder with a tiny model, a text, questions and pipeline files."""
+    folder = tiny_project(tmp_path_factory.mktemp("shared"), PIPELINE)
+    (folder / "long.yaml").write_text(LONG)
+    questions = (
+        {"query": f"The {word} fox jumps", "choices": ["over it", "under", "again"], "gold": 0}
+        for word in ("quick", "brown", "lazy", "very lazy")
+    )
+    lines = "".join(json.dumps(question) + "\n" for question in questions)
+    (folder / "questions.jsonl").write_text(lines)
+    return folder
+
+
+def exported(out: Path) -> dict[str, str]:
+    """The hash of every file of tensors that was exported."""
+    files = sorted(out.glob("runs/*/exports/**/*.safetensors"))
+    assert files
+    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def course(out: Path) -> list[object]:
+    """The figures of every training step."""
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    return [(one["step"], one["figures"]) for one in events if "step" in one]
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, permllm) -> Path:
+    """The run's folder of one process."""
+    done = permllm("run", "tiny.yaml", "--out", "alone", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "alone"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_figures_traces_and_exports_are_those_of_one_process(
+    count: int, folder: Path, alone: Path
+) -> None:
+    words = ("-m", "permllm", "run", "tiny.yaml", "--json", "--out", f"by-{count}")
+    done = torchrun(count, *words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    # One speaks for all.
+    said = json.loads(done.stdout)
+    assert [run["label"] for run in said["runs"]] == ["dense", "cp sparsegpt", "lcp distil"]
+    assert done.stderr.count("checking tiny.yaml") == 1
+    out = folder / f"by-{count}"
+    assert exported(out) == exported(alone)
+    assert course(out) == course(alone) != []
+    for mine, other in zip(
+        read_sealed(out / "results.json")["runs"],
+        read_sealed(alone / "results.json")["runs"],
+        strict=True,
+    ):
+        assert mine["figures"] == other["figures"]
+        assert mine["layers"] == other["layers"]
+
+
+def test_one_that_is_killed_ends_all_and_is_named_and_one_goes_on_to_the_same_bits(
+    folder: Path, permllm
+) -> None:
+    whole = permllm("run", "long.yaml", "--out", "whole", cwd=folder)
+    assert whole.returncode == 0, whole.stderr
+    words = ("--nproc-per-node=2", "--standalone", "-m", "permllm", "run", "long.yaml")
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *words, "--out", "killed"],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    second: list[int] = []
+    while time.monotonic() < deadline:
+        if list(folder.glob("killed/runs/*/windows/000.safetensors")):
+            second = [pid for pid in _children(begun.pid) if _rank(pid) == "1"]
+            break
+        time.sleep(0.05)
+    assert second, "no window was finished in time"
+    os.kill(second[0], signal.SIGKILL)
+    said = begun.communicate(timeout=120)[1]
+    assert begun.returncode != 0
+    assert re.search(r"process 1 of 2 on \S+ \(process id \d+\) has ended", said), said
+    assert "--out killed --resume" in said
+    assert not (folder / "killed" / "results.json").exists()
+    resumed = permllm("run", "long.yaml", "--out", "killed", "--resume", cwd=folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert exported(folder / "killed") == exported(folder / "whole")
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _rank(pid: int) -> str | None:
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair).get("RANK")
+
+
+def test_shards_are_those_of_the_processes_that_began_and_stay(folder: Path, permllm) -> None:
+    (folder / "none.yaml").write_text(
+        LONG.replace("shards: 2\n", "").replace("name: lcp, steps: 40", "name: lcp, steps: 2")
+    )
+    done = torchrun(2, "-m", "permllm", "run", "none.yaml", "--out", "two", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "shards: 2" in (folder / "two" / "pipeline.yaml").read_text()
+    # It is the same pipeline, in whatever number of processes it goes on.
+    again = permllm("run", "none.yaml", "--out", "two", "--resume", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert "done before" in again.stderr or "reused" in again.stderr or "kept" in again.stderr
+
+
+def test_a_pipeline_that_differs_is_refused_once(folder: Path) -> None:
+    script = folder / "differs.py"
+    script.write_text(
+        "import os, sys\n"
+        "from permllm.cli.main import main\n"
+        "seed = ['--set', 'seed=1'] if os.environ['RANK'] == '1' else []\n"
+        "main(['run', 'long.yaml', '--out', 'differs', *seed])\n"
+    )
+    done = torchrun(2, script, cwd=folder)
+    assert done.returncode != 0
+    assert done.stderr.count("process 1 of 2 on") == 1, done.stderr
+    assert "has another pipeline than the first one" in done.stderr
+
+
+def test_more_processes_than_shards_are_said_to_be_idle(folder: Path) -> None:
+    words = ("-m", "permllm", "run", "tiny.yaml", "--set", "shards=1", "--out", "never")
+    done = torchrun(2, *words, "--dry-run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "never").exists()
+    assert done.stdout.count("would do these runs") == 1
+
+
+def test_what_one_finds_wrong_before_all_begin_is_said_once(folder: Path) -> None:
+    done = torchrun(2, "-m", "permllm", "run", "no-such.yaml", cwd=folder)
+    assert done.stderr.count("no-such.yaml") == 1, done.stderr
+    assert done.stderr.count("Traceback") == 1  # torchrun's own
+
+
+def test_without_others_nothing_is_met() -> None:
+    with processes() as world:
+        assert world.size == 1

@@ -1,0 +1,57 @@
+"""Meeting the processes that were started together."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from permllm.errors import UserError
+from permllm.meeting import VARIABLES, world_of_processes
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The second of two processes, whose first does not answer at this port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    for name, value in zip(VARIABLES, ("1", "2", "127.0.0.1", str(port)), strict=True):
+        monkeypatch.setenv(name, value)
+    return port
+
+
+def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "8")  # as clusters leave it around
+    with world_of_processes() as world:
+        assert (world.rank, world.size) == (0, 1)
+
+
+def test_of_one_that_torchrun_started_alone_nothing_is_met(
+    nobody: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with world_of_processes() as world:
+        assert world.size == 1
+
+
+def test_an_address_that_does_not_answer_is_named(nobody: int) -> None:
+    began = time.monotonic()
+    with (
+        pytest.raises(UserError, match=rf"cannot be met at 127\.0\.0\.1:{nobody}") as caught,
+        world_of_processes(joining=0.5),
+    ):
+        pass
+    assert "torchrun" in str(caught.value.hint)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(("name", "value"), [("MASTER_PORT", "x"), ("MASTER_ADDR", "no.such.host")])
+def test_an_address_that_is_none_is_named(
+    nobody: int, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=value), world_of_processes(joining=0.1):
+        pass
