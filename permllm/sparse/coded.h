@@ -92,16 +92,72 @@ void coded_tile(const CodedProblem& p, int64_t row, int64_t token) {
   }
 }
 
+#ifdef PERMLLM_PAIRS
+// As coded_tile for two rows of 2:4 that are so far apart, with the same bits; each row goes on in
+// a stream of its own.
+template <int CodeBits, int Tokens>
+void coded_pair(const CodedProblem& p, int64_t row, int64_t apart, int64_t token) {
+  constexpr int lanes = Floats<float>::lanes;
+  const int64_t rows[] = {row, row + apart};
+  const uint8_t *codes[2], *indices[2];
+  const float* scales[2];
+  for (int r = 0; r < 2; ++r) {
+    codes[r] = p.codes + rows[r] * p.code_bytes;
+    indices[r] = p.indices + rows[r] * p.row_bytes;
+    scales[r] = p.scales + rows[r] * p.parts;
+  }
+  const float* x = p.x + token * p.c_in;
+  Pairs::Two sums[Tokens];
+  for (auto& sum : sums) sum = Pairs::zero();
+  const int64_t whole = p.kept / lanes * lanes;
+  for (int64_t first = 0, part = 0; first < whole; first += p.part, ++part) {
+    Pairs::Two own[Tokens];
+    for (auto& sum : own) sum = Pairs::zero();
+    const int64_t end = std::min(first + p.part, whole);
+    for (int64_t k = first; k < end; k += lanes) {
+      const int64_t at = k * CodeBits / 8;
+      const auto places = Pairs::places(indices[0] + k / 4, indices[1] + k / 4);
+      const auto values = Pairs::codes<CodeBits>(codes[0] + at, codes[1] + at);
+      for (int t = 0; t < Tokens; ++t) Pairs::fuse(own[t], values, places, x + t * p.c_in + 2 * k);
+    }
+    for (int t = 0; t < Tokens; ++t)
+      Pairs::scale(sums[t], scales[0][part], scales[1][part], own[t]);
+  }
+  for (int t = 0; t < Tokens; ++t) {
+    const auto of_rows = Pairs::apart(sums[t]);
+    for (int r = 0; r < 2; ++r) {
+      float sum = Floats<float>::total(of_rows[r]);
+      for_places(indices[r], p.row_bytes, whole, p.kept, 2, 4, 2, [&](int64_t k, int64_t place) {
+        sum += code_at<CodeBits>(codes[r], k) * scales[r][k / p.part] * x[t * p.c_in + place];
+      });
+      p.y[(token + t) * p.c_out + rows[r]] = sum + (p.bias ? p.bias[rows[r]] : 0.0f);
+    }
+  }
+}
+#endif
+
+// The rows for some tokens.
+template <int CodeBits, int Bits, int Tokens>
+void coded_tiles(const CodedProblem& p, int64_t begin, int64_t end, int64_t token) {
+#ifdef PERMLLM_PAIRS
+  if constexpr (Bits == 2) {
+    const int64_t apart = (end - begin) / 2;
+    for (int64_t row = begin; row < begin + apart; ++row)
+      coded_pair<CodeBits, Tokens>(p, row, apart, token);
+    begin += 2 * apart;
+  }
+#endif
+  for (; begin < end; ++begin) coded_tile<CodeBits, Bits, Tokens>(p, begin, token);
+}
+
 // One row at a time is one stream of weights; see register_rows in kernel.cpp.
 template <int CodeBits, int Bits>
 void coded_register_rows(const CodedProblem& p, int64_t begin, int64_t end) {
   for (int64_t token = 0; token < p.tokens;) {
     const int64_t left = p.tokens - token;
-    for (int64_t row = begin; row < end; ++row) {
-      if (left >= 4) coded_tile<CodeBits, Bits, 4>(p, row, token);
-      else if (left >= 2) coded_tile<CodeBits, Bits, 2>(p, row, token);
-      else coded_tile<CodeBits, Bits, 1>(p, row, token);
-    }
+    if (left >= 4) coded_tiles<CodeBits, Bits, 4>(p, begin, end, token);
+    else if (left >= 2) coded_tiles<CodeBits, Bits, 2>(p, begin, end, token);
+    else coded_tiles<CodeBits, Bits, 1>(p, begin, end, token);
     token += left >= 4 ? 4 : left >= 2 ? 2 : 1;
   }
 }

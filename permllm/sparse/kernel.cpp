@@ -107,6 +107,68 @@ void rows_by_tokens(const Problem<typename Machine::Value, typename Machine::Inp
   if (token < end) tile<Machine, Bits, Rows, 1>(p, row, token);
 }
 
+#ifdef PERMLLM_PAIRS
+// As tile for two rows of 2:4 that are so far apart, with the same bits; each row goes on in a
+// stream of its own.
+template <int Tokens, typename Value>
+void pair(const Problem<Value, float>& p, int64_t row, int64_t apart, int64_t token) {
+  constexpr int lanes = Floats<float>::lanes;
+  const int64_t rows[] = {row, row + apart};
+  const Value* values[2];
+  const uint8_t* indices[2];
+  for (int r = 0; r < 2; ++r) {
+    values[r] = p.values + rows[r] * p.kept;
+    indices[r] = p.indices + rows[r] * p.row_bytes;
+  }
+  const float* x = p.x + token * p.c_in;
+  Pairs::Two sums[Tokens];
+  for (auto& sum : sums) sum = Pairs::zero();
+  const int64_t whole = p.kept / lanes * lanes;
+  for (int64_t k = 0; k < whole; k += lanes) {
+    const auto places = Pairs::places(indices[0] + k / 4, indices[1] + k / 4);
+    const auto both = Pairs::values(values[0] + k, values[1] + k);
+    for (int t = 0; t < Tokens; ++t) Pairs::fuse(sums[t], both, places, x + t * p.c_in + 2 * k);
+  }
+  for (int t = 0; t < Tokens; ++t) {
+    const auto of_rows = Pairs::apart(sums[t]);
+    for (int r = 0; r < 2; ++r) {
+      float sum = Floats<float>::total(of_rows[r]);
+      for_places(indices[r], p.row_bytes, whole, p.kept, 2, 4, 2, [&](int64_t k, int64_t place) {
+        sum += static_cast<float>(values[r][k]) * x[t * p.c_in + place];
+      });
+      if (p.bias) sum += p.bias[rows[r]];
+      p.y[(token + t) * p.c_out + rows[r]] = static_cast<Value>(sum);
+    }
+  }
+}
+
+template <typename Value>
+void pairs_by_tokens(const Problem<Value, float>& p, int64_t row, int64_t apart, int64_t token,
+                     int64_t end) {
+  for (; token + 4 <= end; token += 4) pair<4>(p, row, apart, token);
+  if (token + 2 <= end) {
+    pair<2>(p, row, apart, token);
+    token += 2;
+  }
+  if (token < end) pair<1>(p, row, apart, token);
+}
+#endif
+
+// Rows that share no inputs.
+template <class Machine, int Bits>
+void single_rows(const Problem<typename Machine::Value, typename Machine::Input>& p, int64_t begin,
+                 int64_t end, int64_t token, int64_t token_end) {
+#ifdef PERMLLM_PAIRS
+  if constexpr (Bits == 2) {
+    const int64_t apart = (end - begin) / 2;
+    for (int64_t row = begin; row < begin + apart; ++row)
+      pairs_by_tokens(p, row, apart, token, token_end);
+    begin += 2 * apart;
+  }
+#endif
+  for (; begin < end; ++begin) rows_by_tokens<Machine, Bits, 1>(p, begin, token, token_end);
+}
+
 // Inputs of so many bytes stay in the first cache beside the weights that pass through it, and
 // weights of so many in the second.
 constexpr int64_t kInputBytes = 20 << 10, kWeightBytes = 128 << 10;
@@ -117,7 +179,10 @@ constexpr int64_t kInputBytes = 20 << 10, kWeightBytes = 128 << 10;
 template <class Machine, int Bits>
 void register_rows(const Problem<typename Machine::Value, typename Machine::Input>& p,
                    int64_t begin, int64_t end) {
-  const int64_t fitting = kInputBytes / std::max<int64_t>(1, p.c_in * int64_t{sizeof(*p.x)});
+  int64_t fitting = kInputBytes / std::max<int64_t>(1, p.c_in * int64_t{sizeof(*p.x)});
+#ifdef PERMLLM_PAIRS
+  if constexpr (Bits == 2) fitting = std::max<int64_t>(4, fitting);
+#endif
   if (fitting < std::min<int64_t>(4, p.tokens)) {
     for (; begin + 4 <= end; begin += 4) rows_by_tokens<Machine, Bits, 4>(p, begin, 0, p.tokens);
     for (; begin < end; ++begin) rows_by_tokens<Machine, Bits, 1>(p, begin, 0, p.tokens);
@@ -128,8 +193,8 @@ void register_rows(const Problem<typename Machine::Value, typename Machine::Inpu
   const int64_t rows = std::max<int64_t>(1, kWeightBytes / std::max<int64_t>(1, row_bytes));
   for (int64_t first = begin; first < end; first += rows)
     for (int64_t token = 0; token < p.tokens; token += part)
-      for (int64_t row = first; row < std::min(first + rows, end); ++row)
-        rows_by_tokens<Machine, Bits, 1>(p, row, token, std::min(token + part, p.tokens));
+      single_rows<Machine, Bits>(p, first, std::min(first + rows, end), token,
+                                 std::min(token + part, p.tokens));
 }
 #endif
 

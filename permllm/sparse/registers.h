@@ -9,6 +9,7 @@
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 
@@ -148,6 +149,81 @@ struct Floats {
     const __m256i shifts = _mm256_set_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     const __m256i top = _mm256_sllv_epi32(_mm256_set1_epi32(static_cast<int>(word)), shifts);
     return _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28));
+  }
+};
+
+#define PERMLLM_PAIRS 1
+
+// Two rows of 2:4 at once, a and b. Registers hold two groups of both, [a a b b | a a b b], and
+// meet one register of inputs: a permutation within its halves fetches eight that are needed, where
+// one row alone has no use for half of them.
+struct Pairs {
+  // Eight numbers of each row: those of the first two groups, and of the next two.
+  struct Two { __m256 first, second; };
+  struct Places { __m256i first, second; };
+
+  static Two zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static Places places(const uint8_t* a, const uint8_t* b) {
+    uint32_t of_a = 0, of_b = 0;
+    std::memcpy(&of_a, a, 2);
+    std::memcpy(&of_b, b, 2);
+    const __m256i word = _mm256_set1_epi32(static_cast<int>(of_a | of_b << 16));
+    // The permutation looks at two bits of each lane.
+    return {_mm256_srlv_epi32(word, _mm256_setr_epi32(0, 2, 16, 18, 4, 6, 20, 22)),
+            _mm256_srlv_epi32(word, _mm256_setr_epi32(8, 10, 24, 26, 12, 14, 28, 30))};
+  }
+  static void fuse(Two& sums, const Two& values, const Places& places, const float* x) {
+    sums.first = _mm256_fmadd_ps(
+        values.first, _mm256_permutevar_ps(_mm256_loadu_ps(x), places.first), sums.first);
+    sums.second = _mm256_fmadd_ps(
+        values.second, _mm256_permutevar_ps(_mm256_loadu_ps(x + 8), places.second), sums.second);
+  }
+  static void scale(Two& sums, float a, float b, const Two& part) {
+    const __m256 scales = _mm256_setr_ps(a, a, b, b, a, a, b, b);
+    sums.first = _mm256_fmadd_ps(scales, part.first, sums.first);
+    sums.second = _mm256_fmadd_ps(scales, part.second, sums.second);
+  }
+  // The sums of each row, in the lanes that they have where a row is alone.
+  static std::array<__m256, 2> apart(const Two& sums) {
+    const __m256d first = _mm256_castps_pd(sums.first), second = _mm256_castps_pd(sums.second);
+    const __m256d a = _mm256_unpacklo_pd(first, second), b = _mm256_unpackhi_pd(first, second);
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(a, 0b11011000)),
+            _mm256_castpd_ps(_mm256_permute4x64_pd(b, 0b11011000))};
+  }
+  template <int CodeBits>
+  static Two codes(const uint8_t* a, const uint8_t* b) {
+    if constexpr (CodeBits == 8) {
+      const __m128i both = _mm_unpacklo_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(a)),
+                                              _mm_loadl_epi64(reinterpret_cast<const __m128i*>(b)));
+      return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(both)),
+              _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(both, both)))};
+    }
+    int of_a, of_b;
+    std::memcpy(&of_a, a, 4);
+    std::memcpy(&of_b, b, 4);
+    const __m128i both = _mm_unpacklo_epi8(_mm_cvtsi32_si128(of_a), _mm_cvtsi32_si128(of_b));
+    // Each lane's four bits go to the top, and back down with their sign.
+    const __m256i shifts = _mm256_set_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256i first = _mm256_sllv_epi32(_mm256_broadcastd_epi32(both), shifts);
+    const __m256i second =
+        _mm256_sllv_epi32(_mm256_broadcastd_epi32(_mm_srli_epi64(both, 32)), shifts);
+    return {_mm256_cvtepi32_ps(_mm256_srai_epi32(first, 28)),
+            _mm256_cvtepi32_ps(_mm256_srai_epi32(second, 28))};
+  }
+  static Two values(const BFloat16* a, const BFloat16* b) {
+    const __m128i of_a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a));
+    const __m128i of_b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(b));
+    const __m256i first = _mm256_cvtepu16_epi32(_mm_unpacklo_epi32(of_a, of_b));
+    const __m256i second = _mm256_cvtepu16_epi32(_mm_unpackhi_epi32(of_a, of_b));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(first, 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(second, 16))};
+  }
+  static Two values(const float* a, const float* b) {
+    const __m256d of_a = _mm256_castps_pd(_mm256_loadu_ps(a));
+    const __m256d of_b = _mm256_castps_pd(_mm256_loadu_ps(b));
+    const __m256 low = _mm256_castpd_ps(_mm256_unpacklo_pd(of_a, of_b));
+    const __m256 high = _mm256_castpd_ps(_mm256_unpackhi_pd(of_a, of_b));
+    return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
   }
 };
 #endif

@@ -80,6 +80,30 @@ def test_the_kernel_is_the_product_of_the_rounded_weight(
     assert_product(y, x, linear, weight)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 7])
+@pytest.mark.parametrize("grid", [None, Grid(8), Grid(4, 32)], ids=str)
+@pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
+def test_rows_have_the_same_bits_alone_and_beside_others(
+    dtype: torch.dtype, grid: Grid | None, tokens: int, kernel: Kernel
+) -> None:
+    pattern, generator = Pattern(2, 4), torch.Generator().manual_seed(tokens)
+    weight = torch.randn(7, 72, generator=generator)
+    weight *= nm_mask(weight.abs(), pattern)
+    x = torch.randn(tokens, 72, generator=generator).to(dtype)
+    values, indices = pack(weight.to(dtype), pattern)
+
+    def product(rows: slice) -> Tensor:
+        if grid is None:
+            return kernel.linear(x, values[rows], indices[rows], None, pattern)
+        rounded, scales = round_to_nearest(weight, torch.ones(72), grid)
+        kept, places = pack(rounded, pattern)
+        codes = store_codes(codes_of(kept, scales, grid.kept(72, pattern)), grid.bits)
+        return kernel.coded_linear(x, codes[rows], places[rows], scales[rows], None, pattern, grid)
+
+    alone = [product(slice(row, row + 1)) for row in range(7)]
+    assert torch.equal(product(slice(None)), torch.cat(alone, 1))
+
+
 def test_the_kernel_refuses_what_does_not_fit(had: Callable[[Kernel | str], Kernel]) -> None:
     built = had(load_kernel())
     x, indices = torch.zeros(1, 16), torch.zeros(2, 2, dtype=torch.uint8)
