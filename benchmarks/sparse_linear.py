@@ -2,9 +2,9 @@
 
 Times, interleaved in one process: the dense product; the same compiled by torch.compile;
 a compiled product that reads the packed weight (places decoded and inputs gathered in one
-loop of inductor's); the kernel of ``permllm.sparse``; unpacking a few megabytes at a time
-for a dense product; and what ``SparseLinear`` chooses, with values as they are and rounded
-to codes of 8 bits (a scale a row) and 4 (a scale for 128 channels). Of each weight there
+loop of inductor's); each of the ways in ``permllm.sparse.cpu``; and what ``SparseLinear``
+chooses, with values as they are and rounded to codes of 8 bits (a scale a row) and 4 (a scale
+for 128 channels; beside dense weights of as few: ``few_bits.py``). Of each weight there
 are as many copies as overflow the caches, one after the other, since decoding meets every
 weight of a model before it meets one again. Prints the median of dense, and by how many
 times each way is faster (the median of the rounds' ratios; below 1 it is slower).
@@ -235,9 +235,9 @@ def main(
             table.add_column("weight")
             for heading in ("tokens", "dense µs"):
                 table.add_column(heading, justify="right")
-            for heading in ("compiled dense", "compiled packed", "kernel", "unpacked by chunks"):
+            for heading in ("compiled dense", "compiled packed"):
                 table.add_column(heading, justify="right")
-            for heading in ("SparseLinear", *CODES):
+            for heading in (*(f"by {name}" for name in cpu.WAYS), "SparseLinear", *CODES):
                 table.add_column(heading, justify="right")
             for where, size in shapes.items():
                 for count in tokens:
