@@ -41,7 +41,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         seconds = json.loads(Path("mutmut-stats.json").read_text())["duration_by_test"]
         items[:] = [item for item in items if item.nodeid.startswith(folder)]
         items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
-        gc.freeze()  # or every fork would copy what it only looks through
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is no garbage, and is not looked through for any.
+
+    Every pruned run looks for some, which takes longer than the rest of a tiny one where all of
+    torch is among it; and a fork would copy what it only looks through.
+    """
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
