@@ -13,6 +13,9 @@ from permllm.given import Giver, WeightsChanged
 SAMPLED = 64
 """Entries of each parameter that are compared."""
 
+_NOTHING = torch.zeros(0)
+"""The entries where none are compared: one for all, since metrics are watched linear by linear."""
+
 
 @contextmanager
 def unchanged(model: nn.Module, giver: Giver, sampled: int = SAMPLED) -> Iterator[None]:
@@ -40,15 +43,16 @@ def unchanged(model: nn.Module, giver: Giver, sampled: int = SAMPLED) -> Iterato
 def _marks(model: nn.Module, sampled: int) -> dict[str, tuple[int, Tensor]]:
     """Of each parameter how often it was changed, and some entries, by name."""
     return {
-        name: (parameter._version, _some(parameter.data, sampled))
+        name: (parameter._version, _some(parameter, sampled))
         for name, parameter in model.named_parameters()
     }
 
 
-def _some(tensor: Tensor, sampled: int) -> Tensor:
-    """Entries from all over a tensor, on the CPU; the tensor itself is not copied."""
-    if not sampled or not tensor.numel():
-        return torch.zeros(0)
+def _some(parameter: nn.Parameter, sampled: int) -> Tensor:
+    """Entries from all over a parameter, on the CPU; the parameter itself is not copied."""
+    if not sampled or not parameter.numel():
+        return _NOTHING
+    tensor = parameter.data
     # A prime: no size of a model's axis is a multiple of it.
     steps = torch.arange(sampled, device=tensor.device) * 7919
     return tensor[tuple(steps % size for size in tensor.shape)].reshape(-1).cpu()
@@ -67,4 +71,6 @@ def _check_same(
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Whether two samples are the same to the bit, NaN included."""
+    if one is other:
+        return True
     return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
