@@ -22,7 +22,10 @@ calibration: {dataset: {name: text, path: text.txt}, sequences: 4, length: 16, h
 pattern: "2:4"
 layers: {window: 1}
 matrix:
-  layers.permutation: [none, cp, {name: lcp, passes: 2, block: 8}]
+  layers.permutation:
+    - none
+    - &short {name: cp, rounds: 2, steps: 2}
+    - {name: lcp, passes: 2, block: 8, start: *short}
 evaluate:
   - {name: perplexity, dataset: {name: text, path: text.txt}, length: 16, max_tokens: 128}
 export: [masked]
@@ -91,7 +94,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[...
 @pytest.fixture(scope="session")
 def cp_only() -> list[str]:
     """Settings of the pipeline file for one pruned run that measures nothing."""
-    return ["--set", "matrix={layers.permutation: [cp]}", "--set", "evaluate=[]"]
+    matrix = "matrix={layers.permutation: [{name: cp, rounds: 2, steps: 2}]}"
+    return ["--set", matrix, "--set", "evaluate=[]"]
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ model: {source: directory, path: ../my-model}
 pattern: "2:4"
 calibration: {sequences: 2, length: 16, held_out: 1}
 matrix:
-  layers.permutation: [none, cp]
+  layers.permutation: [none, {name: cp, rounds: 2, steps: 2}]
 evaluate: [{name: perplexity, length: 16, max_tokens: 64}]
 track: {}
 """

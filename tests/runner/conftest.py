@@ -30,6 +30,12 @@ def sketches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", sketched)
 
 
+@pytest.fixture(autouse=True)
+def short_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No order need be a good one: `tests/core` and `tests/permutations` search to the end."""
+    monkeypatch.setattr("permllm.core.search.BUDGET", 10**7)
+
+
 @pytest.fixture
 def registry() -> Registry:
     return Registry.load()
