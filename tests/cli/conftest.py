@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,6 +50,18 @@ def permllm(forks: Forks) -> Call:
         *words: str | Path, cwd: Path | None = None, draw: bool = False, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         return forks.run(*words, cwd=cwd, environment=environment(**variables), sketch=not draw)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def pasted(permllm: Call) -> Call:
+    """A command that was printed, with more words; `tests/test_commands.py` has a shell run one."""
+
+    def call(command: str, *more: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        _, option, module, *words = shlex.split(command)
+        assert (option, module) == ("-m", "permllm"), command
+        return permllm(*words, *more, cwd=cwd)
 
     return call
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ def test_several_formats_are_written_at_once(permllm, exports: Path, tmp_path: P
 
 @pytest.mark.parametrize("broken", ["gone", "damaged"])
 def test_a_lost_window_comes_back_as_the_hint_says(
-    permllm, exports: Path, tmp_path: Path, project: Path, broken: str
+    permllm, pasted, exports: Path, tmp_path: Path, project: Path, broken: str
 ) -> None:
     saved, out = exports.parents[2], tmp_path / "a study"
     shutil.copytree(saved, out)
@@ -56,7 +55,7 @@ def test_a_lost_window_comes_back_as_the_hint_says(
     shown = re.search("delete '(.+)', and it is pruned anew by: (.+)", refused.stderr)
     assert shown is not None
     Path(shown[1]).unlink()
-    again = subprocess.run(shown[2], shell=True, cwd=project, capture_output=True, check=False)
+    again = pasted(shown[2], cwd=project)
     assert again.returncode == 0, again.stderr
     assert permllm(*words, cwd=project).returncode == 0
 

@@ -89,14 +89,14 @@ def test_set_changes_the_pipeline(permllm, project: Path, tmp_path: Path) -> Non
 
 
 def test_finished_folder_is_not_overwritten(
-    permllm, project: Path, finished, tmp_path: Path
+    permllm, pasted, project: Path, finished, tmp_path: Path
 ) -> None:
     _, out = finished
     before = (out / "results.json").read_bytes()
     again = permllm("run", "tiny.yaml", "--out", out, cwd=project)
     assert again.returncode == 2
     command = again.stderr.partition("go on with it: ")[2]
-    gone_on = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=False)
+    gone_on = pasted(command, cwd=tmp_path)
     assert gone_on.returncode == 0, gone_on.stderr
     other = permllm("run", "tiny.yaml", "--set", "seed=7", "--out", out, "--resume", cwd=project)
     assert other.returncode == 2
@@ -233,7 +233,7 @@ GIVES_A_WRONG_VALUE = "return -weight.abs().float()"
 
 @pytest.mark.parametrize("fault", [BREAKS, GIVES_A_WRONG_VALUE])
 def test_a_plugin_file_that_has_to_be_mended_is_not_to_be_resumed(
-    permllm, project: Path, cp_only: list[str], tmp_path: Path, fault: str
+    permllm, pasted, project: Path, cp_only: list[str], tmp_path: Path, fault: str
 ) -> None:
     plugin = tmp_path / "own.py"
     plugin.write_text(FAILING.replace(BREAKS, fault))
@@ -247,10 +247,8 @@ def test_a_plugin_file_that_has_to_be_mended_is_not_to_be_resumed(
     assert command.endswith(f"--cache {tmp_path / 'run' / 'cache'}")
     mended = "return weight.abs().float()"
     plugin.write_text(FAILING.replace(BREAKS, mended))
-    again = subprocess.run(
-        f"{command} --out {tmp_path / 'again'}", shell=True, cwd=project, check=False
-    )
-    assert again.returncode == 0
+    again = pasted(command, "--out", tmp_path / "again", cwd=project)
+    assert again.returncode == 0, again.stderr
 
 
 def test_some_runs_that_fail_by_a_plugin_file_are_not_to_be_resumed(
