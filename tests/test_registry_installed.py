@@ -59,16 +59,24 @@ from permllm.pipeline.reading import read_pipeline
 from permllm.registry import Registry
 
 registry = Registry.load()
-answer = {"warnings": registry.warnings}
-answer["plugins"] = {
+plugins = {
     str(plugin): plugin.status for plugin in registry.plugins if plugin.package != "permllm"
 }
-try:
-    metric = read_pipeline(Path(sys.argv[1]), registry).layers.metric
-    answer["metric"] = repr(metric)
-except UserError as error:
-    answer["error"] = str(error)
-print(json.dumps(answer))
+path, answers = Path(sys.argv[1]), []
+for metric in sys.argv[2:]:
+    path.write_text(
+        "model: {source: directory, path: m}\\n"
+        "pattern: '2:4'\\n"
+        f"layers: {{metric: {metric}, permutation: none}}\\n"
+        "track: {}\\n"
+    )
+    answer = {"warnings": registry.warnings, "plugins": plugins}
+    try:
+        answer["metric"] = repr(read_pipeline(path, registry).layers.metric)
+    except UserError as error:
+        answer["error"] = str(error)
+    answers.append(answer)
+print(json.dumps(answers))
 """
 
 
@@ -109,21 +117,13 @@ class Environment:
         command = [str(self.python), "-m", "permllm", *words]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    def read(self, metric: str) -> dict[str, Any]:
-        """What that environment makes of a pipeline with this metric."""
-        path = self.folder / "pipeline.yaml"
-        path.write_text(
-            "model: {source: directory, path: m}\n"
-            "pattern: '2:4'\n"
-            f"layers: {{metric: {metric}, permutation: none}}\n"
-            "track: {}\n"
-        )
-        done = subprocess.run(
-            [str(self.python), "-c", PROBE, str(path)], capture_output=True, text=True, check=False
-        )
+    def read(self, *metrics: str) -> list[dict[str, Any]]:
+        """What that environment makes of a pipeline with each of these metrics."""
+        words = [str(self.python), "-c", PROBE, str(self.folder / "pipeline.yaml"), *metrics]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+        answers: list[dict[str, Any]] = json.loads(done.stdout)
+        return answers
 
 
 @pytest.fixture
@@ -133,33 +133,35 @@ def environment(tmp_path: Path) -> Environment:
 
 def test_an_installed_plugin_is_used_by_a_pipeline(environment: Environment) -> None:
     environment.install("permllm-power", "1.5", POWER)
-    answer = environment.read("{name: power, exponent: 3}")
+    answer, qualified, unknown = environment.read(
+        "{name: power, exponent: 3}", "permllm-power:power", "powr"
+    )
     assert answer["metric"] == "Power(exponent=3.0)"
     assert answer["plugins"] == {"permllm-power 1.5": "loaded"}
-    assert environment.read("permllm-power:power")["metric"] == "Power(exponent=2.0)"
-    assert "3:18: unknown metric 'powr'" in environment.read("powr")["error"]
+    assert qualified["metric"] == "Power(exponent=2.0)"
+    assert "3:18: unknown metric 'powr'" in unknown["error"]
 
 
 def test_a_broken_plugin_is_a_warning_until_it_is_needed(environment: Environment) -> None:
     environment.install("permllm-broken", "0.3", "import a_wheel_that_nobody_has\n")
-    answer = environment.read("wanda")
+    answer, needed = environment.read("wanda", "power")
     assert answer["plugins"] == {"permllm-broken 0.3": "broken"}
     assert "Wanda" in answer["metric"]
     (warning,) = answer["warnings"]
     assert "permllm-broken 0.3" in warning
     assert "No module named 'a_wheel_that_nobody_has'" in warning
-    assert "permllm-broken 0.3" in environment.read("power")["error"]
+    assert "permllm-broken 0.3" in needed["error"]
 
 
 def test_two_packages_with_one_name_clash_only_where_it_is_used(environment: Environment) -> None:
     environment.install("permllm-power", "1.5", POWER)
     environment.install("other-power", "2.0", POWER.replace("2.0, help", "7.0, help"))
-    answer = environment.read("wanda")
+    answer, used, qualified = environment.read("wanda", "power", "'other-power:power'")
     assert "other-power 2.0 and permllm-power 1.5 both have the metric" in answer["warnings"][0]
     assert answer["plugins"] == {"other-power 2.0": "loaded", "permllm-power 1.5": "loaded"}
-    error = environment.read("power")["error"]
-    assert "pipeline.yaml:3:18: other-power 2.0 and permllm-power 1.5 both have" in error
-    assert environment.read("'other-power:power'")["metric"] == "Power(exponent=7.0)"
+    said = "pipeline.yaml:3:18: other-power 2.0 and permllm-power 1.5 both have"
+    assert said in used["error"]
+    assert qualified["metric"] == "Power(exponent=7.0)"
 
 
 def test_a_new_plugin_is_built_installed_and_listed(environment: Environment) -> None:
@@ -174,7 +176,8 @@ def test_a_new_plugin_is_built_installed_and_listed(environment: Environment) ->
     assert (component["kind"], component["name"]) == ("metric", "fresh")
     assert component["summary"]
     assert [option["name"] for option in component["options"]] == ["exponent"]
-    assert environment.read("{name: fresh, exponent: 3}")["metric"] == "FreshMetric(exponent=3.0)"
+    (answer,) = environment.read("{name: fresh, exponent: 3}")
+    assert answer["metric"] == "FreshMetric(exponent=3.0)"
     taken = environment.call("plugins", "new", "fresh", "--out", str(environment.folder))
     assert taken.returncode == 2
     assert "there is a metric 'fresh' already, in permllm-fresh 0.1.0" in taken.stderr
@@ -186,7 +189,7 @@ def test_a_plugin_for_another_permllm_is_not_loaded(environment: Environment) ->
     text = pyproject.read_text().replace(version_range(permllm.__version__), ">=7,<8")
     pyproject.write_text(text)
     environment.install_folder(folder)
-    answer = environment.read("wanda")
+    answer, needed = environment.read("wanda", "fresh")
     assert answer["plugins"] == {"permllm-fresh 0.1.0": "incompatible"}
     assert "it needs permllm[prune]>=7,<8, and this is permllm" in answer["warnings"][0]
-    assert "pip install 'permllm[prune]>=7,<8'" in environment.read("fresh")["error"]
+    assert "pip install 'permllm[prune]>=7,<8'" in needed["error"]
