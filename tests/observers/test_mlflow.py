@@ -429,6 +429,10 @@ def test_the_store_is_in_the_folder_whatever_it_is_called(
     assert list((folder / "mlartifacts").rglob("pipeline.yaml"))
 
 
+# Processes for jobs of its own are not wanted, which import everything, too.
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
 class Server:
     """A tracking server of MLflow, in a process of its own."""
 
@@ -449,7 +453,7 @@ class Server:
             cwd=self.folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+            env=os.environ | QUIET,
             start_new_session=True,
         )
 
