@@ -237,10 +237,10 @@ def whole(permllm, project: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_ended_in_learning_keeps_its_state(
-    permllm, start, project: Path, whole: Path, tmp_path: Path, number: signal.Signals
+    permllm, start, project: Path, whole: Path, tmp_path: Path
 ) -> None:
+    """By SIGTERM; SIGINT is that of `test_run.py`, and SIGHUP that of a terminal that is gone."""
     from safetensors.torch import load_file
 
     out = tmp_path / "run"
@@ -254,11 +254,11 @@ def test_a_run_that_is_ended_in_learning_keeps_its_state(
         ),
         process,
     )
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, said
+    assert process.returncode == 143, said
     assert said.count("interrupted") == 1, said
-    assert f"interrupted by {number.name}\n  state kept; go on with: " in said
+    assert "interrupted by SIGTERM\n  state kept; go on with: " in said
     assert statuses(tmp_path / "mlflow.db") == ["FINISHED", "KILLED", "KILLED"]
     words = shlex.split(said.rpartition("go on with: ")[2])
     done = permllm(*words[words.index("run") :], cwd=project)
