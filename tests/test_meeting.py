@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
+from torchrun import torchrun
 
 from permllm.errors import UserError
 from permllm.meeting import VARIABLES, world_of_processes
@@ -55,3 +57,32 @@ def test_an_address_that_is_none_is_named(
     monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=value), world_of_processes(joining=0.1):
         pass
+
+
+LATE = """\
+import time
+from datetime import timedelta
+
+from permllm.meeting import world_of_processes
+from permllm.world import ProcessLost
+
+with world_of_processes(patience=timedelta(seconds=2)) as world:
+    world.gathered([world.rank])
+    if world.rank == 1:
+        time.sleep(8)
+    else:
+        try:
+            world.gathered([world.rank])
+        except ProcessLost as error:
+            print(error, flush=True)
+            raise SystemExit(3)
+"""
+
+
+def test_one_that_does_not_answer_in_time_is_not_waited_for(tmp_path: Path) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(LATE)
+    done = torchrun(2, script)
+    assert done.returncode != 0
+    assert "another process than process 0 of 2 on" in done.stdout
+    assert "has ended, or does not answer" in done.stdout
