@@ -16,7 +16,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +34,10 @@ K = TypeVar("K", bound=Hashable)
 
 FAILED = "permllm/failed"
 """Where processes count their failures, so that the first of them says what happened."""
+
+
+SEEING_SECONDS = 20.0
+"""So long what one machine has written may take to be seen by another."""
 
 
 class ProcessLost(RunFailed):
@@ -120,7 +124,8 @@ class World:
                 with self._alone():
                     found = find()
             except BaseException:
-                self._told((False, None))
+                with suppress(ProcessLost):
+                    self._told((False, None))
                 raise
             self._told((True, found))
             return found
@@ -231,6 +236,18 @@ class World:
         """A process as messages call it."""
         where = f" on {self.places[rank].host}" if self.places else ""
         return f"process {rank} of {self.size}{where}"
+
+    def look_for(self, path: Path, patience: float = SEEING_SECONDS) -> None:
+        """Wait until this process sees what the first one has written.
+
+        Raises:
+            RunFailed: it does not, for so many seconds: file systems of a network take some.
+        """
+        deadline = time.monotonic() + patience
+        while not path.exists():
+            if time.monotonic() > deadline:
+                raise self.blind(path)
+            time.sleep(0.1)
 
     def blind(self, path: Path) -> RunFailed:
         """The error of a process that does not see a file of the run."""

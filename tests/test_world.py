@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ def test_a_file_that_is_not_shared_is_named() -> None:
     error = World(1, 2, places=(Place("a", 1), Place("b", 2))).blind(Path("x/y"))
     assert isinstance(error, RunFailed)
     assert str(error).startswith("process 1 of 2 on b does not see x/y")
+
+
+def test_a_file_is_waited_for_a_while(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    threading.Timer(0.3, late.touch).start()
+    ALONE.look_for(late, patience=30)
+    with pytest.raises(RunFailed, match="does not see"):
+        ALONE.look_for(tmp_path / "never", patience=0.2)
 
 
 @pytest.fixture(scope="module")

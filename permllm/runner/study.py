@@ -107,8 +107,7 @@ def _results(shared: Shared) -> Results:
     if plan.runs:
         # Before anything long: the text may be too short.
         shared.sequences(plan.dense)
-    if not plan.out.is_dir():
-        raise shared.world.blind(plan.out)
+    shared.world.look_for(plan.out)
     environment = folder.environment(
         model_fingerprint=shared.fingerprint,
         model=plan.pipeline.model.describe(),

@@ -267,8 +267,7 @@ class WindowLoop:
                 place_window(path, result, entry)
 
             self.stages.world.agreed(keep)
-            if not path.exists():
-                raise self.stages.world.blind(path)
+            self.stages.world.look_for(path)
             # From here on its weights are read where they are wanted.
             return attrs.evolve(result, weights=mapped_weights(path))
         return result
