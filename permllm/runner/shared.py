@@ -64,7 +64,8 @@ class Shared:
             self.machine["shards"] = world.shards
         base = digest(self.fingerprint, self.machine, own_code())
         told = lambda *what: self.reporter.reused(*what)  # noqa: E731
-        self.stages = Stages(cache, base, rounding(), told, world)
+        waits = lambda stage, over: self.reporter.progress(stage, over, 1)  # noqa: E731
+        self.stages = Stages(cache, base, rounding(), told, waits, world)
         # Datasets with mappings among their options have no hash.
         self._sequences: list[tuple[tuple[Calibration, int], Sequences]] = []
 

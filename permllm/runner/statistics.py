@@ -55,15 +55,15 @@ class Gathering:
         """Statistics of all groups of a window, its own weights being dense."""
         stage = f"statistics, {span(layers)}"
         keys = {wish.name: self.keys.statistic(wish, layers) for wish in wanted}
-        outcomes = {name: self.stages.find("statistics", key) for name, key in keys.items()}
+        outcomes = {wish.name: self._kept(keys[wish.name]) for wish in wanted}
         missing = [wish for wish in wanted if outcomes[wish.name] is None]
         if missing:
-            with Meter().running() as meter:
-                gathered = self._gathered(layers, missing, stage)
-            for wish in missing:
-                totals = {group: sums[wish.name].cpu() for group, sums in gathered.items()}
-                made = outcomes[wish.name] = Outcome(totals, meter.cost)
-                self.stages.keep("statistics", keys[wish.name], made)
+            own = [keys[wish.name] for wish in missing]
+            with self.stages.leased("statistics", own, stage=stage):
+                # Another run may have gathered them meanwhile.
+                outcomes |= {wish.name: self._kept(keys[wish.name]) for wish in missing}
+                missing = [wish for wish in missing if outcomes[wish.name] is None]
+                outcomes |= self._made(layers, missing, keys, stage) if missing else {}
         sums: Sums = {}
         cost = Cost()
         for name, outcome in outcomes.items():
@@ -76,6 +76,26 @@ class Gathering:
             self.stages.on_reuse(stage, cost.seconds)
         self._check(sums)
         return sums, cost
+
+    def _kept(self, key: str | None) -> Outcome | None:
+        return self.stages.find("statistics", key)
+
+    def _made(
+        self,
+        layers: range,
+        missing: list[Statistic],
+        keys: dict[str, str | None],
+        stage: str,
+    ) -> dict[str, Outcome]:
+        """Statistics by name that nobody has kept, gathered and kept now."""
+        with Meter().running() as meter:
+            gathered = self._gathered(layers, missing, stage)
+        made = {}
+        for wish in missing:
+            totals = {group: sums[wish.name].cpu() for group, sums in gathered.items()}
+            made[wish.name] = Outcome(totals, meter.cost)
+            self.stages.keep("statistics", keys[wish.name], made[wish.name])
+        return made
 
     def of_layer(self, layer: int, stream: Stream, wanted: list[Statistic]) -> Sums:
         """Statistics of one layer's groups over a stream that enters it."""

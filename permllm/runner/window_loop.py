@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -145,7 +145,13 @@ class WindowLoop:
             hook.permllm_window_started(run=run, window=index, windows=len(spans), layers=names)
             self.reporter.course.clear()
             key = self.keys.window(layers)
-            window = self._kept(index, layers, key) or self._prune_window(index, layers, key)
+            window = self._begun(index, key) or self.stages.once(
+                "windows",
+                key,
+                partial(self._shared, index, layers, key),
+                partial(self._prune_window, index, layers, key),
+                stage=f"pruning, {span(layers)}",
+            )
             self._checkpoints(index, key).clear()
             windows.append(window)
             hook.permllm_window_finished(
@@ -192,33 +198,59 @@ class WindowLoop:
         own = key and digest(key, self.stages.rounding)
         return Checkpoints(folder, own, self.reporter.warn, self.stages.world)
 
-    def _kept(self, index: int, layers: range, key: str | None) -> PrunedWindow | None:
-        """The window from an earlier attempt or from another run, if there is one."""
+    def _begun(self, index: int, key: str | None) -> PrunedWindow | None:
+        """The window from an earlier attempt of this run, if there is one."""
         path = self.directory and window_path(self.directory, index)
+        if path is None:
+            return None
+        return self._found(key, lambda: path if path.exists() else None)
+
+    def _shared(self, index: int, layers: range, key: str | None) -> PrunedWindow | None:
+        """The window from another run, if there is one."""
+        path = self.directory and window_path(self.directory, index)
+
+        def place(window: PrunedWindow, entry: Path) -> None:
+            if path:
+                place_window(path, window, entry)
+
+        window = self._found(key, partial(self.stages.entry, "windows", key), place)
+        if window is None:
+            return None
+        self.stages.on_reuse(f"pruning, {span(layers)}", window.cost.seconds)
+        # Its course belongs to this run's record as well.
+        for made in window.course:
+            self.reporter.step(index, made, replayed=True)
+        return window
+
+    def _found(
+        self,
+        key: str | None,
+        look: Callable[[], Path | None],
+        then: Callable[[PrunedWindow, Path], None] = lambda window, path: None,
+    ) -> PrunedWindow | None:
+        """The window in a file, if that is this window.
+
+        Args:
+            key: of the window.
+            look: gives the file; the first process looks for all.
+            then: what the first process does with what it has found.
+        """
         window: PrunedWindow | None = None
 
-        def look() -> Path | None:
+        def readable() -> Path | None:
             nonlocal window
-            if path and path.exists() and (window := self._readable(path, key)):
-                return path
-            entry = self.stages.entry("windows", key)
-            window = self._readable(entry, key) if entry else None
-            if window and path:
-                place_window(path, window, entry)
-            return entry if window else None
+            path = look()
+            window = self._readable(path, key) if path else None
+            if path and window:
+                then(window, path)
+            return path if window else None
 
-        found = self.stages.world.agreed(look)
+        found = self.stages.world.agreed(readable)
         if found is None:
             return None
         window = window or self._readable(found, key)
         if window is None:
             raise self.stages.world.blind(found)
-        if found == path:
-            return window
-        self.stages.on_reuse(f"pruning, {span(layers)}", window.cost.seconds)
-        # Its course belongs to this run's record as well.
-        for made in window.course:
-            self.reporter.step(index, made, replayed=True)
         return window
 
     def _readable(self, path: Path, key: str | None) -> PrunedWindow | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 from safetensors import SafetensorError, safe_open
@@ -19,13 +19,19 @@ from permllm.errors import UserError
 from permllm.files import converted, parse_json, read_json
 from permllm.results import Cost
 from permllm.runner.caching.keys import Unhashable, digest
+from permllm.runner.caching.leases import Lease
 from permllm.runner.caching.store import Cache
 from permllm.runner.memory import PeakMemory
 from permllm.world import ALONE, World
 
+T = TypeVar("T")
+
 PARTS_SHARE = 0.25
 """Of the cache, what one run's parts of a stage may take: hidden states of a large model between
 narrow windows would push out all else."""
+
+ROUND_SECONDS = 60.0
+"""So long one of several processes waits for another run before the others hear from it."""
 
 
 @attrs.define(eq=False)
@@ -77,6 +83,8 @@ class Stages:
         base: a hash of what all of them depend on: model, machine and code.
         rounding: what changes their last digits alone; results are kept apart by it.
         on_reuse: is told which result was found, and the seconds that this saved.
+        on_wait: is told which result of another process is waited for, and whether (0 or 1) that
+            is over.
         world: the processes that go through the stages together; the first looks and keeps.
     """
 
@@ -84,6 +92,7 @@ class Stages:
     base: str = ""
     rounding: str = ""
     on_reuse: Callable[[str, float], None] = lambda stage, seconds: None
+    on_wait: Callable[[str, int], None] = lambda stage, over: None
     world: World = ALONE
 
     def key(self, kind: str, parts: Callable[[], Any]) -> str | None:
@@ -115,16 +124,22 @@ class Stages:
                 as the log.
             stage: its name for ``on_reuse``.
         """
-        kept = self.find(kind, key)
-        if kept is not None:
-            self.on_reuse(stage, kept.cost.seconds)
+
+        def find() -> Outcome | None:
+            kept = self.find(kind, key)
+            if kept is not None:
+                self.on_reuse(stage, kept.cost.seconds)
             return kept
-        log: list[Any] = []
-        with Meter().running() as meter:
-            made = {name: tensor.detach().cpu() for name, tensor in make(log).items()}
-        outcome = Outcome(made, meter.cost, tuple(log))
-        self.keep(kind, key, outcome)
-        return outcome
+
+        def compute() -> Outcome:
+            log: list[Any] = []
+            with Meter().running() as meter:
+                made = {name: tensor.detach().cpu() for name, tensor in make(log).items()}
+            outcome = Outcome(made, meter.cost, tuple(log))
+            self.keep(kind, key, outcome)
+            return outcome
+
+        return self.once(kind, key, find, compute, stage=stage)
 
     def part(self, kind: str, key: str | None, make: Callable[[], Tensor], parts: int) -> Tensor:
         """One tensor of so many that make a stage: found in silence, its cost not measured.
@@ -132,13 +147,74 @@ class Stages:
         It is kept if all of them would take no more than a share of the cache. Every process
         looks for its own, and keeps them.
         """
-        kept = self._found(kind, key)
-        if kept is not None and "part" in kept.tensors:
-            return kept.tensors["part"]
-        made = make().detach().cpu()
-        if self.cache and parts * made.nbytes <= PARTS_SHARE * self.cache.limit:
-            self._put(kind, key, partial(_save, Outcome({"part": made})))
-        return made
+
+        def find() -> Tensor | None:
+            kept = self._found(kind, key)
+            return kept.tensors.get("part") if kept else None
+
+        def compute() -> Tensor:
+            made = make().detach().cpu()
+            if self.cache and parts * made.nbytes <= PARTS_SHARE * self.cache.limit:
+                self._put(kind, key, partial(_save, Outcome({"part": made})))
+            return made
+
+        return self.once(kind, key, find, compute, stage="hidden states", together=False)
+
+    def once(
+        self,
+        kind: str,
+        key: str | None,
+        find: Callable[[], T | None],
+        compute: Callable[[], T],
+        *,
+        stage: str,
+        together: bool = True,
+    ) -> T:
+        """What is found, or else computed while other processes wait for it.
+
+        Args:
+            kind, key: of the result.
+            find: looks for it where it is kept; None if it is not there.
+            compute: makes and keeps it.
+            stage: its name for ``on_wait``.
+            together: whether all processes of the world call this at the same time.
+        """
+        found = find()
+        if found is not None or not self.cache or not key:
+            return compute() if found is None else found
+        with self.leased(kind, [key], stage=stage, together=together):
+            # Another may have kept it before the lease was free.
+            found = find()
+            return compute() if found is None else found
+
+    @contextmanager
+    def leased(
+        self, kind: str, keys: Iterable[str | None], *, stage: str, together: bool = True
+    ) -> Iterator[None]:
+        """Have other processes wait for results during the block, after waiting for theirs.
+
+        Args:
+            kind: of the results; the arguments are those of :meth:`once`.
+            keys: of all of them.
+        """
+        world = self.world if together else ALONE
+        cache, known = self.cache, sorted(self._kept_as(key) for key in set(keys) if key)
+        if cache is None:
+            yield
+            return
+
+        with ExitStack() as stack:
+            for key in known:
+                lease = cache.leases.of(kind, key)
+                stack.callback(lease.release)
+
+                def asked(lease: Lease = lease) -> bool:
+                    # Whoever finds leases in a folder without a mark would take it for another's.
+                    return not cache.opened() or lease.asked(ROUND_SECONDS, self._tell(stage))
+
+                while not world.agreed(asked):
+                    pass
+            yield
 
     def entry(self, kind: str, key: str | None) -> Path | None:
         """The file of a result that was kept, or None."""
@@ -187,21 +263,28 @@ class Stages:
         self, kind: str, key: str | None, make: Callable[[], dict[str, float]], *, stage: str
     ) -> dict[str, float]:
         """Numbers by name; the arguments are those of :meth:`tensors`."""
-        known = self.world.agreed(partial(self._known, kind, key))
-        if known is not None:
+
+        def find() -> dict[str, float] | None:
+            known = self.world.agreed(partial(self._known, kind, key))
+            if known is None:
+                return None
             self.on_reuse(stage, known.seconds)
             return known.figures
-        began = time.perf_counter()
-        made = make()
-        kept = {"figures": made, "seconds": time.perf_counter() - began}
-        if self.cache and key and self.world.leads:
-            self.cache.put(
-                kind,
-                self._kept_as(key),
-                ".json",
-                lambda path: _write(path, json.dumps(kept, indent=1)),
-            )
-        return made
+
+        def compute() -> dict[str, float]:
+            began = time.perf_counter()
+            made = make()
+            kept = {"figures": made, "seconds": time.perf_counter() - began}
+            if self.cache and key and self.world.leads:
+                self.cache.put(
+                    kind,
+                    self._kept_as(key),
+                    ".json",
+                    lambda path: _write(path, json.dumps(kept, indent=1)),
+                )
+            return made
+
+        return self.once(kind, key, find, compute, stage=stage)
 
     def _known(self, kind: str, key: str | None) -> _Figures | None:
         path = self.entry(kind, key)
@@ -212,6 +295,9 @@ class Stages:
         except UserError as error:
             self._reject(path, error)
             return None
+
+    def _tell(self, stage: str) -> Callable[[str, bool], None]:
+        return lambda whose, over: self.on_wait(f"{stage}: waiting for {whose}", int(over))
 
     def _reject(self, path: Path, error: Exception) -> None:
         """Give up an entry that is whole, but holds what no stage writes."""

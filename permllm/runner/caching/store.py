@@ -23,6 +23,7 @@ from xxhash import xxh3_64
 
 from permllm.errors import UserError
 from permllm.files import is_unfinished, sweep, workplace, write_text
+from permllm.runner.caching.leases import Leases
 
 GIGABYTE = 10**9
 
@@ -34,6 +35,9 @@ STATES = "states"
 
 KINDS = ("figures", "permutations", "states", "statistics", "tokens", "windows")
 """What a cache may hold; each kind has a folder."""
+
+LEASES = "leases"
+"""The folder of what says who computes what now."""
 
 MARK = "CACHEDIR.TAG"
 """The file that says of a folder that it is a cache; backups leave out folders that have it."""
@@ -77,11 +81,13 @@ class Cache:
         limit: bytes that the entries may take. Hidden states make room first, which are large
             and soon made again, and then what was not used for the longest time.
         warn: is told, in a sentence, what is damaged or cannot be written.
+        leases: who computes which entry now.
     """
 
     folder: Path
     limit: int = DEFAULT_LIMIT
     warn: Callable[[str], None] = lambda message: None
+    leases: Leases = attrs.Factory(lambda self: Leases(self.folder / LEASES), takes_self=True)
     _broken: bool = attrs.field(default=False, init=False)
     _stuck: bool = attrs.field(default=False, init=False)
 
@@ -147,24 +153,33 @@ class Cache:
             suffix: of the file, such as ``.json``.
             write: writes the content to the path that it gets.
         """
-        if self._broken:
+        if not self.opened():
             return None
         folder = self.folder / kind
         try:
-            self.check()
-            if not self.is_cache():
-                write_text(self.folder / MARK, MARKED)
             with workplace(folder) as work:
                 unfinished = work / f"content{suffix}"
                 write(unfinished)
                 # Not flushed: what goes with the power is noticed, and computed again.
                 path = folder / f"{key}.{content_hash(unfinished)}{suffix}"
                 unfinished.replace(path)
-        except (OSError, SafetensorError, UserError) as error:
+        except (OSError, SafetensorError) as error:
             self._give_up(error)
             return None
         self.make_room(self.limit, keep=path)
         return path
+
+    def opened(self) -> bool:
+        """Whether the folder is a cache by now; if it cannot be one, that is a warning, once."""
+        if self._broken:
+            return False
+        try:
+            self.check()
+            if not self.is_cache():
+                write_text(self.folder / MARK, MARKED)
+        except (OSError, UserError) as error:
+            self._give_up(error)
+        return not self._broken
 
     def entries(self) -> list[Entry]:
         """All complete entries, the least recently used first."""
@@ -194,10 +209,11 @@ class Cache:
         return removed
 
     def sweep(self) -> int:
-        """Remove what killed processes left unfinished; how many entries that were."""
+        """Remove what killed processes left, unfinished or taken; how many files that were."""
         if not self.is_cache():
             return 0
-        return sweep(self.folder) + sum(sweep(self.folder / kind) for kind in KINDS)
+        unfinished = sweep(self.folder) + sum(sweep(self.folder / kind) for kind in KINDS)
+        return unfinished + self.leases.sweep()
 
     def damaged(self) -> Iterator[tuple[Entry, bool]]:
         """Every entry, and whether its content differs from what was written."""
