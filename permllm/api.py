@@ -32,7 +32,7 @@ from permllm.runner.determinism import deterministic
 from permllm.runner.one_run import overall
 from permllm.runner.opening import open_decoder
 from permllm.runner.reporting import Reporter
-from permllm.runner.study import observed, run_study
+from permllm.runner.study import Execute, observed, run_study
 from permllm.runner.window_loop import WindowLoop
 from permllm.runs.folder import opened
 from permllm.runs.plan import Plan, Run, make_plan, shared_plan
@@ -204,12 +204,13 @@ def run_plan(
     cache: Path | None = None,
     cache_limit: int = DEFAULT_LIMIT,
     world: World = ALONE,
+    execute: Execute | None = None,
 ) -> Results:
     """Do all runs of a plan, and write results, report and plots to its folder.
 
     Args:
         plan: from :func:`permllm.runs.plan.make_plan`.
-        registry, observers, resume, cache, cache_limit, world: as for
+        registry, observers, resume, cache, cache_limit, world, execute: as for
             :func:`permllm.runner.study.run_study`; the event log is always among the observers.
 
     Raises:
@@ -225,4 +226,5 @@ def run_plan(
         cache=cache,
         cache_limit=cache_limit,
         world=world,
+        execute=execute,
     )

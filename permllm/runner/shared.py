@@ -45,12 +45,20 @@ class Shared:
         registry: has the observers.
         cache: keeps what stages compute.
         world: the processes that do the runs together.
+        hook: is told how they go; the registry's observers where it is None.
     """
 
-    def __init__(self, plan: Plan, registry: Registry, cache: Cache, world: World = ALONE) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        registry: Registry,
+        cache: Cache,
+        world: World = ALONE,
+        hook: Any = None,
+    ) -> None:
         self.plan, self.registry = plan, registry
         self.world = world
-        self.reporter = Reporter(hooks_of(registry, world), None)
+        self.reporter = Reporter(hooks_of(registry, world) if hook is None else hook, None)
         pipeline = plan.pipeline
         world.take_gpu(pipeline.device)
         self.device = pick_device(pipeline.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,16 @@ from permllm.runs.plan import Plan, Run
 from permllm.runs.records import Environment, write_results
 from permllm.world import ALONE, World
 
+Execute = Callable[
+    [Shared, Sequence[Run], RunResult | None, Mapping[str, str]],
+    Iterator[tuple[Run, Callable[[], RunResult]]],
+]
+"""Does runs, wherever that is: gives each in order, with what returns its result or raises why not.
+
+It takes what the runs share, the runs, the dense model's figures (None where that is the run), and
+the versions of permllm, torch and so on. Observers hear of one run at a time.
+"""
+
 
 def run_study(
     plan: Plan,
@@ -44,6 +54,7 @@ def run_study(
     cache: Path | None = None,
     cache_limit: int = DEFAULT_LIMIT,
     world: World = ALONE,
+    execute: Execute | None = None,
 ) -> Results:
     """Do all runs of a plan.
 
@@ -61,6 +72,7 @@ def run_study(
         cache_limit: bytes that the cache may take.
         world: the processes that do them together, each of which calls this. The first writes,
             and has the observers; a run that fails ends all of them.
+        execute: does the runs; in this process where it is None.
 
     Raises:
         UserError: something of the user's is wrong; nothing was lost.
@@ -92,7 +104,7 @@ def run_study(
             world.agreed(kept.sweep)
             shared = Shared(plan, registry, kept, world)
             with _on_a_disk(plan):
-                results = _results(shared)
+                results = _results(shared, execute or here)
                 world.agreed(partial(finish, results))
         except BaseException as error:
             hook.permllm_plan_failed(run=shared and shared.reporter.run, error=error)
@@ -101,34 +113,46 @@ def run_study(
     return results
 
 
-def _results(shared: Shared) -> Results:
+def here(
+    shared: Shared,
+    runs: Sequence[Run],
+    dense: RunResult | None,
+    versions: Mapping[str, str],
+) -> Iterator[tuple[Run, Callable[[], RunResult]]]:
+    """Do runs in this process, one after the other; see :data:`Execute`."""
+    for run in runs:
+        yield run, partial(done, OneRun(shared, run), dense, versions)
+
+
+def _results(shared: Shared, execute: Execute) -> Results:
     """Do all runs; each is kept once it is finished, and marked if it failed."""
     plan, hook = shared.plan, shared.reporter.hook
     if plan.runs:
         # Before anything long: the text may be too short.
         shared.sequences(plan.dense)
     shared.world.look_for(plan.out)
+    seen = seen_by(shared)
+    shared.world.check_alike(seen)
     environment = folder.environment(
         model_fingerprint=shared.fingerprint,
         model=plan.pipeline.model.describe(),
-        calibration_fingerprint=plan.pipeline.calibration.dataset.fingerprint("train"),
-        plugins=shared.registry.versions(),
-        plugin_files=shared.registry.digests(plan.pipeline.plugins),
+        calibration_fingerprint=seen["calibration text"],
+        plugins=seen["plugin"],
+        plugin_files=seen["plugin file"],
     )
-    shared.world.check_alike(_seen(shared, environment))
 
     def note() -> None:
         folder.check_same_inputs(plan.out, _began_with(shared), environment)
         write_sealed(plan.out / folder.ENVIRONMENT, environment)
 
     shared.world.agreed(note)
-    only = OneRun(shared, plan.dense)
-    dense = _once(only, only.dense)
+    versions = environment["versions"]
+    [(_, measured)] = execute(shared, [plan.dense], None, versions)
+    dense = measured()
     runs, failed = [], 0
-    for run in plan.runs:
-        one = OneRun(shared, run)
+    for run, result in execute(shared, plan.runs, dense, versions):
         try:
-            runs.append(_once(one, partial(one.pruned, dense, environment["versions"])))
+            runs.append(result())
         except Exception as error:
             if cannot_write(error) or isinstance(error, WeightsChanged) or shared.world.many:
                 # It would be the same for every other run, or these would be of another model;
@@ -144,16 +168,16 @@ def _results(shared: Shared) -> Results:
     return Results(plan.pipeline.name, str(plan.out), (dense, *runs))
 
 
-def _seen(shared: Shared, environment: dict[str, Any]) -> dict[str, Any]:
+def seen_by(shared: Shared) -> dict[str, Any]:
     """What has to be the same in all processes, as plain data."""
-    pipeline = dump_yaml(resolved(shared.plan.pipeline, shared.registry))
+    pipeline = shared.plan.pipeline
     return {
         "permllm": own_code()[:12],
-        "pipeline": digest(pipeline)[:12],
+        "pipeline": digest(dump_yaml(resolved(pipeline, shared.registry)))[:12],
         "model": shared.fingerprint[:12],
-        "calibration text": environment["calibration_fingerprint"][:12],
-        "plugin": environment["plugins"],
-        "plugin file": environment["plugin_files"],
+        "calibration text": pipeline.calibration.dataset.fingerprint("train"),
+        "plugin": shared.registry.versions(),
+        "plugin file": shared.registry.digests(pipeline.plugins),
         **{what: plain for what, plain in shared.machine.items() if what != "libraries"},
         **shared.machine["libraries"],
         "number of threads": torch.get_num_threads(),
@@ -169,8 +193,14 @@ def _began_with(shared: Shared) -> Environment:
         return Environment()
 
 
-def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
-    """The run's result from an earlier attempt if it has one, else of doing it now."""
+def done(one: OneRun, dense: RunResult | None, versions: Mapping[str, str]) -> RunResult:
+    """The run's result from an earlier attempt if it has one, else of doing it now.
+
+    Args:
+        one: the run.
+        dense: the dense model's figures; None where that is the run.
+        versions: of permllm, torch and so on.
+    """
     shared, run = one.shared, one.run
     shared.turn_to(run)
     started = partial(shared.reporter.hook.permllm_run_started, run=run)
@@ -193,7 +223,7 @@ def _once(one: OneRun, work: Callable[[], RunResult]) -> RunResult:
         raise
     started(reused=result is not None)
     if result is None:
-        result = work()
+        result = one.dense() if dense is None else one.pruned(dense, dict(versions))
         whole = Results(shared.plan.pipeline.name, str(shared.plan.out), (result,))
         shared.world.agreed(partial(write_results, run.directory / folder.RESULT, whole))
     shared.reporter.hook.permllm_run_finished(run=run, result=result)
