@@ -42,6 +42,9 @@ MAX_SEED = 2**63 - 1
 MAX_SHARDS = 4096
 """More processes than any run has use for."""
 
+MAX_RESOURCES = 4096
+"""More GPUs or CPUs than any machine has."""
+
 MAX_NAME = 100
 """The longest name: folders and MLflow experiments are called after it."""
 
@@ -144,6 +147,25 @@ class Layers:
 
 
 @attrs.frozen(kw_only=True)
+class Resources:
+    """What each run of a study takes of a cluster."""
+
+    gpus: int | None = option(
+        None,
+        help="GPUs of a run; null: one where the cluster has some and device is not cpu",
+        minimum=0,
+        maximum=MAX_RESOURCES,
+    )
+    cpus: int | None = option(
+        None,
+        help="CPUs of a run, and the threads that it computes with; null: as many as the machine "
+        "that starts the study has threads",
+        minimum=1,
+        maximum=MAX_RESOURCES,
+    )
+
+
+@attrs.frozen(kw_only=True)
 class Pipeline:
     """One pipeline file."""
 
@@ -195,4 +217,5 @@ class Pipeline:
         minimum=1,
         maximum=MAX_SHARDS,
     )
+    resources: Resources = reference({}, help="what each run takes of a cluster (run --on ray)")
     seed: int = option(0, help="seed of everything random", minimum=0, maximum=MAX_SEED)

@@ -172,7 +172,8 @@ def kept_shards(folder: Path) -> int | None:
 def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
     """Make the folder the own of the resolved pipeline ``mine``, and keep that in it.
 
-    A study that goes on may have grown: its matrix alone may differ.
+    A study that goes on may have grown, or be done elsewhere: its matrix alone may differ, and what
+    it takes of a cluster.
 
     Raises:
         UserError: it belongs to another pipeline (which says what differs).
@@ -189,7 +190,7 @@ def claim(folder: Path, mine: dict[str, Any], *, resume: bool) -> None:
             hint="choose another --out",
         )
     changed = differences(before, mine)
-    if resume and all(change.startswith("matrix") for change in changed):
+    if resume and all(change.startswith(("matrix", "resources")) for change in changed):
         write_text(kept, dump_yaml(mine))
         return
     if changed:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from permllm.errors import UserError
-from permllm.runs.folder import LONGEST_SLUG, latest_unfinished, new_folder, slug, unique_slugs
+from permllm.pipeline.reading import load_plain_yaml
+from permllm.runs.folder import (
+    LONGEST_SLUG,
+    claim,
+    latest_unfinished,
+    new_folder,
+    slug,
+    unique_slugs,
+)
 
 
 def begin(runs: Path, folder: str, name: str, *, finished: bool = False) -> Path:
@@ -60,3 +69,15 @@ def test_long_labels_keep_their_beginning_and_are_told_apart_by_their_end() -> N
     assert first.startswith("lcp-passes-4-passes-4-")
     assert len(first) == LONGEST_SLUG
     assert slug("a" * LONGEST_SLUG) == "a" * LONGEST_SLUG
+
+
+def test_a_study_that_goes_on_may_be_done_elsewhere(tmp_path: Path) -> None:
+    before: dict[str, Any] = {"name": "a", "pattern": "2:4", "resources": {"gpus": None}}
+    now = before | {"resources": {"gpus": 2}, "matrix": {"seed": [1, 2]}}
+    claim(tmp_path, before, resume=False)
+    with pytest.raises(UserError, match=r"resources\.gpus"):
+        claim(tmp_path, now, resume=False)
+    claim(tmp_path, now, resume=True)
+    assert load_plain_yaml(tmp_path / "pipeline.yaml") == now
+    with pytest.raises(UserError, match="pattern"):
+        claim(tmp_path, now | {"pattern": "4:8"}, resume=True)
