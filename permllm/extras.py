@@ -15,6 +15,23 @@ PRUNE = "permllm[prune]"
 """What installs permllm with all of them."""
 
 
+RAY = "permllm[ray]"
+"""What installs it with what studies on a cluster need, too."""
+
+
+def need_ray(what: str) -> None:
+    """Refuse what needs a cluster where Ray is not installed.
+
+    Args:
+        what: was called, for people, such as ``"--on ray"``.
+
+    Raises:
+        UserError: it is not; with what to install.
+    """
+    if not _is_there("ray"):
+        raise UserError(f"{what} needs {RAY}, of which ray is missing", hint=pip_install(RAY))
+
+
 def need_prune(what: str, *names: str) -> None:
     """Refuse what prunes where only that is installed which opens exports.
 

@@ -44,7 +44,7 @@ def world_of_processes(
     address = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
         if os.environ["RANK"] != "0":
-            _knock(*address, joining)
+            knock(*address, joining)
         store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=joining)))
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         dist.init_process_group(
@@ -69,7 +69,7 @@ def world_of_processes(
     dist.destroy_process_group()
 
 
-def _knock(host: str, port: str, seconds: float) -> None:
+def knock(host: str, port: str, seconds: float) -> None:
     """Wait until somebody listens at an address; PyTorch would say each try in forty lines.
 
     Raises:

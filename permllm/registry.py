@@ -120,6 +120,11 @@ class Registry:
             self.manager.unregister(watcher)
 
     @property
+    def disabled(self) -> tuple[str, ...]:
+        """Names of plugins and packages that are not loaded, wherever they were named."""
+        return tuple(self._off)
+
+    @property
     def plugins(self) -> list[PluginInfo]:
         """Every plugin that there is, loaded or not."""
         self._ask()

@@ -78,3 +78,12 @@ def test_functions_that_prune_say_what_is_missing(
     without(monkeypatch, "numba")
     with pytest.raises(UserError, match=rf"permllm\.{name} needs .* of which numba is missing"):
         getattr(permllm, name)
+
+
+def test_a_cluster_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: name)
+    extras.need_ray("--on ray")
+    without(monkeypatch, "ray")
+    with pytest.raises(UserError, match=r"--on ray needs permllm\[ray\], .*") as caught:
+        extras.need_ray("--on ray")
+    assert caught.value.hint == pip_install("permllm[ray]")

@@ -112,6 +112,7 @@ def test_the_built_in_component_keeps_its_name() -> None:
     registry = Registry.load(disabled=["permllm.metrics"])
     registry.add(metrics_plugin(Other), "other")
     assert registry.component("metric", "wanda") is Other
+    assert registry.disabled == ("permllm-metrics",)
 
 
 def test_life_cycle_hooks_reach_plugins() -> None:

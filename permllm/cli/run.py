@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from permllm.cli.processes import processes
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.commands import own
 from permllm.errors import RunFailed, UserError
+from permllm.extras import need_ray
 from permllm.hooks import hookimpl
 from permllm.printing import console, echo, plain
 from permllm.redaction import redacted
@@ -26,6 +27,7 @@ from permllm.redaction import redacted
 if TYPE_CHECKING:
     from permllm.registry import Registry
     from permllm.results import Results
+    from permllm.runner.on_ray import RayCluster
     from permllm.runner.preflight.check import Checked
     from permllm.runs.plan import Plan
     from permllm.world import World
@@ -66,6 +68,11 @@ MANY_RUNS = 50
     metavar="GB",
     help="What was not used for the longest time is removed beyond this.",
 )
+@click.option(
+    "--on",
+    metavar="ray[:ADDRESS]",
+    help="Do the runs on a Ray cluster; one is started on this machine where no address is given.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
 @click.option("--yes", is_flag=True, help=f"Start more than {MANY_RUNS} runs, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
@@ -79,6 +86,7 @@ def command(
     resume: bool,
     cache: Path | None,
     cache_limit: float,
+    on: str | None,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -97,13 +105,23 @@ def command(
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         registry = load_registry(no_plugin)
 
+        cluster = _cluster(on, world)
         ask = partial(make_plan, file, registry, settings, resume=resume)
-        check = partial(_checked, file=file, world=world, dry_run=dry_run, many=yes, resume=resume)
+        check = partial(
+            _checked,
+            file=file,
+            world=world,
+            dry_run=dry_run,
+            many=yes,
+            resume=resume,
+            elsewhere=cluster is not None,
+            ready=lambda plan: cluster and stack.enter_context(cluster.connected(plan)),
+        )
         plan = shared_plan(world, lambda: check(ask(out)), ask)
         if plan is None:
             return
         flags = {"--yes": yes, "--json": as_json}
-        words = _words(file, settings, no_plugin, cache_limit, flags)
+        words = _words(file, settings, no_plugin, cache_limit, on, flags)
         kept = [] if cache is None else ["--cache", str(cache)]
         again = own(*words, *kept, "--out", str(plan.out), "--resume")
         anew = own(*words, "--cache", str(cache or plan.out / "cache"))
@@ -111,7 +129,7 @@ def command(
         failures = _Failures()
         registry.manager.register(failures)
         with _resumable(StoppedError(again, changed)), interruptible(registry):
-            results = _run(plan, registry, resume, cache, int(cache_limit * 1e9), world)
+            results = _run(plan, registry, resume, cache, int(cache_limit * 1e9), world, cluster)
     if not world.leads:
         return
     if as_json:
@@ -124,8 +142,35 @@ def command(
             raise RunFailed(f"{failed} of {all_runs} runs failed; the others are done")
 
 
+def _cluster(on: str | None, world: World) -> RayCluster | None:
+    """The cluster that ``--on`` names.
+
+    Raises:
+        UserError: it names none, Ray is missing, or there are other processes already.
+    """
+    if on is None:
+        return None
+    where, _, address = on.partition(":")
+    if where != "ray":
+        raise UserError(f"--on says where runs are done: ray or ray:ADDRESS, not {on}")
+    if world.size > 1:
+        raise UserError("--on ray gives each run to one process, and torchrun has started several")
+    need_ray("--on ray")
+    from permllm.runner.on_ray import RayCluster
+
+    return RayCluster(address or None)
+
+
 def _checked(
-    plan: Plan, file: Path, world: World, *, dry_run: bool, many: bool, resume: bool
+    plan: Plan,
+    file: Path,
+    world: World,
+    *,
+    dry_run: bool,
+    many: bool,
+    resume: bool,
+    ready: Callable[[Plan], object],
+    elsewhere: bool,
 ) -> Plan | None:
     """A plan that can be followed, its folder made; None where it was only to be said.
 
@@ -136,11 +181,13 @@ def _checked(
         dry_run: say what would be done, and no more.
         many: whether many runs may start.
         resume: whether it goes on in its folder.
+        ready: gets what does the runs ready, before anything is written.
+        elsewhere: whether other machines do them.
     """
     from permllm.runner.preflight.check import check_plan
 
     echo(f"checking {file}", err=True)
-    checked = check_plan(plan, file, elsewhere=dry_run, processes=world.size)
+    checked = check_plan(plan, file, elsewhere=dry_run or elsewhere, processes=world.size)
     if dry_run:
         _print_plan(plan, checked)
         return None
@@ -148,6 +195,7 @@ def _checked(
         echo(f"warning: {warning}", err=True)
     if len(plan.runs) > MANY_RUNS and not many:
         raise _too_many(plan, checked, file)
+    ready(plan)
     plan = plan.settled().sharded(world.size, resume=resume)
     count = _counted(len(plan.runs))
     echo(f"estimate: {checked.estimate.summary()} for {count}", err=True)
@@ -176,6 +224,7 @@ def _run(
     cache: Path | None,
     cache_limit: int,
     world: World,
+    cluster: RayCluster | None,
 ) -> Results:
     from permllm.api import run_plan
     from permllm.freed_memory import keep_freed_memory
@@ -190,6 +239,7 @@ def _run(
         cache=cache,
         cache_limit=cache_limit,
         world=world,
+        execute=cluster,
     )
 
 
@@ -233,6 +283,7 @@ def _words(
     settings: tuple[str, ...],
     no_plugin: tuple[str, ...],
     cache_limit: float,
+    on: str | None,
     flags: Mapping[str, bool],
 ) -> list[str]:
     """The words of the command line that does the same, but for its folders."""
@@ -243,6 +294,8 @@ def _words(
         words += ["--no-plugin", name]
     if cache_limit != CACHE_LIMIT:
         words += ["--cache-limit", f"{cache_limit:g}"]
+    if on is not None:
+        words += ["--on", on]
     for flag, chosen in flags.items():
         words += [flag] if chosen else []
     return words

@@ -263,3 +263,10 @@ def test_some_runs_that_fail_by_a_plugin_file_are_not_to_be_resumed(
     assert "1 of 2 runs failed" in done.stderr
     assert "--resume" not in done.stderr
     assert "with a changed plugin file, start anew with what is kept: " in done.stderr
+
+
+def test_runs_are_done_here_or_on_ray(permllm, project: Path, tmp_path: Path) -> None:
+    done = permllm("run", "tiny.yaml", "--on", "slurm", "--out", tmp_path / "run", cwd=project)
+    assert done.returncode == 2
+    assert "error: --on says where runs are done: ray or ray:ADDRESS, not slurm" in done.stderr
+    assert not (tmp_path / "run").exists()
