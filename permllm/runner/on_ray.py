@@ -11,6 +11,7 @@ machine: what others have to tell waits meanwhile.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
@@ -34,7 +35,8 @@ from permllm.errors import NoSpace, PermllmError, RunFailed, UserError
 from permllm.exhaustion import cannot_write
 from permllm.extras import need_ray
 from permllm.meeting import knock
-from permllm.pipeline.reading import dump_yaml, resolved, study_of_text
+from permllm.pipeline.reading import resolved, study_of_text
+from permllm.redaction import redacted
 from permllm.registry import Registry
 from permllm.results import RunResult
 from permllm.runner.caching.store import Cache
@@ -43,6 +45,7 @@ from permllm.runner.one_run import OneRun
 from permllm.runner.reporting import Reporter
 from permllm.runner.shared import Shared
 from permllm.runner.study import done, seen_by
+from permllm.runs.folder import PIPELINE
 from permllm.runs.lock import OWNER
 from permllm.runs.plan import Plan, Run, plan_of
 from permllm.world import World
@@ -68,12 +71,13 @@ class Order:
     """What a worker is told of a run; plain data.
 
     Attributes:
-        pipeline: the resolved one, as YAML; its paths are absolute.
+        pipeline: the resolved one, as text; its paths are absolute.
         label: of the run.
         out: the study's folder.
         owner: what stands in the folder, by which it is known to be the same.
         cache, cache_limit: the cache, and the bytes that it may take.
         disabled: plugins that are not loaded.
+        plugin_files: the SHA-256 of each file that the pipeline names; no other is run.
         threads: so many compute.
         alike: what has to be the same as everywhere, by what it is called.
         dense: the dense model's figures; None where that is the run.
@@ -87,6 +91,7 @@ class Order:
     cache: str
     cache_limit: int
     disabled: tuple[str, ...]
+    plugin_files: Mapping[str, str]
     threads: int
     alike: Mapping[str, Any]
     dense: RunResult | None
@@ -197,6 +202,16 @@ class Refused(UserError):
     """A worker that cannot take part."""
 
 
+def pipeline_text(plan: Plan, registry: Registry) -> str:
+    """A plan's resolved pipeline, as a worker reads it.
+
+    Whole, unlike what is written to files: a data set may be read with a password. Those of
+    tracking stores stay here.
+    """
+    plain = resolved(plan.pipeline, registry)
+    return json.dumps(plain | {"track": redacted(plain["track"])}, ensure_ascii=False)
+
+
 # --- in a worker ----------------------------------------------------------------------
 
 
@@ -209,6 +224,7 @@ class Forwarding:
         post: sends a letter; whatever that raises, the answer brings what was in it, too.
         attempt: tells this attempt at the run from others.
         events: all that happened, but how far stages were.
+        progress: how far the stage is, if that has not gone.
         begun: whether the run has; what was found for all runs before that, the driver has said.
         sent: how many of them have gone.
         due: when the next letter goes.
@@ -218,6 +234,7 @@ class Forwarding:
     post: Callable[[Letter], None]
     attempt: str = attrs.field(factory=partial(secrets.token_hex, 8))
     events: list[Event] = attrs.field(factory=list)
+    progress: Event | None = None
     begun: bool = False
     sent: int = 0
     due: float = 0.0
@@ -237,14 +254,15 @@ class Forwarding:
             return []
         of_run = facts.pop("run") is not None if "run" in facts else None
         event = Event(name, facts, of_run)
-        progress = event if name == "permllm_progress" else None
-        if progress is None:
+        if name == "permllm_progress":
+            self.progress = event
+        else:
             self.events.append(event)
         if time.monotonic() >= self.due:
             news = tuple(self.events[self.sent :])
             with suppress(Exception):
-                self.post(Letter(self.label, self.attempt, self.sent, news, progress))
-            self.sent = len(self.events)
+                self.post(Letter(self.label, self.attempt, self.sent, news, self.progress))
+            self.sent, self.progress = len(self.events), None
             self.due = time.monotonic() + POST_SECONDS
         return []
 
@@ -265,7 +283,9 @@ def _result(order: Order, hook: Forwarding, seen: dict[str, Any]) -> RunResult:
     out = Path(order.out)
     _check_sees(out, order.owner)
     registry = Registry.load(order.disabled)
-    study = study_of_text(order.pipeline, "pipeline.yaml", out, registry)
+    study = study_of_text(
+        order.pipeline, PIPELINE, out, registry, recorded=lambda name: order.plugin_files
+    )
     plan = plan_of(study, out)
     cache = Cache(Path(order.cache), order.cache_limit, Reporter(hook, None).warn)
     with deterministic(plan.pipeline.deterministic):
@@ -450,13 +470,14 @@ class RayCluster:
             seen = seen_by(shared) | {"number of threads": cpus}
             self._alike = {what: value for what, value in seen.items() if what not in BY_MACHINE}
         return Order(
-            pipeline=dump_yaml(resolved(plan.pipeline, shared.registry)),
+            pipeline=pipeline_text(plan, shared.registry),
             label=run.label,
             out=str(out),
             owner=(out / OWNER).read_bytes(),
             cache=str(cache.folder.absolute()),
             cache_limit=cache.limit,
             disabled=shared.registry.disabled,
+            plugin_files=shared.registry.digests(plan.pipeline.plugins),
             threads=cpus,
             alike=self._alike,
             dense=dense,

@@ -24,7 +24,7 @@ import pytest
 
 from permllm.errors import NoSpace, RunFailed, UserError
 from permllm.files import listing, read_sealed
-from permllm.pipeline.reading import dump_yaml, resolved
+from permllm.pipeline.reading import dump_yaml, resolved, study_of_text
 from permllm.registry import Registry
 from permllm.results import Results
 from permllm.runner.caching.keys import own_code
@@ -37,6 +37,7 @@ from permllm.runner.on_ray import (
     Letter,
     Order,
     RayCluster,
+    pipeline_text,
     work,
 )
 from permllm.runs.events import read_events
@@ -109,8 +110,14 @@ def test_what_a_worker_hears_goes_out_in_letters_and_none_is_needed() -> None:
     hook.permllm_progress(run=None, stage="s", done=0, total=1)
     hook.permllm_warning(message="w")
     assert [len(letter.events) for letter in letters] == [1]
+    hook.due = 0
+    hook.permllm_warning(message="w")
+    assert letters[-1].progress == Event(
+        "permllm_progress", {"stage": "s", "done": 0, "total": 1}, False
+    )
     assert hook.letter().events == (
         Event("permllm_run_started", {"reused": False}, True),
+        Event("permllm_warning", {"message": "w"}, None),
         Event("permllm_warning", {"message": "w"}, None),
     )
 
@@ -152,13 +159,14 @@ def order(write_pipeline: Callable[..., Path], tmp_path: Path) -> Order:
     out.mkdir()
     (out / OWNER).write_text("mine")
     return Order(
-        pipeline=dump_yaml(resolved(make_plan(path, registry, (), out).pipeline, registry)),
+        pipeline=pipeline_text(make_plan(path, registry, (), out), registry),
         label="dense",
         out=str(out),
         owner=b"mine",
         cache=str(tmp_path / "cache"),
         cache_limit=10**9,
         disabled=(),
+        plugin_files={},
         threads=1,
         alike={"permllm": own_code()[:12], "number of threads": 1},
         dense=None,
@@ -193,6 +201,33 @@ def test_a_worker_that_would_come_to_other_figures_is_refused(order: Order, what
     assert answer.refused
     with pytest.raises(UserError, match=f"has another {what} than .*, and not other"):
         answer.taken()
+
+
+def test_a_plugin_file_that_is_another_there_does_not_run(order: Order, tmp_path: Path) -> None:
+    path = tmp_path / "runs.py"
+    path.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    named = order.pipeline.replace('"plugins": []', f'"plugins": ["{path}"]')
+    assert named != order.pipeline
+    changed = attrs.evolve(order, pipeline=named, plugin_files={str(path): "0" * 64})
+    with pytest.raises(UserError, match="changed"):
+        work(changed, lambda letter: None).taken()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_passwords_of_tracking_stores_stay_with_the_driver(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    registry = Registry.load()
+    track = {"mlflow": {"uri": "https://me:secret@host/"}}
+    glob = "https://me:other@host/*"
+    path = write_pipeline(track=track, layers={"skip": [glob]})
+    plan = make_plan(path, registry, (), tmp_path / "out")
+    text = pipeline_text(plan, registry)
+    assert "secret" not in text
+    assert "https://***@host/" in text
+    again = study_of_text(text, "pipeline.yaml", tmp_path, registry).pipeline
+    assert again.layers.skip == (glob,)
+    assert dump_yaml(resolved(again, registry)) == dump_yaml(resolved(plan.pipeline, registry))
 
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
