@@ -17,7 +17,11 @@ import pytest
 from torchrun import torchrun
 
 from permllm.cli.processes import processes
+from permllm.cli.run import _idle
 from permllm.files import read_sealed
+from permllm.registry import Registry
+from permllm.runs.plan import make_plan
+from permllm.world import World
 
 PIPELINE = """\
 permllm: 1
@@ -181,11 +185,10 @@ def test_a_pipeline_that_differs_is_refused_once(folder: Path) -> None:
 
 
 def test_more_processes_than_shards_are_said_to_be_idle(folder: Path) -> None:
-    words = ("-m", "permllm", "run", "tiny.yaml", "--set", "shards=1", "--out", "never")
-    done = torchrun(2, *words, "--dry-run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert not (folder / "never").exists()
-    assert done.stdout.count("would do these runs") == 1
+    plan = make_plan(folder / "tiny.yaml", Registry.load(), out=folder / "never")
+    (said,) = _idle(plan, World(0, 6))
+    assert said.startswith("of 6 processes, 2 have no part of the calibration text")
+    assert list(_idle(plan, World(0, 4))) == []
 
 
 def test_what_one_finds_wrong_before_all_begin_is_said_once(folder: Path) -> None:
