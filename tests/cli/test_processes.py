@@ -13,6 +13,7 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
+import psutil
 import pytest
 from torchrun import torchrun
 
@@ -133,7 +134,8 @@ def test_one_that_is_killed_ends_all_and_is_named_and_one_goes_on_to_the_same_bi
     second: list[int] = []
     while time.monotonic() < deadline:
         if list(folder.glob("killed/runs/*/windows/000.safetensors")):
-            second = [pid for pid in _children(begun.pid) if _rank(pid) == "1"]
+            children = psutil.Process(begun.pid).children()
+            second = [one.pid for one in children if one.environ().get("RANK") == "1"]
             break
         time.sleep(0.05)
     assert second, "no window was finished in time"
@@ -146,15 +148,6 @@ def test_one_that_is_killed_ends_all_and_is_named_and_one_goes_on_to_the_same_bi
     resumed = permllm("run", "long.yaml", "--out", "killed", "--resume", cwd=folder)
     assert resumed.returncode == 0, resumed.stderr
     assert exported(folder / "killed") == exported(folder / "whole")
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def _rank(pid: int) -> str | None:
-    pairs = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-    return dict(pair.split("=", 1) for pair in pairs if "=" in pair).get("RANK")
 
 
 def test_shards_are_those_of_the_processes_that_began_and_stay(folder: Path, permllm) -> None:
