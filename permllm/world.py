@@ -225,10 +225,10 @@ class World:
         first, *others = self.gathered([dict(facts)])
         for rank, theirs in enumerate(others, 1):
             for what, value in theirs.items():
-                if value != first[what]:
+                if value != first.get(what):
                     raise UserError(
                         f"{self.named(rank)} has another {what} than the first one: "
-                        f"{value}, and not {first[what]}",
+                        f"{value}, and not {first.get(what)}",
                         hint="all processes of a run need the same files, versions and devices",
                     )
 
@@ -275,11 +275,9 @@ class World:
 
     def fails_first(self) -> bool:
         """Whether no other process has failed before; True where that cannot be told."""
-        if self.size == 1:
-            return True
         try:
             return int(self.store.add(FAILED, 1)) == 1
-        except Exception:  # the store is gone with the process that kept it
+        except RuntimeError:  # the store is gone with the process that kept it
             return True
 
     def take_gpu(self, device: str) -> None:

@@ -190,6 +190,15 @@ def test_what_one_finds_wrong_before_all_begin_is_said_once(folder: Path) -> Non
     assert done.stderr.count("Traceback") == 1  # torchrun's own
 
 
-def test_without_others_nothing_is_met() -> None:
-    with processes() as world:
-        assert world.size == 1
+def test_without_others_nothing_is_met_and_nobody_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(World, "ended", lambda self: pytest.fail("there are no others"))
+
+    def interrupted() -> None:
+        with processes() as world:
+            assert world.size == 1
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
