@@ -96,7 +96,8 @@ class Metric(Component):
 
         Args:
             weight: ``[C_out, C_in]``.
-            statistics: the sums that ``needs`` names, by name.
+            statistics: the sums that ``needs`` names, by name; in a run also ``sequences``, how
+                many sequences they are over.
 
         Returns:
             ``[C_out, C_in]``, non-negative and finite, in float32 or better.

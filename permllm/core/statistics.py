@@ -50,5 +50,8 @@ TOKENS = Statistic("tokens", lambda x: torch.tensor(float(x.shape[0])), channel_
 SQUARE_SUM = Statistic("square_sum", lambda x: upcast(x).square().sum(0))
 """``Σ x_j²`` per input channel, ``[C_in]``: the square of Wanda's ``‖X_j‖₂``."""
 
+SEQUENCES = "sequences"
+"""The name under which components find how many sequences the sums are over, in a run."""
+
 GRAM = Statistic("gram", lambda x: upcast(x).T @ upcast(x), channel_axes=2)
 """``Σ x xᵀ``, ``[C_in, C_in]``: SparseGPT's Hessian before dampening."""

@@ -9,7 +9,7 @@ import attrs
 from torch import Tensor
 
 from permllm.components import Metric
-from permllm.core.statistics import SQUARE_SUM, Statistic
+from permllm.core.statistics import SEQUENCES, SQUARE_SUM, Statistic
 from permllm.metrics.magnitude import absolute
 
 
@@ -27,5 +27,13 @@ class Wanda(Metric):
 
 
 def input_norms(statistics: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """``‖X_j‖₂`` over all tokens, per input channel: ``[C_in]``, of ``like``'s type."""
-    return statistics[SQUARE_SUM.name].to(like).sqrt()
+    """``‖X_j‖₂`` per input channel: ``[C_in]``, of ``like``'s type.
+
+    Of a mean sequence where the statistics say how many there were, else over all tokens. The
+    published codes average, too (``scaler_row``). No mask depends on it, but a softmax over
+    scores does, which would grow harder with the calibration.
+    """
+    squares = statistics[SQUARE_SUM.name].to(like)
+    if SEQUENCES in statistics:
+        squares = squares / statistics[SEQUENCES].to(like)
+    return squares.sqrt()

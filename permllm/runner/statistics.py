@@ -11,7 +11,7 @@ from torch import Tensor
 
 from permllm.contexts.sequences import Sequences
 from permllm.contexts.window import span
-from permllm.core.statistics import Statistic
+from permllm.core.statistics import SEQUENCES, Statistic
 from permllm.models.checks import not_finite
 from permllm.models.decoder import Decoder
 from permllm.models.statistics import Sums, add_sums, fill_unseen
@@ -74,7 +74,7 @@ class Gathering:
                 sums.setdefault(group, {})[name] = total.to(self.device)
         if not missing:
             self.stages.on_reuse(stage, cost.seconds)
-        self._check(sums)
+        self._complete(sums)
         return sums, cost
 
     def _kept(self, key: str | None) -> Outcome | None:
@@ -108,7 +108,7 @@ class Gathering:
 
         with self.decoder.visiting([layer]):
             sums = _nested(self.stages.world.summed(len(self._shards()), share))
-        self._check(sums)
+        self._complete(sums)
         return sums
 
     def stream(self) -> Stream:
@@ -163,8 +163,9 @@ class Gathering:
         self.reporter.progress(stage, total, total)
         return sums
 
-    def _check(self, sums: Sums) -> None:
-        """Refuse sums that are not finite, and fill those of groups that no token reached.
+    def _complete(self, sums: Sums) -> None:
+        """Refuse sums that are not finite, fill those of groups that no token reached, and say
+        how many sequences they are over.
 
         Raises:
             UserError: the activations overflow float16.
@@ -180,6 +181,9 @@ class Gathering:
                 f"no calibration token reached {', '.join(unseen)}: pruned by the weights "
                 "alone; more calibration sequences may help"
             )
+        count = torch.tensor(float(self.sequences.calibration))
+        for totals in sums.values():
+            totals[SEQUENCES] = count
 
 
 def _flat(sums: Sums) -> Flat:

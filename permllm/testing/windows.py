@@ -11,7 +11,7 @@ from torch import Tensor
 from permllm.contexts.sequences import Sequences
 from permllm.contexts.window import WholeTensors, Window
 from permllm.core.patterns import Pattern
-from permllm.core.statistics import SQUARE_SUM, TOKENS, Statistic
+from permllm.core.statistics import SEQUENCES, SQUARE_SUM, TOKENS, Statistic
 from permllm.metrics.wanda import Wanda
 from permllm.models.decoder import Decoder
 from permllm.models.statistics import Sums, add_sums
@@ -95,6 +95,8 @@ def toy_window(
         stream, share = decoder.statistics(layer, stream, calls, wanted)
         if layer in layers:
             add_sums(sums, share)
+    for totals in sums.values():
+        totals[SEQUENCES] = torch.tensor(float(calibration))
     everything = decoder.embed(tokens.to(device))
     inputs = everything.hidden
     with torch.no_grad():

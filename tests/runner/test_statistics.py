@@ -20,6 +20,7 @@ def test_a_window_has_the_sums_of_the_calibration_sequences_alone(loop_of) -> No
     sums, _ = loop.gathering.of_window(range(2), [TOKENS, GRAM])
     assert set(sums) == set(loop.decoder.groups)
     assert {float(one["tokens"]) for one in sums.values()} == {4 * 12}
+    assert {float(one["sequences"]) for one in sums.values()} == {4}
     calls = loop.decoder.embed(loop.sequences.tokens[:4])
     _, expected = loop.decoder.statistics(0, calls.hidden, calls, [GRAM])
     for name, one in expected.items():
