@@ -181,7 +181,7 @@ class Gathering:
                 f"no calibration token reached {', '.join(unseen)}: pruned by the weights "
                 "alone; more calibration sequences may help"
             )
-        count = torch.tensor(float(self.sequences.calibration))
+        count = torch.tensor(float(self.sequences.calibration), device=self.device)
         for totals in sums.values():
             totals[SEQUENCES] = count
 

@@ -96,7 +96,7 @@ def toy_window(
         if layer in layers:
             add_sums(sums, share)
     for totals in sums.values():
-        totals[SEQUENCES] = torch.tensor(float(calibration))
+        totals[SEQUENCES] = torch.tensor(float(calibration), device=device)
     everything = decoder.embed(tokens.to(device))
     inputs = everything.hidden
     with torch.no_grad():
