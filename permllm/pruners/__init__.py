@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def permllm_pruners() -> Iterable[type[Pruner]]:
     """The built-in pruners."""
     from permllm.pruners.distil import Distil
+    from permllm.pruners.learned_mask import LearnedMask
     from permllm.pruners.mask import Mask
     from permllm.pruners.sparsegpt import SparseGpt
 
-    return [Mask, SparseGpt, Distil]
+    return [Mask, SparseGpt, LearnedMask, Distil]

@@ -68,8 +68,9 @@ class Distil(TrainingOptions, Pruner):
         return max(super().sequences(calibration), self.mask.sequences(calibration))
 
     def refine(self, window: Window, permutations: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The other pruner's scores."""
-        return self.mask.refine(window, permutations)
+        """The other pruner's scores, for the linears that are this one's."""
+        theirs = {name: self.mask if one == self else one for name, one in window.pruners.items()}
+        return self.mask.refine(attrs.evolve(window, pruners=theirs), permutations)
 
     def prune(
         self, weight: Tensor, scores: Tensor, pattern: Pattern, statistics: Mapping[str, Tensor]

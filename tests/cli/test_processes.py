@@ -36,7 +36,8 @@ matrix:
   include:
     - {layers.permutation: cp, layers.pruner: sparsegpt}
     - layers.permutation: {name: lcp, steps: 3, batch: 8, block: 16}
-      layers.pruner: {name: distil, steps: 2, batch: 6}
+      layers.pruner:
+        {name: distil, steps: 2, batch: 6, mask: {name: learned-mask, steps: 2, batch: 8}}
 evaluate:
   - {name: perplexity, dataset: {name: text, path: text.txt}, length: 32, max_tokens: 900}
   - {name: choices, path: questions.jsonl}

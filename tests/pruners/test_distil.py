@@ -14,6 +14,7 @@ from permllm.contexts.window import Window
 from permllm.core.patterns import nm_mask
 from permllm.core.statistics import GRAM
 from permllm.pruners.distil import Distil, KeptWeights
+from permllm.pruners.learned_mask import LearnedMask
 from permllm.pruners.mask import Mask
 from permllm.pruners.sparsegpt import SparseGpt
 from permllm.testing import check_pruner
@@ -90,8 +91,30 @@ class Recorder(Pruner):
 
 def test_what_is_kept_is_for_the_other_pruner_to_say() -> None:
     pruner, arguments = Distil(mask=Recorder()), tuple(object() for _ in range(4))
-    assert pruner.refine(*arguments[:2]) == arguments[:2]  # type: ignore[arg-type]
     assert pruner.prune(*arguments) == arguments  # type: ignore[arg-type]
+    window = toy_window()
+    others = window.linears[3:]
+    window.pruners = {linear: Mask() if linear in others else pruner for linear in window.linears}
+    seen, permutations = pruner.refine(window, {})
+    assert permutations == {}
+    assert isinstance(seen, Window)
+    assert seen.linears_of(pruner.mask) == window.linears_of(pruner) == window.linears[:3]
+    assert seen.linears_of(Mask()) == others
+
+
+def test_a_mask_that_is_learned_is_trained_on() -> None:
+    """The weights that a learned mask keeps, and no others, are those that train."""
+    window = toy_window()
+    mask = LearnedMask(steps=2, batch=2, learning_rate=0.5, select="last")
+    pruner = Distil(mask=mask, steps=2, batch=2, select="last")
+    window.pruners = dict.fromkeys(window.linears, pruner)
+    order = {name: torch.arange(group.channels) for name, group in window.groups.items()}
+    learned = pruner.refine(window, order)
+    assert list(learned) == window.linears
+    start = {linear: window.weight(linear) * learned[linear] for linear in window.linears}
+    for linear, weight in pruner.update(window, start).items():
+        assert torch.equal(weight != 0, start[linear] != 0)
+        assert not torch.equal(weight != 0, pruned(window)[linear] != 0)
 
 
 def test_sequences_are_those_of_training_or_of_the_other_pruner() -> None:

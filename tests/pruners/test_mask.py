@@ -19,7 +19,12 @@ def test_contract() -> None:
 
 
 def test_built_in_pruners_come_through_the_hook() -> None:
-    assert [pruner.name for pruner in permllm_pruners()] == ["mask", "sparsegpt", "distil"]
+    assert [pruner.name for pruner in permllm_pruners()] == [
+        "mask",
+        "sparsegpt",
+        "learned-mask",
+        "distil",
+    ]
 
 
 @given(st.integers(0, 1000), st.sampled_from(PATTERNS))

@@ -31,6 +31,7 @@ from permllm.testing.tokenizers import byte_tokenizer
 CP = {"name": "cp", "rounds": 1, "steps": 0}
 LCP = {"name": "lcp", "block": 8, "steps": 2, "batch": 2, "start": CP}
 DISTIL = {"name": "distil", "steps": 2, "batch": 2}
+LEARNED_MASK = {"name": "learned-mask", "steps": 2, "batch": 2}
 
 WAYS: list[tuple[Any, Any, Any, str]] = [
     ("none", "sparsegpt", 1, "always"),
@@ -42,6 +43,7 @@ WAYS: list[tuple[Any, Any, Any, str]] = [
     (CP, "sparsegpt", "all", "always"),
     (LCP, "mask", 1, "never"),
     ("greedy", DISTIL, 1, "auto"),
+    (CP, LEARNED_MASK, "all", "always"),
 ]
 """Learners, pruners, windows and streams, so that each meets each other one."""
 

@@ -74,6 +74,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
         (SEARCH, "sparsegpt", "all"),
         (LCP, "sparsegpt", 1),
         (LCP, "mask", "all"),
+        (SEARCH, {"name": "learned-mask", "steps": 3}, "all"),
         (LCP | {"preset": "paper", "recompute": True}, {"name": "distil", "steps": 3}, "all"),
     ],
 )

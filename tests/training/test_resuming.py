@@ -16,6 +16,7 @@ from permllm.core.patterns import nm_mask
 from permllm.permutations.lcp import Lcp
 from permllm.permutations.none import NoPermutation
 from permllm.pruners.distil import Distil
+from permllm.pruners.learned_mask import LearnedMask
 from permllm.testing.windows import MemoryCheckpoints, toy_window
 from permllm.training import loop, resuming
 from permllm.training.budget import StepCount
@@ -68,11 +69,19 @@ def distilled(pruner: Distil) -> Callable[[Window], dict[str, Tensor]]:
     return update
 
 
+def masked(pruner: LearnedMask) -> Callable[[Window], dict[str, Tensor]]:
+    def refine(window: Window) -> dict[str, Tensor]:
+        return pruner.refine(window, NoPermutation().learn(window))
+
+    return refine
+
+
 SHORT = {"steps": 6, "batch": 3, "precision": "model"}
 WORK = {
     "block-adam": learned(Lcp(block=8, start=NoPermutation(), opening=4, **SHORT)),
     "adamw": learned(Lcp(block=8, start=NoPermutation(), optimiser="adamw", scaled=True, **SHORT)),
     "last": learned(Lcp(block=8, start=NoPermutation(), select="last", fresh=False, **SHORT)),
+    "learned-mask": masked(LearnedMask(learning_rate=0.1, **SHORT)),
     "distil": distilled(Distil(weight_decay=0.1, **SHORT)),
 }
 
