@@ -37,12 +37,12 @@ class LearnedMask(TrainingOptions, Mask):
 
     name: ClassVar[str] = "learned-mask"
 
-    learning_rate: float = option(0.01, help="learning rate at the first step", minimum=0)
+    learning_rate: float = option(0.005, help="learning rate at the first step", minimum=0)
     temperature_start: float = option(
-        0.1, help="temperature of the soft mask at the first step", minimum=1e-3
+        0.05, help="temperature of the soft mask at the first step", minimum=1e-3
     )
     temperature_end: float = option(
-        0.02, help="temperature of the soft mask at the last step; linear between", minimum=1e-3
+        0.01, help="temperature of the soft mask at the last step; linear between", minimum=1e-3
     )
 
     def cost(self, workload: Workload) -> ComponentCost:
