@@ -27,7 +27,7 @@ from permllm.redaction import redacted
 if TYPE_CHECKING:
     from permllm.registry import Registry
     from permllm.results import Results
-    from permllm.runner.on_ray import RayCluster
+    from permllm.runner.on_ray.driver import RayCluster
     from permllm.runner.preflight.check import Checked
     from permllm.runs.plan import Plan
     from permllm.world import World
@@ -156,7 +156,7 @@ def _cluster(on: str | None, world: World) -> RayCluster | None:
     if world.size > 1:
         raise UserError("--on ray gives each run to one process, and torchrun has started several")
     need_ray("--on ray")
-    from permllm.runner.on_ray import RayCluster
+    from permllm.runner.on_ray.driver import RayCluster
 
     return RayCluster(address or None)
 
