@@ -26,6 +26,7 @@ from permllm.report.outcome import write_outcome
 from permllm.results import LayerReport, Results, RunResult
 from permllm.runner.allocating import allocated
 from permllm.runner.caching.memo import Stages
+from permllm.runner.caching.object_store import ObjectStore, place_of_cache
 from permllm.runner.caching.store import DEFAULT_LIMIT
 from permllm.runner.calibration import read_sequences, wished_sequences
 from permllm.runner.determinism import deterministic
@@ -79,8 +80,8 @@ def run(
         resume: go on after the last finished window in ``out``.
         observers: further observers, such as
             :class:`permllm.observers.console.Console`.
-        cache: folder of what stages compute, for studies to share; in the run's folder
-            where it is None.
+        cache: folder of what stages compute, or URL of a store such as ``"s3://bucket/prefix"``,
+            for studies to share; in the run's folder where it is None.
 
     Returns:
         every run's figures; ``results["lcp"].figures``. One of several runs that broke has
@@ -92,7 +93,7 @@ def run(
     """
     registry = Registry.load()
     folder = None if out is None else Path(out)
-    kept = None if cache is None else Path(cache)
+    kept = place_of_cache(cache)
     make = partial(make_plan, Path(path), registry, settings, resume=resume)
     with world_of_processes() as world:
         plan = shared_plan(
@@ -201,7 +202,7 @@ def run_plan(
     observers: Sequence[Observer] = (),
     *,
     resume: bool = False,
-    cache: Path | None = None,
+    cache: Path | ObjectStore | None = None,
     cache_limit: int = DEFAULT_LIMIT,
     world: World = ALONE,
     execute: Execute | None = None,

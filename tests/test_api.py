@@ -42,6 +42,23 @@ def test_a_file_is_run_with_settings_to_a_folder(tmp_path: Path) -> None:
     assert read_events(out)[-1]["event"] == "plan_finished"
 
 
+def test_runs_find_in_a_store_what_others_computed(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(FILE)
+    for out in ("one", "two"):
+        permllm.run(file, out=tmp_path / out, cache=f"memory://{tmp_path}")
+    kept, found = (
+        {path.name for path in (tmp_path / out / "cache").glob("*/*.*.*")} for out in ("one", "two")
+    )
+    assert found
+    assert found <= kept
+    with pytest.raises(UserError, match="no URL of a store"):
+        permllm.run(file, out=tmp_path / "three", cache="nobody://x")
+    assert not (tmp_path / "three").exists()
+
+
 def test_a_model_in_memory_is_pruned_in_place(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT)
     pipeline = {

@@ -4,34 +4,54 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from permllm.cli.errors import debug_option, needs_prune
 from permllm.errors import RunFailed, UserError
 from permllm.printing import console, echo, marked
+from permllm.redaction import redacted
 
 if TYPE_CHECKING:
     from permllm.runner.caching.store import Cache
 
-folder_argument = click.argument("folder", type=click.Path(path_type=Path))
+
+class CachePlace(click.Path):
+    """A folder, or the URL of a store, which stays as it is."""
+
+    name = "folder or URL"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        """The path, or the URL."""
+        return value if "://" in str(value) else super().convert(value, parameter, context)
+
+
+folder_argument = click.argument("folder", type=CachePlace(path_type=Path))
 
 
 @click.group("cache")
 @debug_option
 def command() -> None:
-    """Look after the cache FOLDER of `permllm run --cache`, or the one in a run's folder."""
+    """Look after the cache of `permllm run --cache`, or the one in a run's folder.
+
+    What lies in a store can be listed; it is removed by the rules of the store.
+    """
 
 
 @command.command("list")
 @folder_argument
 @needs_prune
 @debug_option
-def list_entries(folder: Path) -> None:
+def list_entries(folder: Path | str) -> None:
     """Show how many entries of each kind there are, their size and their last use."""
     from rich.table import Table
 
+    if isinstance(folder, str):
+        _list_store(folder)
+        return
     entries = _open(folder).entries()
     table = Table("kind", "entries", "size", "last used")
     for kind in sorted({entry.kind for entry in entries}):
@@ -57,7 +77,7 @@ def list_entries(folder: Path) -> None:
 )
 @needs_prune
 @debug_option
-def prune(folder: Path, limit: float) -> None:
+def prune(folder: Path | str, limit: float) -> None:
     """Remove entries until the rest takes no more than --limit, and unfinished files."""
     cache = _open(folder)
     abandoned = cache.sweep()
@@ -74,7 +94,7 @@ def prune(folder: Path, limit: float) -> None:
 @folder_argument
 @needs_prune
 @debug_option
-def verify(folder: Path) -> None:
+def verify(folder: Path | str) -> None:
     """Read every entry, and name those whose content is not what was written.
 
     A run that meets one computes it again, so nothing has to be done; the exit code is 1.
@@ -90,12 +110,40 @@ def verify(folder: Path) -> None:
     echo(f"all {count} entries are whole")
 
 
-def _open(folder: Path) -> Cache:
+def _list_store(url: str) -> None:
+    """Show what is in a store, of which nobody knows when it was used.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    from rich.table import Table
+
+    from permllm.runner.caching.object_store import ObjectStore, StoreError
+
+    try:
+        kinds = ObjectStore.at(url).sizes()
+    except StoreError as error:
+        raise UserError(f"the store {url} cannot be read: {error}") from error
+    table = Table("kind", "in the store", "size")
+    for kind, (count, size) in sorted(kinds.items()):
+        table.add_row(marked(kind), str(count), _size(size))
+    table.add_section()
+    counts, sizes = zip(*kinds.values(), strict=True) if kinds else ((), ())
+    table.add_row("all", str(sum(counts)), _size(sum(sizes)))
+    console().print(table)
+
+
+def _open(folder: Path | str) -> Cache:
     """The cache in a folder or in a run's folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is a store.
     """
+    if isinstance(folder, str):
+        raise UserError(
+            f"{redacted(folder)} is a store, and this looks after folders",
+            hint="what lies in a store goes by its own rules for how long objects stay",
+        )
     from permllm.runner.caching.store import Cache
     from permllm.runs.folder import CACHE, PIPELINE
 

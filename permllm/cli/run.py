@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from permllm.cli.cache import CachePlace
 from permllm.cli.errors import StoppedError, debug_option, needs_prune
 from permllm.cli.interrupts import interruptible
 from permllm.cli.processes import processes
@@ -27,6 +28,7 @@ from permllm.redaction import redacted
 if TYPE_CHECKING:
     from permllm.registry import Registry
     from permllm.results import Results
+    from permllm.runner.caching.object_store import ObjectStore
     from permllm.runner.on_ray.driver import RayCluster
     from permllm.runner.preflight.check import Checked
     from permllm.runs.plan import Plan
@@ -56,8 +58,10 @@ MANY_RUNS = 50
 @click.option("--resume", is_flag=True, help="Go on after the last finished window.")
 @click.option(
     "--cache",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of what stages compute, for studies to share.  "
+    type=CachePlace(path_type=Path, file_okay=False),
+    metavar="FOLDER|URL",
+    help="Folder of what stages compute, or a store such as s3://BUCKET/PREFIX, for studies to "
+    "share.  "
     "[default: cache/ in the run's folder]",
 )
 @click.option(
@@ -84,7 +88,7 @@ def command(
     settings: tuple[str, ...],
     out: Path | None,
     resume: bool,
-    cache: Path | None,
+    cache: Path | str | None,
     cache_limit: float,
     on: str | None,
     dry_run: bool,
@@ -98,14 +102,22 @@ def command(
     """
     # With --json, what libraries print must not get between the reader and the object.
     with ExitStack() as stack:
+        from permllm.runner.caching.object_store import ObjectStore, place_of_cache
         from permllm.runs.plan import make_plan, shared_plan
 
         world = stack.enter_context(processes())
         if as_json:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        place = place_of_cache(cache)
         registry = load_registry(no_plugin)
-
         cluster = _cluster(on, world)
+
+        def ready(plan: Plan) -> None:
+            if isinstance(place, ObjectStore):
+                place.check()
+            if cluster is not None:
+                stack.enter_context(cluster.connected(plan))
+
         ask = partial(make_plan, file, registry, settings, resume=resume)
         check = partial(
             _checked,
@@ -115,21 +127,21 @@ def command(
             many=yes,
             resume=resume,
             elsewhere=cluster is not None,
-            ready=lambda plan: cluster and stack.enter_context(cluster.connected(plan)),
+            ready=ready,
         )
         plan = shared_plan(world, lambda: check(ask(out)), ask)
         if plan is None:
             return
         flags = {"--yes": yes, "--json": as_json}
         words = _words(file, settings, no_plugin, cache_limit, on, flags)
-        kept = [] if cache is None else ["--cache", str(cache)]
+        kept = [] if place is None else ["--cache", str(place)]
         again = own(*words, *kept, "--out", str(plan.out), "--resume")
-        anew = own(*words, "--cache", str(cache or plan.out / "cache"))
+        anew = own(*words, "--cache", str(place or plan.out / "cache"))
         changed = anew if plan.pipeline.plugins else None
         failures = _Failures()
         registry.manager.register(failures)
         with _resumable(StoppedError(again, changed)), interruptible(registry):
-            results = _run(plan, registry, resume, cache, int(cache_limit * 1e9), world, cluster)
+            results = _run(plan, registry, resume, place, int(cache_limit * 1e9), world, cluster)
     if not world.leads:
         return
     if as_json:
@@ -221,7 +233,7 @@ def _run(
     plan: Plan,
     registry: Registry,
     resume: bool,
-    cache: Path | None,
+    cache: Path | ObjectStore | None,
     cache_limit: int,
     world: World,
     cluster: RayCluster | None,

@@ -21,6 +21,7 @@ from permllm.pipeline.reading import dump_yaml, resolved
 from permllm.registry import Registry
 from permllm.results import Results, RunResult
 from permllm.runner.caching.keys import digest, own_code
+from permllm.runner.caching.object_store import ObjectStore
 from permllm.runner.caching.store import DEFAULT_LIMIT, Cache
 from permllm.runner.determinism import deterministic
 from permllm.runner.identity import RunIdentity, believed
@@ -51,7 +52,7 @@ def run_study(
     finish: Callable[[Results], None],
     *,
     resume: bool = False,
-    cache: Path | None = None,
+    cache: Path | ObjectStore | None = None,
     cache_limit: int = DEFAULT_LIMIT,
     world: World = ALONE,
     execute: Execute | None = None,
@@ -67,8 +68,8 @@ def run_study(
         finish: writes what is left behind, before observers hear of the end.
         resume: go on after the last finished window of an earlier attempt; the folder's
             pipeline may have another matrix.
-        cache: folder of what stages compute, which other studies may share; in the plan's
-            folder where it is None.
+        cache: folder of what stages compute, or a store of it, which other studies may share;
+            in the plan's folder where it is None, and copies of what is in a store, too.
         cache_limit: bytes that the cache may take.
         world: the processes that do them together, each of which calls this. The first writes,
             and has the observers; a run that fails ends all of them.
@@ -81,11 +82,13 @@ def run_study(
     world = attrs.evolve(world, shards=plan.pipeline.shards or 1)
     hook = hooks_of(registry, world)
     reporter = Reporter(hook, None)
-    kept = Cache(cache or plan.out / folder.CACHE, cache_limit, reporter.warn)
+    kept = Cache.at(cache, plan.out / folder.CACHE, cache_limit, reporter.warn)
     with ExitStack() as stack:
 
         def begin() -> None:
-            if cache is not None:
+            if isinstance(cache, ObjectStore):
+                cache.check()
+            elif cache is not None:
                 kept.check()
             # Nobody hears warnings before observers are there, which write to the folder, too.
             early: list[str] = []

@@ -270,3 +270,41 @@ def test_runs_are_done_here_or_on_ray(permllm, project: Path, tmp_path: Path) ->
     assert done.returncode == 2
     assert "error: --on says where runs are done: ray or ray:ADDRESS, not slurm" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_computed_is_kept_in_a_store(permllm, project: Path, tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/store"
+    first = permllm("run", "tiny.yaml", "--cache", url, "--out", tmp_path / "one", cwd=project)
+    assert first.returncode == 0, first.stderr
+    # As on a machine that shares nothing with the first but the store.
+    second = permllm("run", "tiny.yaml", "--cache", url, "--out", tmp_path / "two", cwd=project)
+    assert second.returncode == 0, second.stderr
+    found = _names(tmp_path / "two" / "cache")
+    assert found
+    assert found <= _names(tmp_path / "one" / "cache")
+    assert not list((tmp_path / "store" / "leases").iterdir())
+
+
+def _names(cache: Path) -> set[str]:
+    """Of all entries; one that is computed again has another, for its cost differs."""
+    return {path.name for path in cache.glob("*/*.*.*")}
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("s3://me:secret@bucket/x", "--cache s3://***@bucket/x: a URL with a user"),
+        ("smb://host/x", "--cache smb://host/x needs smb"),
+        ("nobody://host/x", "--cache nobody://host/x: this is no URL of a store"),
+        ("file:///proc/x", "--cache file:///proc/x: writing leases/probe-"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_before_anything_begins(
+    permllm, project: Path, tmp_path: Path, url: str, said: str
+) -> None:
+    done = permllm("run", "tiny.yaml", "--cache", url, "--out", tmp_path / "run", cwd=project)
+    assert done.returncode == 2
+    assert f"error: {said}" in done.stderr
+    assert "secret" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

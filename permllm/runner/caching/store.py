@@ -6,6 +6,9 @@ An entry is a file named after its key (a hash of everything that it depends on,
 several processes may share a folder; an entry whose content does not match its name is
 damaged, and computed again.
 
+Behind the folder there may be a store that machines share which share no folder. What is written
+goes there, too, and what the folder has not is looked for there.
+
 A cache's folder has a mark. Only files of known kinds with such names in a folder that has it
 are entries, and ever removed: whatever else lies there is somebody's.
 """
@@ -23,7 +26,8 @@ from xxhash import xxh3_64
 
 from permllm.errors import UserError
 from permllm.files import is_unfinished, sweep, workplace, write_text
-from permllm.runner.caching.leases import Leases
+from permllm.runner.caching.leases import LEASES, LeaseFolder, Leases
+from permllm.runner.caching.object_store import ObjectStore, StoreError
 
 GIGABYTE = 10**9
 
@@ -35,9 +39,6 @@ STATES = "states"
 
 KINDS = ("figures", "permutations", "states", "statistics", "tokens", "windows")
 """What a cache may hold; each kind has a folder."""
-
-LEASES = "leases"
-"""The folder of what says who computes what now."""
 
 MARK = "CACHEDIR.TAG"
 """The file that says of a folder that it is a cache; backups leave out folders that have it."""
@@ -81,15 +82,37 @@ class Cache:
         limit: bytes that the entries may take. Hidden states make room first, which are large
             and soon made again, and then what was not used for the longest time.
         warn: is told, in a sentence, what is damaged or cannot be written.
-        leases: who computes which entry now.
+        store: where else entries are; None for nowhere.
+        leases: who computes which entry now; in the store where there is one.
     """
 
     folder: Path
     limit: int = DEFAULT_LIMIT
     warn: Callable[[str], None] = lambda message: None
-    leases: Leases = attrs.Factory(lambda self: Leases(self.folder / LEASES), takes_self=True)
+    store: ObjectStore | None = None
+    leases: Leases = attrs.Factory(
+        lambda self: Leases(self.store or LeaseFolder(self.folder / LEASES)), takes_self=True
+    )
     _broken: bool = attrs.field(default=False, init=False)
     _stuck: bool = attrs.field(default=False, init=False)
+
+    @classmethod
+    def at(
+        cls,
+        place: Path | ObjectStore | None,
+        own: Path,
+        limit: int = DEFAULT_LIMIT,
+        warn: Callable[[str], None] = lambda message: None,
+    ) -> Cache:
+        """The cache that somebody names.
+
+        Args:
+            place: its folder, or the store behind the folder ``own``; None is that alone.
+            own: the folder where none is named.
+            limit, warn: as the attributes.
+        """
+        store = place if isinstance(place, ObjectStore) else None
+        return cls(place if isinstance(place, Path) else own, limit, warn, store)
 
     def check(self) -> None:
         """Refuse a folder that holds something else.
@@ -120,6 +143,10 @@ class Cache:
 
     def find(self, kind: str, key: str) -> Path | None:
         """The complete, undamaged entry of a key, which now counts as used; None without one."""
+        return self._own(kind, key) or self._copied(kind, key)
+
+    def _own(self, kind: str, key: str) -> Path | None:
+        """That in the folder."""
         for path in sorted((self.folder / kind).glob(f"{key}.*")):
             if _NAME.fullmatch(path.name) is None:
                 continue
@@ -133,6 +160,36 @@ class Cache:
                 continue
             self._remove(path)
         return None
+
+    def _copied(self, kind: str, key: str) -> Path | None:
+        """That in the store, copied into the folder."""
+        if self.store is None or not self.opened():
+            return None
+        folder = self.folder / kind
+        try:
+            name = self.store.name_of(kind, key)
+            if name is None:
+                return None
+            with workplace(folder) as work:
+                # Its name comes from elsewhere, and is to be a path within the cache.
+                named = _NAME.fullmatch(name) is not None and name.startswith(key)
+                if named and not self.store.get(kind, name, work / name):
+                    return None
+                if not (named and is_whole(work / name)):
+                    self.warn(
+                        f"the cache entry {self.store}/{kind}/{key} is damaged: its content is "
+                        "computed again"
+                    )
+                    return None
+                path = (work / name).replace(folder / name)
+        except StoreError as error:
+            self._leave_store(error)
+            return None
+        except OSError as error:
+            self._give_up(error)
+            return None
+        self.make_room(self.limit, keep=path)
+        return path
 
     def reject(self, path: Path, why: str) -> None:
         """Remove an entry whose content nobody can make anything of, and say so.
@@ -166,6 +223,11 @@ class Cache:
         except (OSError, SafetensorError) as error:
             self._give_up(error)
             return None
+        if self.store is not None:
+            try:
+                self.store.put(kind, key, path)
+            except StoreError as error:
+                self._leave_store(error)
         self.make_room(self.limit, keep=path)
         return path
 
@@ -213,7 +275,7 @@ class Cache:
         if not self.is_cache():
             return 0
         unfinished = sweep(self.folder) + sum(sweep(self.folder / kind) for kind in KINDS)
-        return unfinished + self.leases.sweep()
+        return unfinished + self.leases.place.sweep()
 
     def damaged(self) -> Iterator[tuple[Entry, bool]]:
         """Every entry, and whether its content differs from what was written."""
@@ -242,6 +304,10 @@ class Cache:
             self._stuck = True
             return False
         return True
+
+    def _leave_store(self, error: StoreError) -> None:
+        self.warn(f"the cache {self.store} cannot be used any more, and is left alone: {error}")
+        self.store = None
 
     def _give_up(self, error: Exception) -> None:
         self._broken = True

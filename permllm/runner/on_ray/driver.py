@@ -186,6 +186,7 @@ class RayCluster:
             owner=(out / OWNER).read_bytes(),
             cache=str(cache.folder.absolute()),
             cache_limit=cache.limit,
+            store=None if cache.store is None else cache.store.url,
             disabled=shared.registry.disabled,
             plugin_files=shared.registry.digests(plan.pipeline.plugins),
             threads=cpus,

@@ -22,7 +22,8 @@ class Order:
         label: of the run.
         out: the study's folder.
         owner: what stands in the folder, by which it is known to be the same.
-        cache, cache_limit: the cache, and the bytes that it may take.
+        cache, cache_limit: the cache's folder, and the bytes that it may take.
+        store: the URL of what is behind it, if something is.
         disabled: plugins that are not loaded.
         plugin_files: the SHA-256 of each file that the pipeline names; no other is run.
         threads: so many compute.
@@ -37,6 +38,7 @@ class Order:
     owner: bytes
     cache: str
     cache_limit: int
+    store: str | None
     disabled: tuple[str, ...]
     plugin_files: Mapping[str, str]
     threads: int

@@ -14,9 +14,11 @@ from typing import Any
 import attrs
 
 from permllm.core.threads import threads
+from permllm.errors import UserError
 from permllm.pipeline.reading import study_of_text
 from permllm.registry import Registry
 from permllm.results import RunResult
+from permllm.runner.caching.object_store import ObjectStore
 from permllm.runner.caching.store import Cache
 from permllm.runner.determinism import deterministic
 from permllm.runner.on_ray.messages import Answer, Event, Failure, Letter, Order, Refused
@@ -105,7 +107,8 @@ def _result(order: Order, hook: Forwarding, seen: dict[str, Any]) -> RunResult:
         order.pipeline, PIPELINE, out, registry, recorded=lambda name: order.plugin_files
     )
     plan = plan_of(study, out)
-    cache = Cache(Path(order.cache), order.cache_limit, Reporter(hook, None).warn)
+    store = _store(order.store)
+    cache = Cache(Path(order.cache), order.cache_limit, Reporter(hook, None).warn, store)
     with deterministic(plan.pipeline.deterministic):
         world = World(shards=plan.pipeline.shards or 1)
         shared = Shared(plan, registry, cache, world, hook)
@@ -113,6 +116,23 @@ def _result(order: Order, hook: Forwarding, seen: dict[str, Any]) -> RunResult:
         _check_alike(seen, order.alike)
         [run] = [one for one in (plan.dense, *plan.runs) if one.label == order.label]
         return done(OneRun(shared, run), order.dense, order.versions)
+
+
+def _store(url: str | None) -> ObjectStore | None:
+    """The store behind the cache, which can be used here as where the study was started.
+
+    Raises:
+        Refused: it cannot.
+    """
+    if url is None:
+        return None
+    try:
+        store = ObjectStore.at(url)
+        store.check()
+    except UserError as error:
+        where = f"the Ray worker on {socket.gethostname()}"
+        raise Refused(f"{where}: {error.message}", hint=error.hint) from error
+    return store
 
 
 def _check_sees(out: Path, owner: bytes) -> None:

@@ -15,9 +15,18 @@ from pathlib import Path
 
 import attrs
 import pytest
+from s3_server import with_s3
+from stores import empty_store
 
 from permllm.files import ABANDONED_SECONDS
-from permllm.runner.caching.leases import TURNS, Lease, Leases
+from permllm.runner.caching.leases import (
+    LEASES,
+    TURNS,
+    Lease,
+    LeaseFolder,
+    LeasePlace,
+    Leases,
+)
 from permllm.runner.caching.memo import Stages
 from permllm.runner.caching.store import Cache
 from permllm.runs.lock import Owner
@@ -27,7 +36,7 @@ KEY = "a" * 64
 WORKER = """
 import sys, time
 from pathlib import Path
-from permllm.runner.caching.leases import Leases
+from permllm.runner.caching.leases import LeaseFolder, Leases
 from permllm.runner.caching.memo import Stages
 from permllm.runner.caching.store import Cache
 
@@ -38,7 +47,8 @@ def compute():
     time.sleep(seconds)
     return {"x": 1.5}
 
-cache = Cache(folder, leases=Leases(folder / "leases", ttl=float(sys.argv[4]), beat=0.1))
+place = LeaseFolder(folder / "leases")
+cache = Cache(folder, leases=Leases(place, ttl=float(sys.argv[4]), beat=0.1))
 print("ready", flush=True)
 sys.stdin.readline()
 assert Stages(cache).figures("figures", "a" * 64, compute, stage="a stage") == {"x": 1.5}
@@ -108,7 +118,7 @@ def figures(cache: Cache, told: list[tuple[str, int]] | None = None) -> dict[str
 
 
 def left(cache: Cache) -> list[Path]:
-    return list(cache.leases.folder.iterdir())
+    return list((cache.folder / LEASES).iterdir())
 
 
 def test_two_processes_compute_what_both_want_once(cache: Cache, start: Start) -> None:
@@ -148,7 +158,7 @@ def test_nobody_waits_for_a_process_that_was_killed(cache: Cache, start: Start) 
 def test_a_process_that_stands_still_keeps_others_waiting_for_a_while(
     cache: Cache, start: Start
 ) -> None:
-    other, quick = start("other", 1.0), Leases(cache.leases.folder, ttl=1.5)
+    other, quick = start("other", 1.0), Leases(cache.leases.place, ttl=1.5)
     go(other)
     wait_for(lambda: computed(cache))
     other.send_signal(signal.SIGSTOP)
@@ -160,7 +170,7 @@ def test_a_process_that_stands_still_keeps_others_waiting_for_a_while(
     assert with_lease.asked(0, silent)
     other.send_signal(signal.SIGCONT)
     ended(other)
-    assert left(cache) == [with_lease.path]
+    assert left(cache) == [cache.folder / LEASES / with_lease.name]
 
 
 def test_waiting_can_be_interrupted(cache: Cache, foreign: Lease) -> None:
@@ -173,16 +183,16 @@ def test_waiting_can_be_interrupted(cache: Cache, foreign: Lease) -> None:
     finally:
         me.join()
         signal.signal(signal.SIGINT, before)
-    assert left(cache) == [foreign.path]
+    assert left(cache) == [cache.folder / LEASES / foreign.name]
 
 
 def silent(whose: str, over: bool) -> None:
     pass
 
 
-def leases_of(folder: Path, host: str, pid: int, ttl: float = 600.0) -> Leases:
+def leases_of(place: LeasePlace, host: str, pid: int, beat: float = 0.05) -> Leases:
     """The leases of another process."""
-    leases = Leases(folder, ttl=ttl, beat=0.05)
+    leases = Leases(place, ttl=600.0, beat=beat)
     owner = Owner(host, pid, "2026-01-01 00:00:00")
     object.__setattr__(leases, "me", json.dumps(attrs.asdict(owner)).encode())
     return leases
@@ -192,16 +202,24 @@ def leases_of(folder: Path, host: str, pid: int, ttl: float = 600.0) -> Leases:
 def foreign(cache: Cache) -> Iterator[Lease]:
     """The lease of the figures of a process on another machine."""
     cache.opened()
-    lease = leases_of(cache.leases.folder, "elsewhere", 1).of(
-        "figures", Stages(cache)._kept_as(KEY)
-    )
+    lease = leases_of(cache.leases.place, "elsewhere", 1).of("figures", Stages(cache)._kept_as(KEY))
     assert lease.asked(0, silent)
     yield lease
     lease.release()
 
 
-def test_a_lease_is_taken_once_and_given_back(tmp_path: Path) -> None:
-    mine, other = Leases(tmp_path), leases_of(tmp_path, "elsewhere", 1)
+@pytest.fixture(params=["folder", "memory", "file", pytest.param("s3", marks=with_s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> LeasePlace:
+    """Where leases may be, none of which is there."""
+    if request.param == "folder":
+        return LeaseFolder(tmp_path)
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+    return empty_store(request.param, tmp_path)
+
+
+def test_a_lease_is_taken_once_and_given_back(place: LeasePlace) -> None:
+    mine, other = Leases(place), leases_of(place, "elsewhere", 1)
     lease, again, others = (
         mine.of("windows", KEY),
         mine.of("windows", KEY),
@@ -213,54 +231,61 @@ def test_a_lease_is_taken_once_and_given_back(tmp_path: Path) -> None:
     assert not others.asked(0.1, silent)
     again.release()
     others.release()
-    assert lease.path.exists()
+    assert place.read(lease.name) is not None
     assert mine.of("states", KEY).asked(0, silent)
     lease.release()
     assert others.asked(0, silent)
 
 
-def test_a_living_owner_of_another_machine_is_waited_for(cache: Cache, foreign: Lease) -> None:
-    mine = Leases(cache.leases.folder, ttl=0.5)
+def test_a_living_owner_of_another_machine_is_waited_for(place: LeasePlace) -> None:
+    foreign = leases_of(place, "elsewhere", 1).of("tokens", KEY)
+    assert foreign.asked(0, silent)
+    mine = Leases(place, ttl=0.5)
     # By its touches: that is three times as long as one that stands still is waited for.
-    assert not Lease(foreign.path, mine).asked(1.5, silent)
+    assert not mine.of("tokens", KEY).asked(1.5, silent)
     foreign._released.set()  # as if its machine had lost power
-    assert Lease(foreign.path, mine).asked(60, silent)
-    assert foreign.path.read_bytes() == mine.me
+    assert mine.of("tokens", KEY).asked(60, silent)
+    sign = place.read(foreign.name)
+    assert sign is not None
+    assert sign[0] == mine.me
+    foreign.release()
+    assert place.read(foreign.name) == sign
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[", b"[]", b'{"host": 3}', b"x" * 9999])
-def test_a_lease_of_nobody_runs_out(tmp_path: Path, content: bytes) -> None:
-    lease = Leases(tmp_path, ttl=0.3).of("tokens", KEY)
-    lease.path.write_bytes(content)
+def test_a_lease_of_nobody_runs_out(place: LeasePlace, content: bytes) -> None:
+    lease = Leases(place, ttl=0.3).of("tokens", KEY)
+    place.create(lease.name, content)
     assert not lease.asked(0.1, silent)
     assert lease.asked(60, silent)
     assert lease.mine
 
 
-def test_who_waits_for_nothing_time_and_again_goes_on_without(tmp_path: Path) -> None:
-    waiting = Leases(tmp_path).of("tokens", KEY)
+def test_who_waits_for_nothing_time_and_again_goes_on_without(place: LeasePlace) -> None:
+    waiting = Leases(place).of("tokens", KEY)
     for pid in range(TURNS):
-        owner = leases_of(tmp_path, "elsewhere", pid).of("tokens", KEY)
-        waiting.path.unlink(missing_ok=True)
+        owner = leases_of(place, "elsewhere", pid, beat=600.0).of("tokens", KEY)
+        place.remove(waiting.name)
         assert owner.asked(0, silent)
         assert not waiting.asked(0, silent)
-    waiting.path.write_bytes(b"yet another")
+    place.remove(waiting.name)
+    place.create(waiting.name, b"yet another")
     assert waiting.asked(0, silent)
     assert not waiting.mine
     waiting.release()
-    assert waiting.path.exists()
+    assert place.read(waiting.name) is not None
 
 
 def test_one_alone_breaks_the_lease_of_a_dead_owner(tmp_path: Path) -> None:
+    place = LeaseFolder(tmp_path)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    path = tmp_path / f"tokens-{KEY}.lease"
-    path.write_bytes(leases_of(tmp_path, socket.gethostname(), dead.pid).me)
+    place.create(f"tokens-{KEY}.lease", leases_of(place, socket.gethostname(), dead.pid).me)
     inside, most = [], []
 
     def want(number: int) -> None:
         # Each as a process by itself.
-        lease = Leases(tmp_path).of("tokens", KEY)
+        lease = Leases(place).of("tokens", KEY)
         assert lease.asked(60, silent)
         if lease.mine:
             inside.append(number)
@@ -278,23 +303,29 @@ def test_one_alone_breaks_the_lease_of_a_dead_owner(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_taken_anew_while_it_was_to_be_broken_is_put_back(tmp_path: Path) -> None:
-    lease, other = Leases(tmp_path).of("tokens", KEY), leases_of(tmp_path, "elsewhere", 1)
-    assert other.of("tokens", KEY).asked(0, silent)
-    lease._break(b"what stood there before")
-    assert lease.path.read_bytes() == other.me
-    assert list(tmp_path.iterdir()) == [lease.path]
+def test_one_taken_anew_while_it_was_to_be_broken_stays(place: LeasePlace) -> None:
+    other = leases_of(place, "elsewhere", 1)
+    lease = other.of("tokens", KEY)
+    assert lease.asked(0, silent)
+    place.take_away(lease.name, b"what stood there before")
+    sign = place.read(lease.name)
+    assert sign is not None
+    assert sign[0] == other.me
+    lease.release()
+    assert place.read(lease.name) is None
+    if isinstance(place, LeaseFolder):
+        assert list(place.folder.iterdir()) == []
 
 
 def test_without_a_place_for_leases_work_goes_on(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.opened()
-    cache.leases.folder.write_text("in the way")
+    (cache.folder / LEASES).write_text("in the way")
     lease = cache.leases.of("tokens", KEY)
     assert lease.asked(0, silent)
     assert not lease.mine
     assert figures(cache) == {"x": 2.5}
-    assert cache.leases.folder.read_text() == "in the way"
+    assert (cache.folder / LEASES).read_text() == "in the way"
 
 
 def test_no_lease_is_taken_where_there_can_be_no_cache(tmp_path: Path) -> None:
@@ -306,13 +337,23 @@ def test_no_lease_is_taken_where_there_can_be_no_cache(tmp_path: Path) -> None:
     assert len(said) == 1
 
 
+def test_what_is_given_back_stays_so_though_it_was_just_being_touched(place: LeasePlace) -> None:
+    for _ in range(20):
+        lease = leases_of(place, "elsewhere", 1, beat=0.001).of("tokens", KEY)
+        assert lease.asked(0, silent)
+        time.sleep(0.01)
+        lease.release()
+    time.sleep(0.1)
+    assert place.read(lease.name) is None
+
+
 def test_several_are_taken_in_one_order_and_all_given_back(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[str] = []
     asked = Lease.asked
     monkeypatch.setattr(
-        Lease, "asked", lambda self, *more: taken.append(self.path.name) or asked(self, *more)
+        Lease, "asked", lambda self, *more: taken.append(self.name) or asked(self, *more)
     )
     stages = Stages(cache)
     for keys in (["a", None, "b", "c"], ["c", "b", "a", "b"]):
@@ -324,7 +365,7 @@ def test_several_are_taken_in_one_order_and_all_given_back(
 
 def test_leases_are_no_entries_and_go_with_what_dead_processes_left(cache: Cache) -> None:
     figures(cache)
-    folder = cache.leases.folder
+    folder, place = cache.folder / LEASES, cache.leases.place
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     here = socket.gethostname()
@@ -337,12 +378,12 @@ def test_leases_are_no_entries_and_go_with_what_dead_processes_left(cache: Cache
     }
     for digit, (host, pid, age, _) in owners.items():
         path = folder / f"states-{digit * 64}.lease"
-        path.write_bytes(leases_of(folder, host, pid).me)
+        path.write_bytes(leases_of(place, host, pid).me)
         os.utime(path, (time.time() - age,) * 2)
     broken = folder / f"states-{'5' * 64}.lease.{'0' * 16}.broken"
-    broken.write_bytes(leases_of(folder, here, dead.pid).me)
+    broken.write_bytes(leases_of(place, here, dead.pid).me)
     mine = folder / "new flat.lease"
-    mine.write_bytes(leases_of(folder, here, dead.pid).me)
+    mine.write_bytes(leases_of(place, here, dead.pid).me)
     os.utime(mine, (0, 0))
     cache.check()
     assert [entry.kind for entry in cache.entries()] == ["figures"]

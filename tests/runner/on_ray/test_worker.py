@@ -10,6 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
+from stores import empty_store
 
 from permllm.errors import UserError
 from permllm.registry import Registry
@@ -67,6 +68,7 @@ def order(write_pipeline: Callable[..., Path], tmp_path: Path) -> Order:
         owner=b"mine",
         cache=str(tmp_path / "cache"),
         cache_limit=10**9,
+        store=None,
         disabled=(),
         plugin_files={},
         threads=1,
@@ -95,6 +97,19 @@ def test_a_worker_that_sees_another_folder_is_refused(order: Order) -> None:
         assert answer.refused
         with pytest.raises(UserError, match=rf"on {socket.gethostname()} does not see .* {out}"):
             answer.taken()
+
+
+def test_a_worker_keeps_what_it_computed_in_the_store_or_is_refused(
+    order: Order, tmp_path: Path
+) -> None:
+    store = empty_store("file", tmp_path)
+    assert work(attrs.evolve(order, store=store.url), lambda letter: None).result
+    assert store.sizes()["figures"][0] == 1
+    answer = work(attrs.evolve(order, store="smb://host/x"), lambda letter: None)
+    assert answer.refused
+    with pytest.raises(UserError, match=rf"worker on {socket.gethostname()}: .* needs smb") as e:
+        answer.taken()
+    assert "pip install" in (e.value.hint or "")
 
 
 @pytest.mark.parametrize("what", ["permllm", "model", "pipeline", "torch", "device"])
