@@ -30,6 +30,7 @@ from permllm.runner.caching.object_store import ObjectStore, place_of_cache
 from permllm.runner.caching.store import DEFAULT_LIMIT
 from permllm.runner.calibration import read_sequences, wished_sequences
 from permllm.runner.determinism import deterministic
+from permllm.runner.on_ray.driver import RayCluster
 from permllm.runner.one_run import overall
 from permllm.runner.opening import open_decoder
 from permllm.runner.reporting import Reporter
@@ -68,6 +69,7 @@ def run(
     resume: bool = False,
     observers: Sequence[Observer] = (),
     cache: str | Path | None = None,
+    on: str | None = None,
 ) -> Results:
     """Run a pipeline file, as ``permllm run`` does.
 
@@ -82,6 +84,8 @@ def run(
             :class:`permllm.observers.console.Console`.
         cache: folder of what stages compute, or URL of a store such as ``"s3://bucket/prefix"``,
             for studies to share; in the run's folder where it is None.
+        on: ``"ray"`` or ``"ray:ADDRESS"`` does the runs on a Ray cluster; where Ray is connected
+            already, on that.
 
     Returns:
         every run's figures; ``results["lcp"].figures``. One of several runs that broke has
@@ -95,12 +99,21 @@ def run(
     folder = None if out is None else Path(out)
     kept = place_of_cache(cache)
     make = partial(make_plan, Path(path), registry, settings, resume=resume)
-    with world_of_processes() as world:
-        plan = shared_plan(
-            world, lambda: make(folder).settled().sharded(world.size, resume=resume), make
-        )
+    with ExitStack() as stack:
+        world = stack.enter_context(world_of_processes())
+        cluster = None if on is None else RayCluster.named(on, world)
+
+        def ready() -> Plan:
+            plan = make(folder)
+            if cluster is not None:
+                stack.enter_context(cluster.connected(plan))
+            return plan.settled().sharded(world.size, resume=resume)
+
+        plan = shared_plan(world, ready, make)
         assert plan is not None  # there is always one to follow
-        return run_plan(plan, registry, observers, resume=resume, cache=kept, world=world)
+        return run_plan(
+            plan, registry, observers, resume=resume, cache=kept, world=world, execute=cluster
+        )
 
 
 def prune(

@@ -20,7 +20,6 @@ from permllm.cli.processes import processes
 from permllm.cli.registry import load_registry, no_plugin_option
 from permllm.commands import own
 from permllm.errors import RunFailed, UserError
-from permllm.extras import need_ray
 from permllm.hooks import hookimpl
 from permllm.printing import console, echo, plain
 from permllm.redaction import redacted
@@ -103,6 +102,7 @@ def command(
     # With --json, what libraries print must not get between the reader and the object.
     with ExitStack() as stack:
         from permllm.runner.caching.object_store import ObjectStore, place_of_cache
+        from permllm.runner.on_ray.driver import RayCluster
         from permllm.runs.plan import make_plan, shared_plan
 
         world = stack.enter_context(processes())
@@ -110,7 +110,7 @@ def command(
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         place = place_of_cache(cache)
         registry = load_registry(no_plugin)
-        cluster = _cluster(on, world)
+        cluster = None if on is None else RayCluster.named(on, world)
 
         def ready(plan: Plan) -> None:
             if isinstance(place, ObjectStore):
@@ -152,25 +152,6 @@ def command(
         failed, all_runs = len(results.failed), len(plan.runs)
         with _resumable(StoppedError(None if failures.of_files else again, changed)):
             raise RunFailed(f"{failed} of {all_runs} runs failed; the others are done")
-
-
-def _cluster(on: str | None, world: World) -> RayCluster | None:
-    """The cluster that ``--on`` names.
-
-    Raises:
-        UserError: it names none, Ray is missing, or there are other processes already.
-    """
-    if on is None:
-        return None
-    where, _, address = on.partition(":")
-    if where != "ray":
-        raise UserError(f"--on says where runs are done: ray or ray:ADDRESS, not {on}")
-    if world.size > 1:
-        raise UserError("--on ray gives each run to one process, and torchrun has started several")
-    need_ray("--on ray")
-    from permllm.runner.on_ray.driver import RayCluster
-
-    return RayCluster(address or None)
 
 
 def _checked(

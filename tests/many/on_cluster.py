@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -74,20 +74,23 @@ def permllm_permutations():
 
 
 @contextmanager
-def head(cpus: int) -> Iterator[str]:
-    """Start a cluster with so many CPUs for the block; gives its address."""
+def cluster(nodes: int) -> Iterator[str]:
+    """Start a cluster of so many nodes with a CPU each for the block; gives its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     port = address.rpartition(":")[2]
-    with _started("--head", f"--port={port}", "--include-dashboard=false", cpus=cpus):
+    with ExitStack() as stack:
+        stack.enter_context(_node("--head", f"--port={port}", "--include-dashboard=false"))
+        for _ in range(nodes - 1):
+            stack.enter_context(_node(f"--address={address}"))
         yield address
 
 
 @contextmanager
-def _started(*words: str, cpus: int) -> Iterator[None]:
+def _node(*words: str) -> Iterator[None]:
     # Paths of sockets are short.
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    words += ("--block", f"--num-cpus={cpus}", "--node-ip-address=127.0.0.1")
+    words += ("--block", "--num-cpus=1", "--node-ip-address=127.0.0.1")
     node = subprocess.Popen(
         [Path(sys.executable).with_name("ray"), "start", *words, f"--temp-dir={temporary}"],
         env=environment(),

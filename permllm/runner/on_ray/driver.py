@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from permllm.pipeline.reading import resolved
 from permllm.redaction import redacted
 from permllm.registry import Registry
 from permllm.results import RunResult
+from permllm.runner.caching.leases import Lease
+from permllm.runner.caching.store import Cache
 from permllm.runner.on_ray.connecting import (
     NO_STATISTICS,
     check_room,
@@ -31,6 +34,7 @@ from permllm.runner.shared import Shared
 from permllm.runner.study import seen_by
 from permllm.runs.lock import OWNER
 from permllm.runs.plan import Plan, Run
+from permllm.world import ALONE, World
 
 RETRIES = 2
 """How often a run is done again whose worker was killed or whose machine died."""
@@ -97,6 +101,27 @@ class RayCluster:
     retries: int = RETRIES
     _alike: dict[str, Any] = attrs.field(factory=dict)
 
+    @classmethod
+    def named(cls, on: str, world: World = ALONE) -> RayCluster:
+        """The cluster that ``ray`` or ``ray:ADDRESS`` names.
+
+        Args:
+            on: the name.
+            world: the processes that want its runs done.
+
+        Raises:
+            UserError: it names none, Ray is missing, or there are several processes already.
+        """
+        where, _, address = on.partition(":")
+        if where != "ray":
+            raise UserError(f"--on says where runs are done: ray or ray:ADDRESS, not {on}")
+        if world.size > 1:
+            raise UserError(
+                "--on ray gives each run to one process, and torchrun has started several"
+            )
+        need_ray("--on ray")
+        return cls(address or None)
+
     @contextmanager
     def connected(self, plan: Plan) -> Iterator[None]:
         """Be connected for the block.
@@ -137,7 +162,12 @@ class RayCluster:
             num_cpus=cpus, num_gpus=gpus, max_retries=self.retries, name="permllm"
         )
         mailbox = _Mailbox.new()
-        order = partial(self._order, shared, dense, versions, cpus)
+        cache = shared.stages.cache
+        assert cache is not None
+        witness = cache.leases.of("study", secrets.token_hex(32))
+        if cache.opened():
+            witness.asked(0, lambda whose, over: None)
+        order = partial(self._order, shared, cache, witness, dense, versions, cpus)
         waiting = {task.remote(order(run), mailbox.post): run for run in runs}
         answers: dict[str, Answer] = {}
         heard = {run.label: Heard() for run in runs}
@@ -164,17 +194,19 @@ class RayCluster:
             # are, too, and Ray would start anew.
             for reference in waiting if ray.is_initialized() else ():
                 ray.cancel(reference, force=True)
+            witness.release()
 
     def _order(
         self,
         shared: Shared,
+        cache: Cache,
+        witness: Lease,
         dense: RunResult | None,
         versions: Mapping[str, str],
         cpus: int,
         run: Run,
     ) -> Order:
-        plan, cache = shared.plan, shared.stages.cache
-        assert cache is not None
+        plan = shared.plan
         out = plan.out.absolute()
         if not self._alike:
             seen = seen_by(shared) | {"number of threads": cpus}
@@ -187,6 +219,7 @@ class RayCluster:
             cache=str(cache.folder.absolute()),
             cache_limit=cache.limit,
             store=None if cache.store is None else cache.store.url,
+            witness=(witness.name, witness.leases.me) if witness.mine else None,
             disabled=shared.registry.disabled,
             plugin_files=shared.registry.digests(plan.pipeline.plugins),
             threads=cpus,

@@ -24,6 +24,8 @@ class Order:
         owner: what stands in the folder, by which it is known to be the same.
         cache, cache_limit: the cache's folder, and the bytes that it may take.
         store: the URL of what is behind it, if something is.
+        witness: the name of a lease that is there, and what it holds, by which the cache is known
+            to be the same; None where it cannot be written.
         disabled: plugins that are not loaded.
         plugin_files: the SHA-256 of each file that the pipeline names; no other is run.
         threads: so many compute.
@@ -39,6 +41,7 @@ class Order:
     cache: str
     cache_limit: int
     store: str | None
+    witness: tuple[str, bytes] | None
     disabled: tuple[str, ...]
     plugin_files: Mapping[str, str]
     threads: int

@@ -29,7 +29,7 @@ from permllm.runner.study import done, seen_by
 from permllm.runs.folder import PIPELINE
 from permllm.runs.lock import OWNER
 from permllm.runs.plan import plan_of
-from permllm.world import World
+from permllm.world import SEEING_SECONDS, World
 
 POST_SECONDS = 0.3
 """Between two letters."""
@@ -109,6 +109,7 @@ def _result(order: Order, hook: Forwarding, seen: dict[str, Any]) -> RunResult:
     plan = plan_of(study, out)
     store = _store(order.store)
     cache = Cache(Path(order.cache), order.cache_limit, Reporter(hook, None).warn, store)
+    _check_shares(cache, order.witness)
     with deterministic(plan.pipeline.deterministic):
         world = World(shards=plan.pipeline.shards or 1)
         shared = Shared(plan, registry, cache, world, hook)
@@ -133,6 +134,27 @@ def _store(url: str | None) -> ObjectStore | None:
         where = f"the Ray worker on {socket.gethostname()}"
         raise Refused(f"{where}: {error.message}", hint=error.hint) from error
     return store
+
+
+def _check_shares(cache: Cache, witness: tuple[str, bytes] | None) -> None:
+    """Refuse a worker whose cache is another one of the same name.
+
+    Raises:
+        Refused: it is; file systems of a network take some seconds to show what is new.
+    """
+    if witness is None:
+        return
+    name, content = witness
+    deadline = time.monotonic() + SEEING_SECONDS
+    while (sign := cache.leases.place.read(name)) is None or sign[0] != content:
+        if time.monotonic() > deadline:
+            raise Refused(
+                f"the Ray worker on {socket.gethostname()} has another cache at "
+                f"{cache.store or cache.folder} than there is where the study was started",
+                hint="all machines of the cluster have to share it: name one with --cache that "
+                "they do, or none",
+            )
+        time.sleep(0.1)
 
 
 def _check_sees(out: Path, owner: bytes) -> None:

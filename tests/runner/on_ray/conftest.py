@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from on_cluster import SLOW, STUDY, head
+from on_cluster import SLOW, STUDY, cluster
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[...,
 
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
-    """The address of a cluster of one machine with two CPUs."""
-    with head(cpus=2) as address:
+    """The address of a cluster of two nodes with a CPU each."""
+    with cluster(nodes=2) as address:
         yield address

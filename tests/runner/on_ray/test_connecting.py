@@ -12,12 +12,12 @@ from on_cluster import run, with_ray
 def test_more_than_the_cluster_has_is_refused_before_anything_begins(
     folder: Path, address: str
 ) -> None:
-    words = ["--set", "resources={gpus: 1, cpus: 3}", "--out", "much", "--on", f"ray:{address}"]
+    words = ["--set", "resources={gpus: 1, cpus: 2}", "--out", "much", "--on", f"ray:{address}"]
     done = run("tiny.yaml", *words, cwd=folder)
     assert done.returncode == 2
     assert (
-        "error: a run takes 3 CPUs and 1 GPUs, and no machine of the Ray cluster has as many: "
-        "2 CPUs, 0 GPUs" in done.stderr
+        "error: a run takes 2 CPUs and 1 GPUs, and no machine of the Ray cluster has as many: "
+        "1 CPUs, 0 GPUs" in done.stderr
     )
     assert not (folder / "much").exists()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from permllm.runner.on_ray.driver import Heard, RayCluster, pipeline_text
 from permllm.runner.on_ray.messages import Event, Letter
 from permllm.runs.events import read_events
 from permllm.runs.plan import make_plan
+from permllm.world import ALONE, World
 
 
 class Listener:
@@ -91,6 +93,25 @@ def test_passwords_of_tracking_stores_stay_with_the_driver(
     assert dump_yaml(resolved(again, registry)) == dump_yaml(resolved(plan.pipeline, registry))
 
 
+@pytest.mark.parametrize(
+    ("on", "world", "said"),
+    [
+        ("slurm", ALONE, "ray or ray:ADDRESS, not slurm"),
+        ("ray", World(size=2), "torchrun has started several"),
+    ],
+)
+def test_what_is_no_cluster_is_refused(on: str, world: World, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        RayCluster.named(on, world)
+
+
+@with_ray
+def test_a_cluster_is_named_by_its_address() -> None:
+    assert RayCluster.named("ray").address is None
+    assert RayCluster.named("ray:auto").address == "auto"
+    assert RayCluster.named("ray:host:6379").address == "host:6379"
+
+
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("permllm.extras.find_spec", lambda name: None)
     cluster: Any = RayCluster().connected(None)  # type: ignore[arg-type]
@@ -126,17 +147,28 @@ def test_a_study_on_ray_is_that_of_one_machine(folder: Path, address: str) -> No
     assert again.stderr.count("done before") == len(labels)
 
 
+def at_work(cache: Path) -> int | None:
+    """A process that has looked for an order for a while; others do so for a moment."""
+    for path in cache.glob("leases/permutations-*"):
+        with suppress(OSError, ValueError):
+            owner = json.loads(path.read_text())
+            time.sleep(0.5)
+            if json.loads(path.read_text()) == owner:
+                return int(owner["pid"])
+    return None
+
+
 @with_ray
 def test_a_run_whose_worker_is_killed_is_done_by_another(folder: Path, address: str) -> None:
     matrix = "matrix={layers.permutation: [none, slow]}"
     words = ["--set", matrix, "--set", "plugins=[slow.py]", "--set", "track={}"]
     process = begin("tiny.yaml", *words, "--out", "killed", "--on", f"ray:{address}", cwd=folder)
     deadline = time.monotonic() + 300
-    while not (leases := list(folder.glob("killed/cache/leases/permutations-*"))):
+    while (worker := at_work(folder / "killed" / "cache")) is None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    psutil.Process(json.loads(leases[0].read_text())["pid"]).kill()
+    psutil.Process(worker).kill()
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert "was lost: another goes on" in said

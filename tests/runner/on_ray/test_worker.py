@@ -15,6 +15,7 @@ from stores import empty_store
 from permllm.errors import UserError
 from permllm.registry import Registry
 from permllm.runner.caching.keys import own_code
+from permllm.runner.caching.store import Cache
 from permllm.runner.on_ray.driver import pipeline_text
 from permllm.runner.on_ray.messages import Event, Letter, Order
 from permllm.runner.on_ray.worker import Forwarding, work
@@ -69,6 +70,7 @@ def order(write_pipeline: Callable[..., Path], tmp_path: Path) -> Order:
         cache=str(tmp_path / "cache"),
         cache_limit=10**9,
         store=None,
+        witness=None,
         disabled=(),
         plugin_files={},
         threads=1,
@@ -110,6 +112,28 @@ def test_a_worker_keeps_what_it_computed_in_the_store_or_is_refused(
     with pytest.raises(UserError, match=rf"worker on {socket.gethostname()}: .* needs smb") as e:
         answer.taken()
     assert "pip install" in (e.value.hint or "")
+
+
+@pytest.mark.parametrize("store", [None, "file"])
+def test_a_worker_with_another_cache_is_refused(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str | None
+) -> None:
+    monkeypatch.setattr("permllm.runner.on_ray.worker.SEEING_SECONDS", 0.3)
+    behind = store and empty_store(store, tmp_path)
+    cache = Cache(Path(order.cache), store=behind or None)
+    lease = cache.leases.of("study", "a" * 64)
+    assert lease.asked(0, lambda whose, over: None)
+    seen = attrs.evolve(order, store=behind and behind.url, witness=(lease.name, cache.leases.me))
+    assert work(seen, lambda letter: None).result
+    # As on a machine where something else lies at that path.
+    lease.release()
+    for content in (None, b"another"):
+        if content is not None:
+            cache.leases.place.create(lease.name, content)
+        answer = work(seen, lambda letter: None)
+        assert answer.refused
+        with pytest.raises(UserError, match=rf"on {socket.gethostname()} has another cache at "):
+            answer.taken()
 
 
 @pytest.mark.parametrize("what", ["permllm", "model", "pipeline", "torch", "device"])
