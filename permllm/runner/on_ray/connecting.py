@@ -8,21 +8,64 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+import attrs
 import torch
 
-from permllm.errors import UserError
+from permllm.errors import RunFailed, UserError
 from permllm.meeting import knock
 from permllm.runs.plan import Plan
 
 CONNECTING_SECONDS = 15.0
 """So long an address is tried."""
 
+SILENT_SECONDS, KNOCK_SECONDS = 30.0, 5.0
+"""So long a cluster's head may be silent, and between two tries. After 60 seconds Ray itself ends
+the process, which says neither why nor how the study goes on."""
+
 NO_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 """The variable that has Ray send its makers nothing, unless somebody has set it."""
+
+
+@attrs.define(eq=False)
+class Head:
+    """The head of a cluster, as seen from the driver.
+
+    Attributes:
+        address: ``host:port``.
+        lost: whether it has been given up.
+    """
+
+    address: str
+    lost: bool = False
+    _heard: float = attrs.field(factory=time.monotonic)
+    _due: float = 0.0
+
+    def check(self) -> None:
+        """Knock at it, unless that was just done.
+
+        Raises:
+            RunFailed: it has not answered for :data:`SILENT_SECONDS`.
+        """
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + KNOCK_SECONDS
+        host, _, port = self.address.rpartition(":")
+        try:
+            knock(host, port, 1.0)
+            self._heard = now
+        except OSError as error:
+            self.lost = now - self._heard > SILENT_SECONDS
+            if self.lost:
+                raise RunFailed(
+                    f"the head of the Ray cluster at {self.address} does not answer any more: "
+                    f"{first_line(error)}"
+                ) from error
 
 
 def connect(address: str) -> None:

@@ -23,6 +23,7 @@ from permllm.runner.caching.leases import Lease
 from permllm.runner.caching.store import Cache
 from permllm.runner.on_ray.connecting import (
     NO_STATISTICS,
+    Head,
     check_room,
     connect,
     first_line,
@@ -100,6 +101,7 @@ class RayCluster:
     address: str | None = None
     retries: int = RETRIES
     _alike: dict[str, Any] = attrs.field(factory=dict)
+    _head: Head = attrs.field(init=False)
 
     @classmethod
     def named(cls, on: str, world: World = ALONE) -> RayCluster:
@@ -140,11 +142,13 @@ class RayCluster:
         own = not ray.is_initialized()
         if own:
             connect(self.address or os.environ.get("RAY_ADDRESS") or "local")
+        self._head = Head(ray.get_runtime_context().gcs_address)
         try:
             check_room(plan)
             yield
         finally:
-            if own:
+            # To take leave of a head that is gone would end the process before it has said so.
+            if own and not self._head.lost:
                 ray.shutdown()
 
     def __call__(
@@ -192,7 +196,7 @@ class RayCluster:
         finally:
             # Nobody would hear of those that are still at work. Where the connection is gone, they
             # are, too, and Ray would start anew.
-            for reference in waiting if ray.is_initialized() else ():
+            for reference in waiting if ray.is_initialized() and not self._head.lost else ():
                 ray.cancel(reference, force=True)
             witness.release()
 
@@ -233,9 +237,11 @@ class RayCluster:
 
         Raises:
             UserError: a worker cannot take part.
+            RunFailed: the cluster's head is gone.
         """
         import ray
 
+        self._head.check()
         # Asleep in Ray, a process forgets which signal woke it.
         time.sleep(LOOK_SECONDS)
         ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
+import pytest
 from on_cluster import run, with_ray
+
+from permllm.errors import RunFailed
+from permllm.runner.on_ray.connecting import Head
+
+
+def test_a_head_that_is_silent_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("KNOCK_SECONDS", 0.0), ("SILENT_SECONDS", 0.5)):
+        monkeypatch.setattr(f"permllm.runner.on_ray.connecting.{name}", value)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        head = Head(address)
+        time.sleep(0.6)
+        head.check()
+    head = Head(address)
+    head.check()
+    time.sleep(0.6)
+    with pytest.raises(RunFailed, match=f"head of the Ray cluster at {address} does not answer"):
+        head.check()
+    assert head.lost
 
 
 @with_ray
