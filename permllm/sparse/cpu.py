@@ -37,7 +37,7 @@ KERNEL_PATTERNS = (Pattern(1, 2), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16))
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 
-_NAMES = ("kernel.cpp", "coded.h", "many_tokens.h", "places.h", "registers.h")
+_NAMES = ("kernel.cpp", "many_tokens.h", "places.h", "registers.h", "rows.h", "weights.h")
 _SOURCES = tuple(Path(__file__).parent / name for name in _NAMES)
 _CHUNK_BYTES = 4 << 20
 """Of the weight that is dense at a time, if that is ``_CHUNK_ROWS`` rows at least.
@@ -103,7 +103,7 @@ class Kernel:
         """``x W^T + bias`` of codes and their scales, summed in float32.
 
         Args:
-            x: ``[..., C_in]``, of any floating-point type.
+            x: ``[..., C_in]``, of the dtype of the scales, float32 or bfloat16.
             codes: as :func:`permllm.core.codes.store_codes` gives them, on the CPU.
             indices: as :func:`permllm.core.packing.pack` gives them.
             scales: ``[C_out, G]``.

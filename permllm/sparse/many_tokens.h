@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "places.h"
+#include "weights.h"
 
 namespace permllm {
 
@@ -88,25 +89,23 @@ inline bool narrow(int64_t first, int64_t tokens) { return tokens - first <= kLa
 
 // Rows from `row` on, for the tile of tokens from `first` on, whose inputs are in order.
 template <int Bits, int Tokens, int Rows, typename Value>
-void write_rows(const Problem<Value, Value>& p, int64_t row, int64_t first, const float* inputs) {
+void write_rows(const Problem<Values<Value>, Value>& p, int64_t row, int64_t first, const float* inputs) {
   float out[Rows][Tokens];
-  tile_of_tokens<Bits, Tokens, Rows>(p.values + row * p.kept, p.indices + row * p.row_bytes, p.kept,
+  tile_of_tokens<Bits, Tokens, Rows>(p.weight.row(row).values, p.indices + row * p.row_bytes, p.kept,
                                      p.row_bytes, inputs, out);
   const int64_t there = std::min<int64_t>(Tokens, p.tokens - first);
   for (int64_t r = 0; r < Rows; ++r)
-    for (int64_t t = 0; t < there; ++t)
-      p.y[(first + t) * p.c_out + row + r] =
-          static_cast<Value>(out[r][t] + (p.bias ? p.bias[row + r] : 0.0f));
+    for (int64_t t = 0; t < there; ++t) p.write(first + t, row + r, out[r][t]);
 }
 
 template <int Bits, int Tokens, typename Value>
-void write_block(const Problem<Value, Value>& p, int64_t row, int64_t first, const float* inputs) {
+void write_block(const Problem<Values<Value>, Value>& p, int64_t row, int64_t first, const float* inputs) {
   if (row + kRows <= p.c_out) return write_rows<Bits, Tokens, kRows>(p, row, first, inputs);
   for (; row < p.c_out; ++row) write_rows<Bits, Tokens, 1>(p, row, first, inputs);
 }
 
 template <int Bits, typename Value>
-void tiles_of_tokens(const Problem<Value, Value>& p) {
+void tiles_of_tokens(const Problem<Values<Value>, Value>& p) {
   const int64_t blocks = (p.c_out + kRows - 1) / kRows, size = p.c_in * kTile;
   const int64_t grain = std::max<int64_t>(1, kUnitProducts / std::max<int64_t>(1, size));
   std::vector<float> inputs;
@@ -134,7 +133,7 @@ void tiles_of_tokens(const Problem<Value, Value>& p) {
 
 // x [tokens, c_in] times a weight of n:2n, n of 1, 2, 4 or 8, summed in float32.
 template <typename Value>
-void many_tokens(const Problem<Value, Value>& p, int64_t n) {
+void many_tokens(const Problem<Values<Value>, Value>& p, int64_t n) {
   if (n == 1) tiles_of_tokens<1>(p);
   if (n == 2) tiles_of_tokens<2>(p);
   if (n == 4) tiles_of_tokens<3>(p);

@@ -8,15 +8,21 @@
 
 namespace permllm {
 
-// The weight as it is packed, x [tokens, c_in], y [tokens, c_out].
-template <typename Value, typename Input>
+// x [tokens, c_in] and a weight, of which weights.h has the kinds, give y [tokens, c_out].
+template <class Weight, typename Input>
 struct Problem {
-  const Value* values;
+  Weight weight;
   const uint8_t* indices;
   const Input* x;
   const float* bias;  // or null
-  Value* y;
+  typename Weight::Output* y;
   int64_t tokens, c_in, c_out, kept, row_bytes;
+
+  // The place of an output, whose sum is made.
+  void write(int64_t token, int64_t row, float sum) const {
+    y[token * c_out + row] =
+        static_cast<typename Weight::Output>(sum + (bias ? bias[row] : 0.0f));
+  }
 };
 
 inline int index_bits(int64_t m) {

@@ -98,7 +98,8 @@ def test_rows_have_the_same_bits_alone_and_beside_others(
         rounded, scales = round_to_nearest(weight, torch.ones(72), grid)
         kept, places = pack(rounded, pattern)
         codes = store_codes(codes_of(kept, scales, grid.kept(72, pattern)), grid.bits)
-        return kernel.coded_linear(x, codes[rows], places[rows], scales[rows], None, pattern, grid)
+        parts = codes[rows], places[rows], scales[rows].to(dtype)
+        return kernel.coded_linear(x, *parts, None, pattern, grid)
 
     alone = [product(slice(row, row + 1)) for row in range(7)]
     assert torch.equal(product(slice(None)), torch.cat(alone, 1))
