@@ -19,7 +19,7 @@ from pathlib import Path
 import attrs
 from torch import Tensor
 
-COUNTS = (1, 2, 4, 8, 16, 32, 64, 128)
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 """Numbers of tokens that are measured."""
 
 ROUNDS = 5
@@ -37,7 +37,7 @@ def fastest(ways: Mapping[str, Product], x: Tensor) -> tuple[str, ...]:
 
     Args:
         ways: by name, those for few tokens first.
-        x: ``[128, C_in]``.
+        x: ``[512, C_in]``.
     """
     times = [_seconds(ways, x[:count]) for count in COUNTS]
     return best_in_turn(tuple(ways), times)

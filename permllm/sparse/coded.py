@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from permllm.core.codes import Grid, read_codes, values_of
-from permllm.core.packing import unpack
+from permllm.core.codes import Grid, read_codes, store_codes, values_of
+from permllm.core.packing import pack, unpack
 from permllm.core.patterns import Pattern
-from permllm.sparse.cpu import LIBRARY, Kernel, chunks, kernel_reason, load_kernel
-
-KERNEL_TOKENS = 16
-"""With more it is faster to unpack and multiply densely (``benchmarks/sparse_linear.py``)."""
+from permllm.sparse import choice
+from permllm.sparse.choice import Product
+from permllm.sparse.cpu import (
+    LIBRARY,
+    Kernel,
+    chunks,
+    kernel_reason,
+    load_kernel,
+    measured_ways,
+)
 
 
 def decoded(values: Tensor, scales: Tensor, grid: Grid, pattern: Pattern, channels: int) -> Tensor:
@@ -38,7 +46,7 @@ def coded_linear(
     pattern: Pattern,
     grid: Grid,
 ) -> Tensor:
-    """``x W^T + bias``: of a few tokens by the kernel, else dense a few megabytes at a time.
+    """``x W^T + bias`` in the way that is fastest for as many tokens and this weight.
 
     Args:
         x: ``[..., C_in]``, of the dtype of the scales.
@@ -88,15 +96,66 @@ def _coded_linear(
         return _dense(x, values, indices, scales, bias, pattern, grid)
     kernel = load_kernel()
     assert isinstance(kernel, Kernel)
-    if x.shape[:-1].numel() <= KERNEL_TOKENS:
-        return kernel.coded_linear(x, values, indices, scales, bias, pattern, grid)
     rows = x.reshape(-1, channels)
+    names = fastest_ways(kernel, scales.dtype, pattern, grid, len(values) * channels)
+    way = WAYS[choice.of_tokens(names, len(rows))]
+    y = way(kernel, rows, values, indices, scales, bias, pattern, grid)
+    return y.view(*x.shape[:-1], len(values))
+
+
+def fastest_ways(
+    kernel: Kernel, dtype: torch.dtype, pattern: Pattern, grid: Grid, entries: int
+) -> tuple[str, ...]:
+    """Which of :data:`WAYS` is the fastest on this machine, for each of ``choice.COUNTS`` tokens.
+
+    Args:
+        kernel: the kernel.
+        dtype: of the scales.
+        pattern: of the weight.
+        grid: what its values are rounded to; how many share a scale makes no difference.
+        entries: of the weight, when dense.
+    """
+
+    def products(weight: Tensor) -> dict[str, Product]:
+        values, indices = pack(weight, pattern)
+        # Which codes makes no difference either.
+        codes = store_codes(values.round().clamp(-grid.top, grid.top).to(torch.int8), grid.bits)
+        scales = torch.ones(len(weight), grid.scales(weight.shape[1]), dtype=dtype)
+        parts = codes, indices, scales, None, pattern, grid
+        return {
+            name: lambda x, way=way: way(kernel, x, *parts)  # type: ignore[misc]
+            for name, way in WAYS.items()
+        }
+
+    return measured_ways(kernel, tuple(WAYS), grid.kind, dtype, pattern, entries, products)
+
+
+def dense_by_chunks(
+    kernel: Kernel,
+    rows: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    pattern: Pattern,
+    grid: Grid,
+) -> Tensor:
+    """As :func:`permllm.sparse.cpu.dense_by_chunks`, of codes."""
+    channels = rows.shape[1]
     y = rows.new_empty(len(rows), len(values))
     for chunk in chunks(len(values), channels * scales.itemsize):
-        part = decoded(values[chunk], scales[chunk], grid, pattern, channels)
+        part = kernel.decode(values[chunk], scales[chunk], pattern, grid, channels)
         weight = kernel.unpack(part, indices[chunk], pattern, channels)
         y[:, chunk] = functional.linear(rows, weight, None if bias is None else bias[chunk])
-    return y.view(*x.shape[:-1], len(values))
+    return y
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {
+    "channels": Kernel.coded_linear,
+    "dense": dense_by_chunks,
+}
+"""Ways to the same product, as :data:`permllm.sparse.cpu.WAYS`. Registers of tokens are slower for
+codes than registers of channels, whatever the number of tokens."""
 
 
 LIBRARY.define(

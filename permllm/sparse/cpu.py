@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from permllm.core.codes import Grid
 from permllm.core.packing import pack, unpack
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.sparse import choice
-from permllm.sparse.choice import Choices
+from permllm.sparse.choice import Choices, Product
 
 KERNEL_PATTERNS = (Pattern(1, 2), Pattern(2, 4), Pattern(4, 8), Pattern(8, 16))
 """Patterns whose kept weights meet their inputs in whole registers."""
@@ -120,6 +120,14 @@ class Kernel:
             x, codes, indices, scales, bias, n, m, grid.bits, kept
         )
         return product
+
+    def decode(
+        self, codes: Tensor, scales: Tensor, pattern: Pattern, grid: Grid, channels: int
+    ) -> Tensor:
+        """The values ``[C_out, C_in / M * N]`` of codes, in the dtype of the scales."""
+        part, kept = grid.kept(channels, pattern), pattern.groups(channels) * pattern.n
+        values: Tensor = self.ops.nm_decode(codes, scales, kept, grid.bits, part)
+        return values
 
     def unpack(self, values: Tensor, indices: Tensor, pattern: Pattern, channels: int) -> Tensor:
         """As :func:`permllm.core.packing.unpack`, for places that were checked before."""
@@ -252,31 +260,56 @@ def fastest_ways(
 ) -> tuple[str, ...]:
     """Which of :data:`WAYS` is the fastest on this machine, for each of ``choice.COUNTS`` tokens.
 
-    Measured once for each dtype and pattern, and for small and large weights apart, in a
-    second or two; that is kept beside the compiled kernel.
-
     Args:
         kernel: the kernel.
         dtype, pattern: of the weight.
         entries: of the weight, when dense.
     """
+
+    def products(weight: Tensor) -> dict[str, Product]:
+        values, indices = pack(weight.to(dtype), pattern)
+        return {
+            name: partial(way, kernel, values=values, indices=indices, bias=None, pattern=pattern)
+            for name, way in WAYS.items()
+        }
+
+    return measured_ways(kernel, tuple(WAYS), "", dtype, pattern, entries, products)
+
+
+def measured_ways(
+    kernel: Kernel,
+    names: tuple[str, ...],
+    kind: str,
+    dtype: torch.dtype,
+    pattern: Pattern,
+    entries: int,
+    products: Callable[[Tensor], Mapping[str, Product]],
+) -> tuple[str, ...]:
+    """Which of some ways is the fastest on this machine, for each of ``choice.COUNTS`` tokens.
+
+    Measured once for each kind of values, dtype and pattern, and for small and large weights
+    apart, in a second or two; that is kept beside the compiled kernel.
+
+    Args:
+        kernel: the kernel.
+        names: of the ways, those for few tokens first.
+        kind: what stands for values, such as ``int8``; empty where they are as they are.
+        dtype, pattern: of the weight.
+        entries: of the weight, when dense.
+        products: from an N:M weight in float32, the ways to multiply with it.
+    """
     small = math.prod(_SHAPES["small"])
     size = "small" if entries <= 2 * small else "large"
-    key = f"{str(dtype).removeprefix('torch.')} {pattern} {size}"
+    key = " ".join(filter(None, (str(dtype).removeprefix("torch."), str(pattern), kind, size)))
 
     def measure() -> tuple[str, ...]:
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(_SHAPES[size], generator=generator)
-        weight = (weight * nm_mask(weight.abs(), pattern)).to(dtype)
-        values, indices = pack(weight, pattern)
+        weight *= nm_mask(weight.abs(), pattern)
         x = torch.randn(choice.COUNTS[-1], weight.shape[1], generator=generator).to(dtype)
-        ways = {
-            name: partial(way, kernel, values=values, indices=indices, bias=None, pattern=pattern)
-            for name, way in WAYS.items()
-        }
-        return choice.fastest(ways, x)
+        return choice.fastest(products(weight), x)
 
-    return kernel.choices.of(key, tuple(WAYS), measure)
+    return kernel.choices.of(key, names, measure)
 
 
 def dense_by_chunks(

@@ -50,15 +50,24 @@ void multiply(const Problem<Weight, Input>& p, int64_t n, int64_t m) {
   });
 }
 
-void check(const Tensor& values, const Tensor& indices, int64_t n, int64_t m, int64_t channels) {
+// How many values a row keeps.
+int64_t check_pattern(int64_t n, int64_t m, int64_t channels) {
   TORCH_CHECK(1 <= n && n < m && m <= 256 && channels % m == 0, "not a pattern for the kernel");
-  const int64_t kept = channels / m * n;
-  const int64_t row_bytes = (kept * index_bits(m) + 7) / 8;
-  TORCH_CHECK(values.dim() == 2 && indices.dim() == 2 && values.size(1) == kept &&
-                  indices.size(1) == row_bytes && indices.size(0) == values.size(0) &&
-                  indices.scalar_type() == at::kByte && values.is_contiguous() &&
-                  indices.is_contiguous(),
-              "values and indices are not packed for these channels");
+  return channels / m * n;
+}
+
+void check_indices(const Tensor& indices, int64_t c_out, int64_t kept, int64_t m) {
+  TORCH_CHECK(indices.dim() == 2 && indices.size(0) == c_out &&
+                  indices.size(1) == (kept * index_bits(m) + 7) / 8 &&
+                  indices.scalar_type() == at::kByte && indices.is_contiguous(),
+              "indices are not packed for these channels");
+}
+
+void check(const Tensor& values, const Tensor& indices, int64_t n, int64_t m, int64_t channels) {
+  const int64_t kept = check_pattern(n, m, channels);
+  TORCH_CHECK(values.dim() == 2 && values.size(1) == kept && values.is_contiguous(),
+              "values are not packed for these channels");
+  check_indices(indices, values.size(0), kept, m);
 }
 
 void check_fit(const Tensor& x, const Tensor& values, const Tensor& indices, int64_t n, int64_t m) {
@@ -143,37 +152,62 @@ Tensor nm_linear_many(const Tensor& x, const Tensor& values, const Tensor& indic
   return operands.y;
 }
 
+void check_codes(const Tensor& codes, const Tensor& scales, int64_t kept, int64_t bits,
+                 int64_t part) {
+  TORCH_CHECK(bits == 8 || bits == 4, "codes of 8 or 4 bits");
+  TORCH_CHECK(codes.dim() == 2 && codes.size(1) == (kept * bits + 7) / 8 &&
+                  codes.element_size() == 1 && codes.is_contiguous(),
+              "codes are not packed for these channels");
+  TORCH_CHECK(part >= 1 && scales.dim() == 2 && scales.size(0) == codes.size(0) &&
+                  scales.size(1) == (kept + part - 1) / part && scales.is_contiguous() &&
+                  (scales.scalar_type() == at::kFloat || scales.scalar_type() == at::kBFloat16),
+              "scales are not those of the codes");
+}
+
+// Calls use(weight) with codes and scales in their types.
+template <class Use>
+void with_codes(const Tensor& codes, const Tensor& scales, int64_t bits, int64_t part,
+                const Use& use) {
+  const auto* bytes = static_cast<const uint8_t*>(codes.const_data_ptr());
+  const auto of_scales = [&](const auto* sizes) {
+    using Scale = std::remove_cv_t<std::remove_pointer_t<decltype(sizes)>>;
+    const int64_t row_bytes = codes.size(1), parts = scales.size(1);
+    if (bits == 8) use(Codes<8, Scale>{bytes, row_bytes, part, sizes, parts});
+    else use(Codes<4, Scale>{bytes, row_bytes, part, sizes, parts});
+  };
+  if (scales.scalar_type() == at::kFloat) of_scales(scales.const_data_ptr<float>());
+  else of_scales(scales.const_data_ptr<BFloat16>());
+}
+
 // x [..., c_in] times the packed weight of codes and scales [c_out, parts], of which each is for
 // `part` values of a row, summed in float32 -> [..., c_out].
 Tensor nm_coded_linear(const Tensor& x, const Tensor& codes, const Tensor& indices,
                        const Tensor& scales, const std::optional<Tensor>& bias, int64_t n,
                        int64_t m, int64_t bits, int64_t part) {
-  const int64_t channels = x.size(-1);
-  TORCH_CHECK(1 <= n && n < m && m <= 256 && channels % m == 0, "not a pattern for the kernel");
-  const int64_t kept = channels / m * n, c_out = codes.size(0);
-  const int64_t code_bytes = (kept * bits + 7) / 8, row_bytes = (kept * index_bits(m) + 7) / 8;
-  TORCH_CHECK(bits == 8 || bits == 4, "codes of 8 or 4 bits");
-  TORCH_CHECK(codes.dim() == 2 && codes.size(1) == code_bytes && codes.element_size() == 1 &&
-                  indices.dim() == 2 && indices.size(0) == c_out && indices.size(1) == row_bytes &&
-                  indices.scalar_type() == at::kByte && codes.is_contiguous() &&
-                  indices.is_contiguous(),
-              "codes and indices are not packed for these channels");
-  TORCH_CHECK(part >= 1 && scales.dim() == 2 && scales.size(0) == c_out &&
-                  scales.size(1) == (kept + part - 1) / part &&
-                  scales.scalar_type() == x.scalar_type() && scales.is_contiguous(),
-              "scales are not those of the codes");
+  const int64_t channels = x.size(-1), kept = check_pattern(n, m, channels);
+  check_codes(codes, scales, kept, bits, part);
+  check_indices(indices, codes.size(0), kept, m);
+  TORCH_CHECK(x.scalar_type() == scales.scalar_type(), "x does not fit the scales");
   Operands operands(x, indices, bias);
-  const auto by = [&](auto scale) {
-    using Scale = decltype(scale);
-    const auto of_bits = [&](auto weight) { operands.multiply_by(weight, kept, n, m); };
-    const auto* bytes = static_cast<const uint8_t*>(codes.const_data_ptr());
-    const auto* sizes = scales.const_data_ptr<Scale>();
-    if (bits == 8) of_bits(Codes<8, Scale>{bytes, code_bytes, part, sizes, scales.size(1)});
-    else of_bits(Codes<4, Scale>{bytes, code_bytes, part, sizes, scales.size(1)});
-  };
-  if (x.scalar_type() == at::kFloat) by(float{});
-  else by(BFloat16{});
+  with_codes(codes, scales, bits, part,
+             [&](const auto& weight) { operands.multiply_by(weight, kept, n, m); });
   return operands.y;
+}
+
+// The values [c_out, kept] of codes, in the type of the scales.
+Tensor nm_decode(const Tensor& codes, const Tensor& scales, int64_t kept, int64_t bits,
+                 int64_t part) {
+  check_codes(codes, scales, kept, bits, part);
+  const Tensor values = at::empty({codes.size(0), kept}, scales.options());
+  with_codes(codes, scales, bits, part, [&](const auto& weight) {
+    using Output = typename std::decay_t<decltype(weight)>::Output;
+    auto* out = values.mutable_data_ptr<Output>();
+    const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, kept));
+    at::parallel_for(0, codes.size(0), grain, [&](int64_t begin, int64_t end) {
+      for (; begin < end; ++begin) decode_row(weight.row(begin), kept, out + begin * kept);
+    });
+  });
+  return values;
 }
 
 // --- unpacking --------------------------------------------------------------------------
@@ -252,11 +286,13 @@ PERMLLM_LIBRARY(TORCH_EXTENSION_NAME) {
   library.def(
       "nm_coded_linear(Tensor x, Tensor codes, Tensor indices, Tensor scales, Tensor? bias, int n, "
       "int m, int bits, int part) -> Tensor");
+  library.def("nm_decode(Tensor codes, Tensor scales, int kept, int bits, int part) -> Tensor");
   library.def("nm_unpack(Tensor values, Tensor indices, int n, int m, int channels) -> Tensor");
   library.def("instructions() -> str", &instructions);
   library.impl("nm_linear", c10::DispatchKey::CPU, &nm_linear);
   library.impl("nm_linear_many", c10::DispatchKey::CPU, &nm_linear_many);
   library.impl("nm_coded_linear", c10::DispatchKey::CPU, &nm_coded_linear);
+  library.impl("nm_decode", c10::DispatchKey::CPU, &nm_decode);
   library.impl("nm_unpack", c10::DispatchKey::CPU, &nm_unpack);
 }
 

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "places.h"
@@ -38,6 +39,36 @@ void plain_rows(const Problem<Weight, Input>& p, int64_t n, int64_t m, int64_t b
         parts[k % 4] += values[k] * static_cast<float>(x[places[k]]);
       p.write(token, begin, (parts[0] + parts[1]) + (parts[2] + parts[3]));
     }
+  }
+}
+
+inline void narrow(float value, float& out) { out = value; }
+
+// To the nearest bfloat16, without the branch for what is no number.
+inline void narrow(float value, BFloat16& out) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  out.x = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+// The values of a row, each with its scale.
+template <class Row, typename Output>
+void decode_row(const Row& row, int64_t kept, Output* out) {
+  for (int64_t first = 0, part = 0; first < kept; first += row.part, ++part) {
+    const float scale = row.scale(part);
+    const int64_t end = std::min(first + row.part, kept);
+    int64_t k = first;
+#ifdef PERMLLM_REGISTERS
+    constexpr int lanes = FloatRegisters::lanes;
+    // A byte holds two codes at most, so that a register of them has to begin with one.
+    for (; k % 8 == 0 && k + lanes <= end; k += lanes) {
+      float raw[lanes];
+      const auto loaded = FloatRegisters::load(row.from(k));
+      std::memcpy(raw, &loaded, sizeof raw);
+      for (int i = 0; i < lanes; ++i) narrow(raw[i] * scale, out[k + i]);
+    }
+#endif
+    for (; k < end; ++k) narrow(row.raw(k) * scale, out[k]);
   }
 }
 

@@ -1,8 +1,8 @@
 // What a weight keeps: values as they are, or codes of 8 or 4 bits (permllm/core/codes.py).
 //
-// A row gives single values (`at`), and whole registers of what is stored (`from`, which a machine
-// knows how to load). Codes that share a scale are a part of a row: their products are summed by
-// themselves, and the scale is multiplied in once for each part.
+// A row gives single values (`at`; without their scale `raw`), and whole registers of what is
+// stored (`from`, which a machine knows how to load). Codes that share a scale are a part of a
+// row: their products are summed by themselves, and the scale is multiplied in once for each part.
 
 #pragma once
 
@@ -54,15 +54,14 @@ struct Codes {
     const Scale* scales;
     int64_t part;
 
-    float at(int64_t k) const { return scale(k / part) * static_cast<float>(code(k)); }
+    float raw(int64_t k) const {
+      if constexpr (CodeBits == 8) return static_cast<float>(static_cast<int8_t>(codes[k]));
+      const int four = codes[k / 2] >> (k % 2 * 4) & 15;
+      return static_cast<float>((four ^ 8) - 8);
+    }
+    float at(int64_t k) const { return scale(k / part) * raw(k); }
     Code<CodeBits> from(int64_t k) const { return {codes + bytes_of(k, CodeBits)}; }
     float scale(int64_t part) const { return static_cast<float>(scales[part]); }
-
-    int code(int64_t k) const {
-      if constexpr (CodeBits == 8) return static_cast<int8_t>(codes[k]);
-      const int four = codes[k / 2] >> (k % 2 * 4) & 15;
-      return (four ^ 8) - 8;
-    }
   };
 
   const uint8_t* codes;

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from permllm.core.packing import pack, unpack
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.rounding import round_to_nearest
 from permllm.sparse import coded, cpu
+from permllm.sparse.choice import Choices
 from permllm.sparse.coded import coded_linear, decoded
 from permllm.sparse.cpu import Kernel, load_kernel
 from permllm.sparse.linear import SparseLinear
@@ -115,6 +118,43 @@ def test_the_kernel_refuses_what_does_not_fit(had: Callable[[Kernel | str], Kern
         built.coded_linear(x, codes, indices, scales, None, pattern, Grid(8, 8))
     with pytest.raises(RuntimeError, match="not packed for these channels"):
         built.coded_linear(x, codes, indices, scales, None, pattern, Grid(4))
+
+
+@settings(max_examples=100, deadline=None)
+@given(problem=problems())
+def test_the_kernel_decodes_to_the_bits_of_the_rounded_weight(
+    kernel: Kernel, problem: tuple[Tensor, SparseLinear, Tensor]
+) -> None:
+    _, linear, weight = problem
+    assert linear.scales is not None
+    assert linear.grid is not None
+    channels = weight.shape[1]
+    values = kernel.decode(linear.values, linear.scales, linear.pattern, linear.grid, channels)
+    whole = unpack(values, linear.indices, linear.pattern, channels)
+    assert torch.equal(whole, weight.to(linear.scales.dtype))
+
+
+@pytest.mark.parametrize("way", list(coded.WAYS))
+@settings(max_examples=50, deadline=None)
+@given(problem=problems())
+def test_each_way_is_the_product_of_the_rounded_weight(
+    way: str, problem: tuple[Tensor, SparseLinear, Tensor], had: Callable[[Kernel | str], Kernel]
+) -> None:
+    x, linear, weight = problem
+    parts = linear.values, linear.indices, linear.scales, linear.bias
+    y = coded.WAYS[way](had(load_kernel()), x, *parts, linear.pattern, linear.grid)
+    assert_product(y, x, linear, weight)
+
+
+def test_the_way_is_measured_once_for_each_width_of_codes(
+    tmp_path: Path, had: Callable[[Kernel | str], Kernel]
+) -> None:
+    kernel = attrs.evolve(had(load_kernel()), choices=Choices(tmp_path / "kept.json"))
+    for grid in (Grid(8), Grid(4, 128), Grid(4, 32)):
+        names = coded.fastest_ways(kernel, torch.bfloat16, Pattern(2, 4), grid, 100)
+        assert set(names) <= set(coded.WAYS)
+    kept = json.loads((tmp_path / "kept.json").read_text(encoding="utf-8"))
+    assert set(kept) == {"bfloat16 2:4 int8 small", "bfloat16 2:4 int4 small"}
 
 
 @pytest.mark.parametrize("machine", ["skylake-avx512", "sapphirerapids"])
