@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def load(
     saved = None if "gguf_file" in options else saved_dtype(folder)
     if as_saved and saved is not None and dtype is not None and saved.itemsize < dtype.itemsize:
         dtype = saved
-    with quiet():
+    with quiet(), one_reading(options):
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -91,9 +91,9 @@ def load(
             # For files that they make no sense of, transformers, huggingface_hub, safetensors
             # and gguf raise whatever comes up.
             raise _unreadable(source, "model", error) from error
-    for name, held, made in sorted(info.get("mismatched_keys") or ()):
-        raise mismatched(folder, name, held, made)
-    tokenizer = tokenizer or load_tokenizer(source)
+        for name, held, made in sorted(info.get("mismatched_keys") or ()):
+            raise mismatched(folder, name, held, made)
+        tokenizer = tokenizer or load_tokenizer(source)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(f"{description} has no weights for {_some(missing)}")
@@ -229,6 +229,29 @@ def _some(names: list[str], count: int = 3) -> str:
 
 
 @contextmanager
+def one_reading(options: Mapping[str, Any]) -> Iterator[None]:
+    """Has the header of a GGUF file read once in the block, where transformers does so thrice.
+
+    A vocabulary takes it two seconds each time. The block over, nothing is kept: a header in
+    the reader's form may be hundreds of megabytes.
+
+    Args:
+        options: of :func:`located`; where they name no GGUF file, nothing changes.
+    """
+    if "gguf_file" not in options:
+        yield
+        return
+    import gguf
+
+    reader = gguf.GGUFReader
+    try:
+        gguf.GGUFReader = functools.cache(reader)
+        yield
+    finally:
+        gguf.GGUFReader = reader
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off the screen for the block."""
     import transformers.modeling_gguf_pytorch_utils as gguf_utils
@@ -241,7 +264,7 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         if bar is not None:
-            gguf_utils.tqdm = partial(bar, disable=True)
+            gguf_utils.tqdm = functools.partial(bar, disable=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import huggingface_hub
 import pytest
 import torch
@@ -135,6 +136,34 @@ def test_a_gguf_file_that_transformers_cannot_use_is_refused(
     path = write_gguf(tmp_path / "a.gguf")
     with pytest.raises(UserError, match="cannot read the model of"):
         load(GgufSource(path), torch.float32)
+
+
+def test_a_gguf_files_header_is_read_once_in_a_load(
+    tmp_path: Path, write_gguf: WriteGguf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reader(gguf.GGUFReader):
+        def __init__(self, *given: Any) -> None:
+            read.append(given)
+            super().__init__(*given)
+
+    def reading(*_: object, **__: object) -> Any:
+        gguf.GGUFReader(path)
+        return "tokenizer"
+
+    def making(*_: object, **__: object) -> Any:
+        reading()
+        model = torch.nn.Linear(1, 1)
+        model.config = None
+        return model, {"missing_keys": []}
+
+    path, read = write_gguf(tmp_path / "a.gguf"), list[tuple[Any, ...]]()
+    monkeypatch.setattr(gguf, "GGUFReader", Reader)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", reading)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", making)
+    for loads in (1, 2):  # nothing is kept from one to the next
+        assert load(GgufSource(path), torch.float32).tokenizer == "tokenizer"
+        assert len(read) == loads
+    assert gguf.GGUFReader is Reader
 
 
 def test_a_truncated_gguf_file_is_refused(tmp_path: Path, write_gguf: WriteGguf) -> None:
