@@ -8,9 +8,11 @@ copies as overflow the caches, one after the other, as in ``sparse_linear.py``.
 
     OMP_NUM_THREADS=1 python benchmarks/few_bits.py --clock cpu
     OMP_NUM_THREADS=1 python benchmarks/few_bits.py --clock cpu --tokens 4 --shape 1536x576
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 python benchmarks/few_bits.py --machine haswell
 
 Prints the median of each, and by how many times N:M is faster than dense in ``--dtype`` and than
 each dense form of as many bits (medians of the rounds' ratios; below 1 it is slower).
+Whole models beside llama.cpp's, whose products cannot be called one by one: ``decoding.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from torch.nn import functional
 from permllm.core.codes import codes_of
 from permllm.core.patterns import Pattern, nm_mask
 from permllm.core.rounding import round_to_nearest
-from permllm.sparse import cpu
+from permllm.sparse import coded, cpu
 from permllm.sparse.linear import SparseLinear
 
 Product = Callable[[Tensor], Tensor]
@@ -180,6 +182,7 @@ def faster(found: dict[str, list[float]], name: str, beside: str) -> str:
 @click.option("--dtype", default="bfloat16", type=click.Choice(["bfloat16", "float32"]))
 @click.option("--megabytes", default=96, show_default=True, help="Of copies of each form.")
 @click.option("--clock", default="wall", show_default=True, type=click.Choice(list(CLOCKS)))
+@click.option("--machine", default="native", show_default=True, help="To build the kernel for.")
 def main(
     shape: tuple[str, ...],
     tokens: tuple[int, ...],
@@ -188,11 +191,14 @@ def main(
     dtype: str,
     megabytes: int,
     clock: str,
+    machine: str,
 ) -> None:
     """Time N:M linears beside dense ones of as many bits."""
     warnings.filterwarnings("ignore", "torch.quantize_per")
     console, nm = Console(width=110), Pattern.parse(pattern)
-    kernel = cpu.load_kernel()
+    kernel = cpu.build_kernel([f"-march={machine}"])
+    for module in (cpu, coded):
+        module.load_kernel = lambda: kernel  # type: ignore[attr-defined]
     named = f"for {kernel.instructions}" if isinstance(kernel, cpu.Kernel) else kernel
     console.print(f"threads: {torch.get_num_threads()}, clock: {clock}, kernel: {named}")
     generator = torch.Generator().manual_seed(0)

@@ -47,8 +47,12 @@ EXPORTS: dict[str, dict[str, Any]] = {
 }
 """The exporter's options, by what tables call them; all is saved in bfloat16."""
 
-DENSE = {"dense, int8, nearest": Grid(8), "dense, int4, 128 channels, nearest": Grid(4, 128)}
-"""What the dense model is rounded to, for comparison."""
+DENSE = {
+    "dense, int8, nearest": Grid(8),
+    "dense, int4, 128 channels, nearest": Grid(4, 128),
+    "dense, int4, 32 channels, nearest": Grid(4, 32),
+}
+"""What the dense model is rounded to, for comparison; the last one has the sizes of Q4_0."""
 
 
 def prune(out: Path, calibration: Path | None, evaluators: list[Any]) -> permllm.Results:
