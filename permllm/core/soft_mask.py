@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from permllm.core.patterns import Pattern
+from permllm.core.permutations import invert
 
 CHUNK = 2**18
 """Logits that are worked on at once; what comes of them should fit the processor's cache."""
@@ -54,7 +55,6 @@ def softly_masked(
     logits: Tensor,
     weight: Tensor,
     permutation: Tensor,
-    inverse: Tensor,
     pattern: Pattern,
     temperature: float,
 ) -> Tensor:
@@ -66,16 +66,13 @@ def softly_masked(
         logits: ``[C_out, C_in]``, in permuted order.
         weight: ``[C_out, C_in]``, in original channel order; no gradient.
         permutation: ``LongTensor[C_in]``.
-        inverse: the inverse of it.
         pattern: N:M.
         temperature: τ.
 
     Returns:
         ``[C_out, C_in]`` in original channel order, in the weight's dtype.
     """
-    product: Tensor = _SoftlyMasked.apply(
-        logits, weight, permutation, inverse, pattern, temperature
-    )
+    product: Tensor = _SoftlyMasked.apply(logits, weight, permutation, pattern, temperature)
     return product
 
 
@@ -86,13 +83,12 @@ class _SoftlyMasked(torch.autograd.Function):
         logits: Tensor,
         weight: Tensor,
         permutation: Tensor,
-        inverse: Tensor,
         pattern: Pattern,
         temperature: float,
     ) -> Tensor:
         ctx.save_for_backward(logits, weight, permutation)
         ctx.pattern, ctx.temperature = pattern, temperature
-        masked = torch.empty_like(weight)
+        masked, inverse = torch.empty_like(weight), invert(permutation)
         for rows in _chunks(logits):
             mask = _from_planes(_shares(logits[rows], pattern, temperature))
             torch.mul(weight[rows], mask.index_select(1, inverse).to(weight), out=masked[rows])
@@ -110,7 +106,7 @@ class _SoftlyMasked(torch.autograd.Function):
             spread = shares.sub_(shares.square())
             mean = (spread * gains).sum(0) / spread.sum(0).clamp_min(1e-30)
             found[rows] = _from_planes(gains.sub_(mean).mul_(spread).div_(ctx.temperature))
-        return found, None, None, None, None, None
+        return found, None, None, None, None
 
 
 def _shares(logits: Tensor, pattern: Pattern, temperature: float) -> Tensor:

@@ -69,17 +69,15 @@ class Place:
 
     Attributes:
         permutation: ``LongTensor[C_in]``.
-        inverse: the inverse of it.
         pattern: N:M.
     """
 
     permutation: Tensor
-    inverse: Tensor
     pattern: Pattern
 
     def mask(self, logits: Tensor) -> Tensor:
         """The hard mask of logits ``[C_out, C_in]`` in permuted order, in original order."""
-        return nm_mask(logits, self.pattern).index_select(1, self.inverse)
+        return nm_mask(logits, self.pattern).index_select(1, invert(self.permutation))
 
 
 class Masks(Trainee[dict[str, Tensor]]):
@@ -103,7 +101,7 @@ class Masks(Trainee[dict[str, Tensor]]):
         own = window.linears_of(options)
         for name, group in window.groups.items():
             permutation = permutations[name].to(window.device)
-            place = Place(permutation, invert(permutation), window.pattern(name))
+            place = Place(permutation, window.pattern(name))
             for linear in group.linears:
                 scores = window.scores(linear).index_select(1, permutation)
                 if linear in own:
@@ -131,7 +129,6 @@ class Masks(Trainee[dict[str, Tensor]]):
                 logits,
                 self.window.weight(linear),
                 self.places[linear].permutation,
-                self.places[linear].inverse,
                 self.places[linear].pattern,
                 self.temperature(at),
             )
