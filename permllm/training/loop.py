@@ -35,7 +35,8 @@ MOST_SKIPPED = 3
 """So many steps of a training may have a loss or gradient that is no number."""
 
 MOST_LOOKS = 50
-"""About how often a training looks at held-out text at most: a look may take as long as a step."""
+"""A training looks at held-out text this many times in its length at most: a look may take as long
+as a step."""
 
 
 @attrs.frozen
@@ -126,7 +127,7 @@ def train(
         batch: sequences per step; fewer where a time has no room for four steps.
         fresh: draw from all learning sequences, not only from one pass of calibration.
         best: keep the result that does best on held-out sequences, looked at after every
-            pass, or less often in a long training, the beginning included; else, or where there
+            pass, or in a long training mostly near its end, the beginning included; else, or where there
             are none, the last. The first look also tells how long steps will take. A time
             without room for two then leaves the beginning as it is.
 
@@ -155,7 +156,7 @@ def train(
         at = Step(stand.step, stand.total)
         figures = steps.make(next(drawn), at, rate(at.number, at.total))
         stand.total = window.world.agreed(partial(count.total, stand.step))
-        due = stand.step - stand.looked >= max(a_pass, stand.total // MOST_LOOKS)
+        due = stand.step - stand.looked >= max(a_pass, apart(stand.step, stand.total))
         if best and (due or stand.step >= stand.total):
             stand.looked = stand.step
             result, held_out = look(loss, Step(stand.step, stand.total))
@@ -279,6 +280,15 @@ def batches(window: Window, batch: int, *, fresh: bool) -> Iterator[Tensor]:
             order = torch.cat([order, torch.randperm(pool, generator=generator)])
         yield window.learning[order[:batch]]
         order = order[batch:]
+
+
+def apart(step: int, steps: int) -> int:
+    """How many steps lie between two looks at held-out text, at a step of so many.
+
+    A quarter of what is left: what is kept is almost always from the end, where the learning
+    rate is small, and looks before it tell little.
+    """
+    return max(steps // MOST_LOOKS, (steps - step) // 4)
 
 
 def linear_between(first: float, last: float, step: int, steps: int) -> float:

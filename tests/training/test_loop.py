@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import islice
+from itertools import islice, pairwise
 
 import attrs
 import pytest
@@ -111,11 +111,17 @@ def test_the_best_on_held_out_sequences_is_kept() -> None:
     assert seen == [None, 1.0, None, 0.5, None, 0.7]
 
 
-def test_a_long_training_does_not_look_after_every_pass() -> None:
+def test_looks_come_closer_together_towards_the_end() -> None:
     window = toy_window(sequences=8)  # a pass is two steps
-    looks = {steps: run(Course({}), window, steps=steps)[1] for steps in (100, 350)}
+    looks = {steps: run(Course({}), window, steps=steps)[1] for steps in (8, 40, 350)}
     found = {n: [i for i, x in enumerate(seen, 1) if x is not None] for n, seen in looks.items()}
-    assert found == {100: list(range(2, 101, 2)), 350: list(range(7, 351, 7))}
+    assert found[8] == [2, 4, 6, 8]
+    assert found[40] == [8, 14, 19, 23, 26, 29, 31, 33, 35, 37, 39, 40]
+    assert found[350][0] == 70
+    gaps = [b - a for a, b in pairwise(found[350])]
+    assert gaps == sorted(gaps, reverse=True)
+    assert min(gaps[:-1]) == 7, "at most fifty in all"
+    assert found[350][-1] == 350, "the last step is looked at"
 
 
 def test_one_held_out_sequence_is_enough() -> None:
