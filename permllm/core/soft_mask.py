@@ -23,8 +23,11 @@ from torch import Tensor
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import invert
 
-CHUNK = 2**18
+CHUNK = {"cpu": 2**18}
 """Logits that are worked on at once; what comes of them should fit the processor's cache."""
+
+CHUNK_ELSEWHERE = 2**24
+"""The same where starting an operation, and looking at what came of it, cost more than memory."""
 
 MOST_ROUNDS = 8
 """Newton steps for θ, at the most; they begin half-way between the last entry that a hard mask
@@ -150,6 +153,6 @@ def _from_planes(planes: Tensor) -> Tensor:
 
 def _chunks(logits: Tensor) -> Iterator[slice]:
     """Rows of ``[C_out, C_in]``, about :data:`CHUNK` logits at a time."""
-    step = max(1, CHUNK // logits.shape[1])
+    step = max(1, CHUNK.get(logits.device.type, CHUNK_ELSEWHERE) // logits.shape[1])
     for start in range(0, len(logits), step):
         yield slice(start, start + step)
