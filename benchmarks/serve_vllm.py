@@ -1,11 +1,11 @@
 """What vLLM gains by packed weights: CPU time and time for each token, and memory.
 
     python benchmarks/serve_vllm.py DENSE EXPORT
-    python benchmarks/serve_vllm.py DENSE EXPORT --streams 1 --streams 8 --prompt 1024 --threads 2
+    python benchmarks/serve_vllm.py DENSE EXPORT INT8 --streams 1 --streams 8 --prompt 1024
 
-DENSE is a folder that vLLM opens by itself, such as the masked export of the same run; EXPORT a
-sparse or permuted one, for which permllm-vllm has to be installed. Each model is served by a
-process of its own, and they take turns, so that what else the machine does hits both alike.
+DENSE is a folder that vLLM opens by itself, such as the masked export of the same run; the others
+are sparse or permuted ones, for which permllm-vllm has to be installed. Each model is served by a
+process of its own, and they take turns, so that what else the machine does hits all alike.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Server:
 
 @click.command()
 @click.argument("dense", type=click.Path(exists=True, file_okay=False))
-@click.argument("export", type=click.Path(exists=True, file_okay=False))
+@click.argument("exports", type=click.Path(exists=True, file_okay=False), nargs=-1, required=True)
 @click.option("--streams", multiple=True, default=(1, 8), show_default=True)
 @click.option("--prompt", multiple=True, default=(32,), show_default=True, help="Tokens of it.")
 @click.option("--tokens", default=33, show_default=True, help="That are generated.")
@@ -117,7 +117,7 @@ class Server:
 @click.option("--keep-dense", is_flag=True, help="Hold pruned weights dense, too.")
 def main(
     dense: str,
-    export: str,
+    exports: tuple[str, ...],
     streams: tuple[int, ...],
     prompt: tuple[int, ...],
     tokens: int,
@@ -126,40 +126,43 @@ def main(
     dtype: str,
     keep_dense: bool,
 ) -> None:
-    """Serve a dense model and an export side by side."""
-    servers = (
-        Server(dense, None, dtype, threads),
-        Server(export, "permllm", dtype, threads, keep_dense=keep_dense),
-    )
+    """Serve a dense model and exports side by side."""
+    servers = {"dense": Server(dense, None, dtype, threads)} | {
+        Path(export).name: Server(export, "permllm", dtype, threads, keep_dense=keep_dense)
+        for export in exports
+    }
     work = [(count, length, tokens) for count in streams for length in prompt]
     took: dict[tuple[Any, ...], list[Any]] = {}
     for number in range(rounds + 1):
         for one in work:
-            for name, server in zip(("dense", "packed"), servers, strict=True):
+            for name, server in servers.items():
                 measured = server.measure(*one)
                 if number:  # the first time is to warm up
                     took.setdefault((one, name), []).append(measured)
-    table = Table("streams", "prompt", "", "dense ms", "packed ms", "time", "CPU")
+    table = Table("streams", "prompt", "export", "", "dense ms", "packed ms", "time", "CPU")
     for one in work:
-        before, after = (
-            [statistics.median(column) for column in zip(*took[one, name], strict=True)]
-            for name in ("dense", "packed")
-        )
-        for what, column in (("first token", 0), ("each further", 2)):
-            table.add_row(
-                str(one[0]),
-                str(one[1]),
-                what,
-                f"{1000 * before[column]:.1f}",
-                f"{1000 * after[column]:.1f}",
-                f"{before[column] / after[column]:.2f} ×",
-                f"{before[column + 1] / after[column + 1]:.2f} ×",
-            )
+        medians = {
+            name: [statistics.median(column) for column in zip(*took[one, name], strict=True)]
+            for name in servers
+        }
+        before = medians.pop("dense")
+        for name, after in medians.items():
+            for what, column in (("first token", 0), ("each further", 2)):
+                table.add_row(
+                    str(one[0]),
+                    str(one[1]),
+                    name,
+                    what,
+                    f"{1000 * before[column]:.1f}",
+                    f"{1000 * after[column]:.1f}",
+                    f"{before[column] / after[column]:.2f} ×",
+                    f"{before[column + 1] / after[column + 1]:.2f} ×",
+                )
     Console().print(table)
-    for name, server in zip(("dense", "packed"), servers, strict=True):
+    for name, server in servers.items():
         print(f"{name}: {server.resident / 2**20:.0f} MiB resident, open in {server.seconds:.1f} s")
     kept = ", dense weights kept" if keep_dense else ""
-    print(f"{Path(export).name}, {dtype}, {threads} thread{'s' * (threads > 1)}{kept}")
+    print(f"{dtype}, {threads} thread{'s' * (threads > 1)}{kept}")
 
 
 if __name__ == "__main__":

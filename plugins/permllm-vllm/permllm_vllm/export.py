@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
+from permllm.core.codes import Grid
 from permllm.core.packing import index_bits
 from permllm.core.patterns import Pattern
 from permllm.core.permutations import is_permutation
@@ -27,11 +28,13 @@ class Layout:
     Attributes:
         pattern: N:M of all of its rows; None where it is dense.
         packed: whether the files hold values and indices in place of the weight.
+        grid: what these values are rounded to, of which there are codes and scales; or None.
         permutation: ``LongTensor[C_in]``, in which it reads its input; None for the stored order.
     """
 
     pattern: Pattern | None = None
     packed: bool = False
+    grid: Grid | None = None
     permutation: Tensor | None = None
 
     def check_cut(self, channels: int, part: int) -> None:
@@ -59,10 +62,17 @@ class Layout:
                 f"{self.pattern.m} ({self.pattern}): take fewer ranks"
             )
         kept = part // self.pattern.m * self.pattern.n
-        if self.packed and kept * index_bits(self.pattern) % 8:
+        bits = (index_bits(self.pattern), 8 if self.grid is None else self.grid.bits)
+        if self.packed and any(kept * each % 8 for each in bits):
             raise ValueError(
-                f"the places of {part} of {channels} channels for each tensor-parallel rank end "
-                "within a byte: take fewer ranks, or the permuted export"
+                f"what is stored of {part} of {channels} channels for each tensor-parallel rank "
+                "ends within a byte: take fewer ranks, or the permuted export"
+            )
+        if self.grid is not None and (self.grid.span is None or part % self.grid.span):
+            raise ValueError(
+                f"{part} of {channels} channels for each tensor-parallel rank cut the "
+                f"{self.grid.channels(channels)} that share a scale: take fewer ranks, or export "
+                "with a `group_size` that divides them"
             )
 
 
@@ -94,12 +104,6 @@ class Export:
                 hint="`permllm export RUN --format permuted` writes one that is; or leave out "
                 "`--quantization permllm` to serve it as a dense model",
             )
-        if coded := [name for name, one in manifest.packed.items() if one.values is not None]:
-            raise UserError(
-                f"'{folder}' holds '{coded[0]}' rounded to {manifest.packed[coded[0]].values}, "
-                "which vLLM has no product for",
-                hint="`permllm export RUN --format sparse` writes values as they are",
-            )
         if experts := [name for name, one in manifest.packed.items() if len(one.shape) != 2]:
             raise UserError(
                 f"'{folder}' holds experts packed ('{experts[0]}'), which vLLM has no product for",
@@ -112,7 +116,7 @@ class Export:
             for name, entry in stored.items()
             if entry.pattern
         }
-        packed = {name.removesuffix(".weight") for name in manifest.packed}
+        grids = {name.removesuffix(".weight"): one.grid for name, one in manifest.packed.items()}
         permutations: dict[str, Tensor] = {}
         for group in manifest.gathers:
             name = f"{group.at[0]}.{BUFFER}"
@@ -131,7 +135,12 @@ class Export:
         return cls(
             folder,
             {
-                linear: Layout(patterns.get(linear), linear in packed, permutations.get(linear))
+                linear: Layout(
+                    patterns.get(linear),
+                    linear in grids,
+                    grids.get(linear),
+                    permutations.get(linear),
+                )
                 for linear in {**patterns, **permutations}
             },
         )
@@ -146,15 +155,14 @@ class Export:
         first = layouts[0]
         if not all(_same(first.permutation, other.permutation) for other in layouts):
             raise ValueError(f"{_and(linears)} read their input in different orders")
-        if len({(other.pattern, other.packed) for other in layouts}) == 1:
+        if len({(other.pattern, other.packed, other.grid) for other in layouts}) == 1:
             return first
         if any(other.packed for other in layouts):
-            patterns = _and("dense" if one.pattern is None else str(one.pattern) for one in layouts)
             raise ValueError(
-                f"{_and(linears)} are pruned to different patterns ({patterns}), and vLLM makes "
-                "them one: serve the permuted export, in which they are one dense weight"
+                f"{_and(linears)} are stored in different ways ({_and(map(_kind, layouts))}), and "
+                "vLLM makes them one: serve the permuted export, in which they are one dense weight"
             )
-        return Layout(None, False, first.permutation)
+        return Layout(permutation=first.permutation)
 
 
 def _file(folder: str, name: str, revision: str | None) -> str:
@@ -171,6 +179,12 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return torch.equal(one, other)
+
+
+def _kind(layout: Layout) -> str:
+    if layout.pattern is None:
+        return "dense"
+    return f"{layout.pattern}{'' if layout.grid is None else ' ' + layout.grid.kind}"
 
 
 def _and(names: Iterable[str]) -> str:

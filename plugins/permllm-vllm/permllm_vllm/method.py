@@ -21,11 +21,13 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.model_executor.parameter import ModelWeightParameter
 
-from permllm.core.packing import pack, packed_shapes, unpack, unpack_codes
+from permllm.core.packing import pack
 from permllm.formats.gathers import BUFFER
 from permllm.formats.manifest import MANIFEST
+from permllm.formats.packed_entry import INDICES, SCALES, VALUES, PackedEntry
 from permllm.sparse import cuda
-from permllm.sparse.cpu import kernel_reason, packed_linear
+from permllm.sparse.cpu import kernel_reason
+from permllm.sparse.linear import SparseLinear
 from permllm_vllm import operator
 from permllm_vllm.export import Export, Layout
 
@@ -83,11 +85,8 @@ class PermllmConfig(QuantizationConfig):
     def get_checkpoint_weight_mapper() -> WeightsMapper:
         # The permutations are read before, since they belong to linears that are made one.
         return WeightsMapper(
-            orig_to_new_suffix={
-                f".{BUFFER}": None,
-                ".weight.values": ".values",
-                ".weight.indices": ".indices",
-            }
+            orig_to_new_suffix={f".{BUFFER}": None}
+            | {f".weight{end}": end for end in (VALUES, INDICES, SCALES)}
         )
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: WeightsMapper) -> None:
@@ -151,6 +150,7 @@ class PackedLinearMethod(LinearMethodBase):
         super().__init__()
         assert layout.pattern is not None
         self.prefix, self.layout, self.pattern = prefix, layout, layout.pattern
+        self.parts = ("values", "indices") + (() if layout.grid is None else ("scales",))
         self.keep_dense, self.kept, self.most = keep_dense, operator.NONE, 0
         self.dense: UnquantizedLinearMethod | None = None
 
@@ -166,30 +166,39 @@ class PackedLinearMethod(LinearMethodBase):
     ) -> None:
         rows, channels = sum(output_partition_sizes), input_size_per_partition
         _check_cut(self.prefix, self.layout, channels, input_size)
-        layer.permllm_channels = channels
+        layer.permllm_channels, layer.permllm_dtype = channels, params_dtype
 
-        def register(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        def register(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
             data = torch.empty(shape, dtype=dtype)
             parameter = ModelWeightParameter(
                 data=data, input_dim=1, output_dim=0, weight_loader=options.get("weight_loader")
             )
             layer.register_parameter(name, parameter)
 
-        if self.layout.packed:
-            values, indices = packed_shapes(rows, channels, self.pattern)
-            register("values", values, params_dtype)
-            register("indices", indices, torch.uint8)
-        else:
+        if not self.layout.packed:
             register("weight", (rows, channels), params_dtype)
+            return
+        grid = self.layout.grid
+        kind, span = (None, None) if grid is None else (grid.kind, grid.span)
+        dtypes = {
+            VALUES: {None: params_dtype, "int8": torch.int8, "int4": torch.uint8}[kind],
+            INDICES: torch.uint8,
+            SCALES: params_dtype,
+        }
+        entry = PackedEntry(str(self.pattern), (rows, channels), values=kind, group_size=span)
+        for end, shape in entry.stored_shapes().items():
+            register(end.removeprefix("."), shape, dtypes[end])
 
     def process_weights_after_loading(self, layer: Any) -> None:
         held = layer.values if self.layout.packed else layer.weight
         _attach(layer, self.layout, held.device)
         try:
+            if self.layout.packed:
+                self._sparse(layer).check()
             if held.device.type == "cuda":
                 reason = self._semi_structure(layer, held)
             else:
-                reason = self._pack(layer, held)
+                reason = self._pack(layer)
         except ValueError as error:
             raise ValueError(f"{self.prefix}: {error}") from error
         if reason is not None:
@@ -205,31 +214,32 @@ class PackedLinearMethod(LinearMethodBase):
             return self.dense.apply(layer, x, bias)
         if x.device.type == "cuda":
             return torch.nn.functional.linear(x, layer.weight, bias)
-        values, indices = layer.values, layer.indices
-        n, m = self.pattern.n, self.pattern.m
-        return operator.linear(x, values, indices, bias, n, m, self.kept, self.most)
+        grid = self.layout.grid
+        bits, span = (0, None) if grid is None else (grid.bits, grid.span)
+        scales = None if grid is None else layer.scales
+        weight = layer.values, layer.indices, scales, bias, self.pattern.n, self.pattern.m
+        return operator.linear(x, *weight, bits, span, self.kept, self.most)
 
-    def _pack(self, layer: Any, held: Tensor) -> str | None:
+    def _pack(self, layer: Any) -> str | None:
         """Hold the weight packed, or say why that is not faster."""
-        reason = kernel_reason(held.dtype, self.pattern)
+        reason = kernel_reason(layer.permllm_dtype, self.pattern)
         if reason is not None:
             return reason
-        if self.layout.packed:
-            values, indices = layer.values.data, layer.indices.data
-            unpack_codes(values, indices, self.pattern, layer.permllm_channels)
-        else:
-            values, indices = pack(layer.weight.data, self.pattern)
+        if not self.layout.packed:
+            layer.values, layer.indices = pack(layer.weight.data, self.pattern)
             del layer.weight
-        layer.values = Parameter(values.contiguous(), requires_grad=False)
-        layer.indices = Parameter(indices.contiguous(), requires_grad=False)
+        for name in self.parts:
+            held = getattr(layer, name).data.contiguous()
+            delattr(layer, name)
+            setattr(layer, name, Parameter(held, requires_grad=False))
         if self.keep_dense:
             self._keep_dense(layer)
         return None
 
     def _keep_dense(self, layer: Any) -> None:
         """Hold the weight as vLLM holds dense ones, and find out what that is good for."""
-        values, indices = layer.values.data, layer.indices.data
-        layer.weight = self._unpacked(layer)
+        sparse = self._sparse(layer)
+        layer.weight = Parameter(sparse.weight, requires_grad=False)
         method = UnquantizedLinearMethod()
         method.process_weights_after_loading(layer)
 
@@ -238,18 +248,19 @@ class PackedLinearMethod(LinearMethodBase):
             return product
 
         def packed(x: Tensor, bias: Tensor | None) -> Tensor:
-            return packed_linear(x, values, indices, bias, self.pattern)
+            product: Tensor = sparse(x)
+            return product
 
         layer.permllm_dense = dense  # for as long as the linear lives
         self.kept = operator.keep(dense)
-        x = torch.randn(max(operator.COUNTS), layer.permllm_channels).to(values.dtype)
+        x = torch.randn(max(operator.COUNTS), layer.permllm_channels).to(layer.permllm_dtype)
         self.most = operator.most_tokens(packed, dense, x)
 
     def _semi_structure(self, layer: Any, held: Tensor) -> str | None:
         """Hold the weight semi-structured, or say why that cannot be."""
         shape = (held.shape[0], layer.permllm_channels)
         device = cuda.Device.of(held.device)
-        reason = cuda.semi_structured_reason(shape, held.dtype, self.pattern, device)
+        reason = cuda.semi_structured_reason(shape, layer.permllm_dtype, self.pattern, device)
         if reason is not None:
             return reason
         self._hold_dense(layer)
@@ -262,14 +273,17 @@ class PackedLinearMethod(LinearMethodBase):
 
     def _hold_dense(self, layer: Any) -> None:
         """Hold the weight as a dense one alone."""
-        if hasattr(layer, "values"):
-            layer.weight = self._unpacked(layer)
-            del layer.values, layer.indices
+        if self.layout.packed:
+            layer.weight = Parameter(self._sparse(layer).weight, requires_grad=False)
+            for name in self.parts:
+                delattr(layer, name)
 
-    def _unpacked(self, layer: Any) -> Parameter:
+    def _sparse(self, layer: Any) -> SparseLinear:
+        """The weight as permllm has it, of the tensors that the layer holds."""
+        grid, channels = self.layout.grid, layer.permllm_channels
         values, indices = layer.values.data, layer.indices.data
-        weight = unpack(values, indices, self.pattern, layer.permllm_channels)
-        return Parameter(weight, requires_grad=False)
+        scales = None if grid is None else layer.scales.data
+        return SparseLinear(values, indices, None, self.pattern, channels, scales=scales, grid=grid)
 
 
 def _check_cut(prefix: str, layout: Layout, part: int, channels: int) -> None:

@@ -13,7 +13,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from permllm.core.codes import Grid
 from permllm.core.patterns import Pattern
+from permllm.sparse.coded import coded_linear
 from permllm.sparse.cpu import packed_linear
 
 Product = Callable[[Tensor, Tensor | None], Tensor]
@@ -31,8 +33,8 @@ _dense: WeakValueDictionary[int, Product] = WeakValueDictionary()
 
 _LIBRARY = torch.library.Library("permllm_vllm", "DEF")
 _LIBRARY.define(
-    "linear(Tensor x, Tensor values, Tensor indices, Tensor? bias, int n, int m, int dense, "
-    "int most) -> Tensor"
+    "linear(Tensor x, Tensor values, Tensor indices, Tensor? scales, Tensor? bias, "
+    "int n, int m, int bits, int? span, int dense, int most) -> Tensor"
 )
 
 
@@ -40,15 +42,20 @@ def _linear(
     x: Tensor,
     values: Tensor,
     indices: Tensor,
+    scales: Tensor | None,
     bias: Tensor | None,
     n: int,
     m: int,
+    bits: int,
+    span: int | None,
     dense: int,
     most: int,
 ) -> Tensor:
     if dense != NONE and x.shape[:-1].numel() > most:
         return _dense[dense](x, bias)
-    return packed_linear(x, values, indices, bias, Pattern(n, m))
+    if scales is None:
+        return packed_linear(x, values, indices, bias, Pattern(n, m))
+    return coded_linear(x, values, indices, scales, bias, Pattern(n, m), Grid(bits, span))
 
 
 def _shape(x: Tensor, values: Tensor, *_: object) -> Tensor:
@@ -59,8 +66,10 @@ _LIBRARY.impl("linear", _linear, "CPU")
 torch.library.register_fake("permllm_vllm::linear", _shape)
 
 linear = torch.ops.permllm_vllm.linear.default
-"""``x W^T + bias``, of ``x`` ``[..., C_in]``, by :func:`permllm.sparse.cpu.packed_linear`; with
-more than ``most`` tokens by the dense product of the number ``dense``, unless that is ``NONE``."""
+"""``x W^T + bias``, of ``x`` ``[..., C_in]``, by :func:`permllm.sparse.cpu.packed_linear`, or by
+:func:`permllm.sparse.coded.coded_linear` where values are codes of so many bits that have scales;
+with more than ``most`` tokens by the dense product of the number ``dense``, unless that is
+``NONE``."""
 
 
 def keep(product: Product) -> int:

@@ -62,7 +62,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     Linears whose names end with ``dense`` are not pruned. What is left are the exporter's options.
     """
 
-    def call(name: str, form: str, order: str = "random", dense: str = "", **options: str) -> Path:
+    def call(name: str, form: str, order: str = "random", dense: str = "", **options: Any) -> Path:
         folder = tmp_path_factory.mktemp(form)
         model = wide_model(name) if name.endswith("Config") else tiny_model(name)
         context = pruned_export(model, ORDERS[order])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import permllm
 from permllm import UserError
+from permllm.core.codes import Grid
 from permllm.core.patterns import Pattern
 
 LAYER = "model.layers.0"
@@ -33,13 +34,19 @@ def test_all_linears_have_their_layouts(form: str, exported: Any) -> None:
             assert layout.permutation.shape == weight.shape[1:]
 
 
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_values_that_are_codes(values: str, exported: Any) -> None:
+    export = Export.read(str(exported("llama-gqa", "sparse", values=values, group_size=8)))
+    assert {layout.grid for layout in export.layouts.values()} == {Grid(int(values[3:]), 8)}
+
+
 def test_a_linear_that_is_dense_in_a_group_that_is_pruned(exported: Any) -> None:
     folder = exported("llama", "sparse", dense="q_proj")
     layouts = Export.read(str(folder)).layouts
     parts = [f"{LAYER}.self_attn.{name}_proj" for name in "qkv"]
     assert [layouts[part].pattern for part in parts] == [None, Pattern(2, 4), Pattern(2, 4)]
     assert layouts[parts[0]].permutation is not None
-    with pytest.raises(ValueError, match=r"different patterns \(dense, 2:4, 2:4\)"):
+    with pytest.raises(ValueError, match=r"different ways \(dense, 2:4, 2:4\)"):
         Export.read(str(folder)).of(parts)
     whole = Export.read(str(exported("llama", "permuted", dense="q_proj"))).of(parts)
     assert whole.pattern is None
@@ -62,8 +69,11 @@ def test_linears_that_are_made_one_are_looked_at_together(exported: Any) -> None
 
 def test_different_patterns_in_one_weight() -> None:
     layouts = {"a": Layout(Pattern(2, 4), True), "b": Layout(Pattern(4, 8), True)}
-    with pytest.raises(ValueError, match=r"a, b, c are pruned to different patterns \(2:4, 4:8"):
+    with pytest.raises(ValueError, match=r"a, b, c are stored in different ways \(2:4, 4:8"):
         Export("here", layouts).of(["a", "b", "c"])
+    codes = {name: Layout(Pattern(2, 4), True, Grid(bits)) for name, bits in (("a", 8), ("b", 4))}
+    with pytest.raises(ValueError, match=r"different ways \(2:4 int8, 2:4 int4\)"):
+        Export("here", codes).of(["a", "b"])
     dense = {"a": Layout(Pattern(2, 4)), "b": Layout(Pattern(4, 8))}
     assert Export("here", dense).of(["a", "b"]) is not None
     assert Export("here", dense).of(["a", "b"]).pattern is None
@@ -73,12 +83,16 @@ def test_different_patterns_in_one_weight() -> None:
     ("layout", "part", "wrong"),
     [
         (Layout(Pattern(2, 4), True), 32, ""),
-        (Layout(Pattern(2, 4), True), 4, "end within a byte"),
+        (Layout(Pattern(2, 4), True), 4, "ends within a byte"),
         (Layout(Pattern(2, 4)), 4, ""),
         (Layout(Pattern(2, 4)), 18, "cut a group of 4"),
-        (Layout(None, False, torch.arange(64)), 32, "put in order at run time"),
-        (Layout(None, False, torch.arange(64)), 64, ""),
+        (Layout(permutation=torch.arange(64)), 32, "put in order at run time"),
+        (Layout(permutation=torch.arange(64)), 64, ""),
         (Layout(), 7, ""),
+        (Layout(Pattern(2, 4), True, Grid(8)), 32, "cut the 64 that share a scale"),
+        (Layout(Pattern(2, 4), True, Grid(8, 24)), 32, "cut the 24 that share a scale"),
+        (Layout(Pattern(2, 4), True, Grid(4, 16)), 32, ""),
+        (Layout(Pattern(1, 4), True, Grid(4, 4)), 16, ""),
     ],
 )
 def test_cuts_between_ranks(layout: Layout, part: int, wrong: str) -> None:
@@ -94,8 +108,6 @@ def test_folders_that_are_not_served(exported: Any, tmp_path: Path) -> None:
         Export.read(str(exported("llama", "masked")))
     with pytest.raises(UserError, match="is no finished export of permllm"):
         Export.read(str(tmp_path))
-    with pytest.raises(UserError, match=r"holds 'model\.layers\.0\.\S+' rounded to int8"):
-        Export.read(str(exported("llama", "sparse", values="int8")))
     with pytest.raises(UserError, match="holds experts packed"):
         Export.read(str(exported("mixtral", "sparse", "kept")))
 

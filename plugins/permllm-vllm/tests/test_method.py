@@ -90,6 +90,19 @@ def test_linears_multiply_as_those_of_the_opened_export(
     assert {name for name, _ in layer.named_parameters()} == {"values", "indices"}
 
 
+@pytest.mark.parametrize("linear", LINEARS)
+@pytest.mark.parametrize("group_size", [None, 8])
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_codes_multiply_as_those_of_the_opened_export(
+    values: str, group_size: int | None, linear: str, method: Any, exported: Any
+) -> None:
+    folder = exported("llama-gqa", "sparse", values=values, group_size=group_size, dtype="float32")
+    config = opened(method, folder)
+    layer = assert_product(config, folder, linear)
+    assert {name for name, _ in layer.named_parameters()} == {"values", "indices", "scales"}
+    assert layer.values.dtype == (torch.int8 if values == "int8" else torch.uint8)
+
+
 def test_dense_weights_are_kept_as_well(method: Any, exported: Any) -> None:
     folder = exported("llama-gqa", "sparse")
     config = opened(method, folder, keep_dense=True)
@@ -103,6 +116,28 @@ def test_a_dense_linear_reads_its_input_in_order(method: Any, exported: Any) -> 
     config = opened(method, folder)
     layer = assert_product(config, folder, "self_attn.qkv_proj")
     assert not hasattr(layer, "values")
+
+
+def test_codes_may_have_dense_weights_beside_them_or_in_their_place(exported: Any) -> None:
+    method = standin.plugin()
+    folder = exported("llama-gqa", "sparse", values="int8", dtype="float32")
+    kept = opened(method, folder, keep_dense=True)
+    for tokens in (1, 64):
+        assert hasattr(assert_product(kept, folder, "mlp.down_proj", tokens), "scales")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "kernel_reason", lambda dtype, pattern: "there is none")
+        layer = assert_product(opened(method, folder), folder, "mlp.down_proj")
+    assert {name for name, _ in layer.named_parameters()} == {"weight"}
+
+
+def test_damaged_scales_are_named(method: Any, exported: Any) -> None:
+    config = opened(method, exported("llama", "sparse", values="int8"))
+    layer, name = standin.LinearBase(), f"{LAYER}.mlp.down_proj"
+    how = config.get_quant_method(layer, name)
+    how.create_weights(layer, 16, [8], 16, 8, params_dtype=torch.float32, weight_loader=None)
+    layer.scales.data.fill_(0)
+    with pytest.raises(ValueError, match=rf"{name}: the scale 0 in row 0, place 0 is no size"):
+        how.process_weights_after_loading(layer)
 
 
 @pytest.mark.parametrize("form", ["permuted", "sparse"])

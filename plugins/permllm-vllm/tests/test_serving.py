@@ -41,11 +41,11 @@ def served(
     return tokens, chances, llm
 
 
-def packed_in(llm: Any) -> set[str]:
-    """The linears of vLLM that hold values."""
+def packed_in(llm: Any, part: str = "values") -> set[str]:
+    """The linears of vLLM that hold values, or another part of a packed weight."""
     runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
     model = runner.model_runner.model
-    return {name for name, module in model.named_modules() if hasattr(module, "values")}
+    return {name for name, module in model.named_modules() if hasattr(module, part)}
 
 
 def assert_served_rightly(folder: Path) -> Any:
@@ -77,6 +77,13 @@ def test_it_says_what_the_pruned_model_says(
     layers = {f"model.layers.{index}." for index in range(2)}
     linears = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
     assert packed == {layer + linear for layer in layers for linear in linears}
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_it_says_what_the_model_with_rounded_values_says(values: str, exported: Any) -> None:
+    options = {"values": values, "group_size": 32, "dtype": "float32"}
+    llm = assert_served_rightly(exported("LlamaConfig", "sparse", "random", **options))
+    assert len(packed_in(llm, "scales")) == 8
 
 
 def test_the_configuration_names_the_method(exported: Any) -> None:
