@@ -51,6 +51,19 @@ def test_layers_get_patterns_of_their_own_within_the_pipelines(
     assert by_layer(even) == {layer: {"4:8"} for layer in patterns}
 
 
+def test_figures_of_one_pattern_are_not_taken_for_another(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {"permutation": "none", "allocation": {"name": "sensitivity", "sequences": 2}}
+    path = write_pipeline(layers=layers, matrix={"pattern": ["2:4", "4:8"]}, evaluate=[])
+    runs = run(path, out=tmp_path / "run").runs[1:]
+    assert len(runs) == 2
+    for result, m in zip(runs, (4, 8), strict=True):
+        kept = set().union(*by_layer(result).values())
+        assert {one.partition(":")[2] for one in kept} == {str(m)}
+        assert len(kept) > 1, "groups differ"
+
+
 def test_an_override_keeps_its_own_pattern(
     write_pipeline: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -69,7 +69,10 @@ class ChainKeys:
 
     def allocation(self, allocation: Allocation) -> list[Any]:
         """What an allocation's figures of all layers depend on."""
-        linears = [[name, *_scorers(settings)] for name, settings in self.settings.items()]
+        linears = [
+            [name, str(settings.pattern), *_scorers(settings)]
+            for name, settings in self.settings.items()
+        ]
         return [component_key(allocation, "train"), self.everything, self.pipeline.seed, linears]
 
     def permutations(self, learner: PermutationLearner, layers: range) -> str | None:
