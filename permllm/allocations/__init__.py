@@ -15,5 +15,6 @@ if TYPE_CHECKING:
 def permllm_allocations() -> Iterable[type[Allocation]]:
     """The built-in allocations."""
     from permllm.allocations.owl import Owl
+    from permllm.allocations.sensitivity import Sensitivity
 
-    return [Owl]
+    return [Owl, Sensitivity]

@@ -444,6 +444,25 @@ class Window:
         """
         return list(self._states(self.dense_inputs, rows, {}))
 
+    @torch.no_grad()
+    def through_the_rest(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """Hidden states at the last layer's end, through the dense layers after the window.
+
+        Args:
+            hidden: ``[b, L, H]``, states at the window's end.
+            rows: ``LongTensor[b]``, whose they are; a row may come several times.
+
+        Returns:
+            ``[b, L, H]``, for :meth:`logits`.
+        """
+        parts = rows.split(self.batch_size)
+        calls = [self.decoder.embed(self.tokens[part].to(self.device)) for part in parts]
+        states = [part.to(self.device) for part in hidden.split(self.batch_size)]
+        for layer in range(self.layers.stop, self.model_layers):
+            with self.decoder.visiting([layer]):
+                states = list(map(partial(self.decoder.run_layer, layer), states, calls))
+        return torch.cat(states)
+
     def logits(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """The model's logits ``[b, L, V]`` for hidden states at the last layer's end."""
         return self.decoder.head(hidden, self.tokens[rows].to(self.device))

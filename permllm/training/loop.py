@@ -127,8 +127,8 @@ def train(
         batch: sequences per step; fewer where a time has no room for four steps.
         fresh: draw from all learning sequences, not only from one pass of calibration.
         best: keep the result that does best on held-out sequences, looked at after every
-            pass, or in a long training mostly near its end, the beginning included; else, or where there
-            are none, the last. The first look also tells how long steps will take. A time
+            pass, or in a long training mostly near its end, the beginning included; else, or where
+            there are none, the last. The first look also tells how long steps will take. A time
             without room for two then leaves the beginning as it is.
 
     A step for which there is no room in memory is done in parts, with the same gradient. One whose

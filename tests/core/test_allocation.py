@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permllm.core.allocation import whole_shares
+from permllm.core.allocation import FINEST, cheapest_choices, whole_shares
 
 
 @st.composite
@@ -43,3 +46,46 @@ def test_the_one_that_lacks_most_comes_first() -> None:
 def test_too_small_a_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="too small for 1 each, which takes 30"):
         whole_shares([1.0, 2.0], [10, 20], 29, 3)
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> tuple[list[list[float]], list[list[int]], int]:
+    items = draw(st.integers(1, 4))
+    counts = [draw(st.integers(1, 4)) for _ in range(items)]
+    costs = [draw(st.lists(st.floats(0, 9), min_size=n, max_size=n)) for n in counts]
+    sizes = [draw(st.lists(st.integers(0, 40), min_size=n, max_size=n)) for n in counts]
+    least = sum(map(min, sizes))
+    return costs, sizes, draw(st.integers(least, least + 100))
+
+
+def total(table: list[list[float]] | list[list[int]], chosen: Sequence[int]) -> float:
+    return sum(each[place] for each, place in zip(table, chosen, strict=True))
+
+
+@given(choices())
+def test_no_other_choice_within_the_budget_costs_less(
+    problem: tuple[list[list[float]], list[list[int]], int],
+) -> None:
+    costs, sizes, budget = problem
+    chosen = cheapest_choices(costs, sizes, budget)
+    assert total(sizes, chosen) <= budget
+    fitting = [
+        every
+        for every in product(*(range(len(each)) for each in sizes))
+        if total(sizes, every) <= budget
+    ]
+    assert total(costs, chosen) == pytest.approx(min(total(costs, every) for every in fitting))
+
+
+def test_a_budget_of_many_parts_is_cut_into_fewer_and_kept() -> None:
+    costs = [[1.0 / (item + n + 1) for n in range(3)] for item in range(30)]
+    sizes = [[(7919 + 31 * item) * (n + 1) for n in range(3)] for item in range(30)]
+    budget = 2 * sum(each[0] for each in sizes)
+    assert budget > 10 * FINEST
+    chosen = cheapest_choices(costs, sizes, budget)
+    assert budget - max(each[0] for each in sizes) < total(sizes, chosen) <= budget
+
+
+def test_choices_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="too small for the smallest, which take 5"):
+        cheapest_choices([[1.0], [1.0]], [[2], [3]], 4)
