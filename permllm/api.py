@@ -24,6 +24,7 @@ from permllm.pipeline.schema import Pipeline
 from permllm.registry import Registry
 from permllm.report.outcome import write_outcome
 from permllm.results import LayerReport, Results, RunResult
+from permllm.runner.all_windows import all_pruned
 from permllm.runner.allocating import allocated
 from permllm.runner.caching.memo import Stages
 from permllm.runner.caching.object_store import ObjectStore, place_of_cache
@@ -161,7 +162,7 @@ def prune(
         stages = Stages(world=World(shards=pipeline.shards or 1))
         settings = allocated(*chain, stages=stages)
         loop = WindowLoop.of(*chain, stages=stages, constraints=constraints, settings=settings)
-        return loop.prune()
+        return all_pruned(loop)
 
     with ExitStack() as stack:
         stack.enter_context(deterministic(pipeline.deterministic))

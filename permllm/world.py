@@ -62,7 +62,7 @@ class World:
         shards: into how many parts work is cut whose results are added up.
         places: where each process runs, by rank.
         store: what all processes can write to, the living ones included when others are dead.
-        alone: whether this process is doing what the others wait for.
+        alone: whether this process works by itself; the others wait, or do so as well.
     """
 
     rank: int = 0
@@ -74,8 +74,8 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes and speaks."""
-        return self.rank == 0
+        """Whether this is the process that writes and speaks; by itself, each is."""
+        return self.rank == 0 or self.alone
 
     @property
     def many(self) -> bool:
@@ -87,6 +87,10 @@ class World:
         """How many processes share this one's machine, itself included."""
         hosts = [place.host for place in self.places]
         return hosts.count(hosts[self.rank]) if hosts else 1
+
+    def apart(self) -> World:
+        """This process by itself, with shards and neighbours as they are."""
+        return attrs.evolve(self, alone=True)
 
     def own(self, count: int) -> range:
         """Which of ``count`` pieces of work are this process's, in their order."""
@@ -158,6 +162,22 @@ class World:
         if description is None or self.leads:
             return found
         return again(description)
+
+    def met(self, where: str) -> None:
+        """Wait until all processes are here, however long they work by themselves before.
+
+        Args:
+            where: a name for it that is used once.
+
+        Raises:
+            ProcessLost: one of this machine has ended.
+        """
+        with self._connected():
+            self.store.add(f"met at {where}", 1)
+            while self.store.add(f"met at {where}", 0) < self.size:
+                for loss in self.ended(patience=0):
+                    raise ProcessLost(loss)
+                time.sleep(0.05)
 
     def gathered(self, own: Sequence[T]) -> list[T]:
         """What all processes have, plain data, in the order of their ranks."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from torchrun import torchrun
 
 from permllm.core.digest import tensor_digest
 from permllm.errors import RunFailed, UserError
-from permllm.world import ALONE, Place, World, cut
+from permllm.world import ALONE, Place, ProcessLost, World, cut
 
 SCRIPT = Path(__file__).parent / "many" / "shared_work.py"
 
@@ -72,6 +74,48 @@ def test_neighbours_are_those_on_the_same_machine() -> None:
     assert ALONE.neighbours == 1
 
 
+def test_a_process_by_itself_leads_and_shares_the_machine_as_before() -> None:
+    places = (Place("a", 1), Place("b", 2), Place("b", 3))
+    world = World(2, 3, shards=4, places=places)
+    own = world.apart()
+    assert own.leads
+    assert not own.many
+    assert own.own(5) == range(5)
+    assert own.cut(8) == world.cut(8)
+    assert own.neighbours == 2
+    assert own.agreed(lambda: 3) == 3
+    assert world.many
+    assert not world.leads
+
+
+class Counting:
+    """A store that counts as that of processes does."""
+
+    def __init__(self, **counts: int) -> None:
+        self.counts = counts
+
+    def add(self, key: str, more: int) -> int:
+        self.counts[key] = self.counts.get(key, 0) + more
+        return self.counts[key]
+
+
+def test_those_who_meet_wait_until_all_are_there() -> None:
+    store = Counting()
+    places = (Place("a", os.getpid()), Place("b", 2))
+    later = threading.Timer(0.3, store.add, ("met at the gate", 1))
+    later.start()
+    began = time.monotonic()
+    World(0, 2, places=places, store=store).met("the gate")
+    assert time.monotonic() - began > 0.2
+    assert store.counts == {"met at the gate": 2}
+
+
+def test_those_who_meet_do_not_wait_for_one_that_has_ended() -> None:
+    places = (Place("here", os.getpid()), Place("here", 2**22 + 1))
+    with pytest.raises(ProcessLost, match=r"process 1 of 2 on here .* has ended"):
+        World(0, 2, places=places, store=Counting()).met("the gate")
+
+
 def test_one_gpu_for_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -90,8 +134,6 @@ def test_one_gpu_for_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_process_that_has_ended_is_named() -> None:
-    import os
-
     places = (Place("here", os.getpid()), Place("here", 2**22 + 1), Place("there", 2**22 + 1))
     world = World(0, 3, places=places)
     assert world.ended() == [f"process 1 of 3 on here (process id {2**22 + 1}) has ended"]

@@ -22,6 +22,7 @@ from permllm.given import Giver, plain_figures
 from permllm.models.unchanged import unchanged
 from permllm.pipeline.reading import dump_yaml, published, resolved
 from permllm.results import DENSE, RunResult
+from permllm.runner.all_windows import all_pruned
 from permllm.runner.allocating import allocated
 from permllm.runner.caching.keys import component_key
 from permllm.runner.exporting import export
@@ -98,7 +99,7 @@ class OneRun:
             constraints=constraints,
             settings=settings,
         )
-        pruned = loop.prune()
+        pruned = all_pruned(loop)
         own = overall(pruned, shared.decoder.entries)
         figures = own | self._evaluate(pruned, windows, own)
         result = RunResult(

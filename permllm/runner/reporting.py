@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
@@ -43,6 +45,54 @@ class Reporter:
     def warn(self, message: str) -> None:
         """Say what the user should know."""
         self.hook.permllm_warning(message=message)
+
+
+@attrs.frozen
+class Event:
+    """A call of a hook, without its run.
+
+    Attributes:
+        hook: its name.
+        facts: its arguments.
+        of_run: whether the run is one of them; None where it has no such argument.
+    """
+
+    hook: str
+    facts: dict[str, Any]
+    of_run: bool | None
+
+    @classmethod
+    def of(cls, hook: str, facts: dict[str, Any]) -> Event:
+        """A call with these arguments."""
+        of_run = facts["run"] is not None if "run" in facts else None
+        rest = {name: fact for name, fact in facts.items() if name != "run"}
+        return cls(hook, rest, of_run)
+
+    def tell(self, hook: Any, run: Run | None) -> None:
+        """Call the hook, for this run."""
+        whose = {} if self.of_run is None else {"run": run if self.of_run else None}
+        getattr(hook, self.hook)(**whose, **self.facts)
+
+
+@attrs.define(eq=False)
+class Noted:
+    """Hooks that note what observers are told of later.
+
+    Attributes:
+        events: all that happened, but how far stages were.
+    """
+
+    events: list[Event] = attrs.field(factory=list)
+
+    def __getattr__(self, name: str) -> Callable[..., list[Any]]:
+        if not name.startswith("permllm_"):
+            raise AttributeError(name)
+        return partial(self._note, name)
+
+    def _note(self, name: str, **facts: Any) -> list[Any]:
+        if name != "permllm_progress":
+            self.events.append(Event.of(name, facts))
+        return []
 
 
 class _Nobody:

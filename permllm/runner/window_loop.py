@@ -36,7 +36,6 @@ from permllm.runs.checkpoints import Checkpoints, checkpoints_path
 from permllm.runs.plan import Run
 from permllm.runs.windows import (
     PrunedWindow,
-    joined,
     load_window,
     mapped_weights,
     place_window,
@@ -47,7 +46,7 @@ from permllm.runs.windows import (
 
 @attrs.frozen(eq=False)
 class WindowLoop:
-    """Prunes a model window by window; make one with :meth:`of`.
+    """Prunes the windows of a model; make one with :meth:`of`.
 
     The decoder keeps its dense weights throughout; pruned ones are substituted at
     call time. Every stage's result is taken from the cache where a run before had the same.
@@ -134,33 +133,67 @@ class WindowLoop:
             reporter,
         )
 
-    def prune(self) -> PrunedWindow:
-        """Prune all windows; the result covers the whole model."""
-        self._warn_if_nothing_moves()
-        windows = []
-        spans = cut_windows(len(self.decoder.layers), self.pipeline.layers.window)
-        for index, layers in enumerate(spans):
-            names = tuple(self.decoder.layer_names[layer] for layer in layers)
-            hook, run = self.reporter.hook, self.reporter.run
-            hook.permllm_window_started(run=run, window=index, windows=len(spans), layers=names)
-            self.reporter.course.clear()
-            key = self.keys.window(layers)
-            window = self._begun(index, key) or self.stages.once(
-                "windows",
-                key,
-                partial(self._shared, index, layers, key),
-                partial(self._prune_window, index, layers, key),
-                stage=f"pruning, {span(layers)}",
-            )
-            self._checkpoints(index, key).clear()
-            windows.append(window)
-            hook.permllm_window_finished(
-                run=run, window=index, reports=window.reports, seconds=window.cost.seconds
-            )
-            self.streams.later(layers, window.weights)
-            # What follows a window of another number of threads is no result to share.
-            self.keys.passed(key if window.threads == torch.get_num_threads() else None)
-        return joined(windows, key=self.keys.model())
+    @property
+    def spans(self) -> list[range]:
+        """The layers of each window."""
+        return cut_windows(len(self.decoder.layers), self.pipeline.layers.window)
+
+    def pruned(self, index: int) -> PrunedWindow:
+        """A window, pruned or found; the streams and keys have gone through those before it."""
+        layers, hook, run = self.spans[index], self.reporter.hook, self.reporter.run
+        names = tuple(self.decoder.layer_names[layer] for layer in layers)
+        hook.permllm_window_started(run=run, window=index, windows=len(self.spans), layers=names)
+        self.reporter.course.clear()
+        key = self.keys.window(layers)
+        window = self._begun(index, key) or self.stages.once(
+            "windows",
+            key,
+            partial(self._shared, index, layers, key),
+            partial(self._prune_window, index, layers, key),
+            stage=f"pruning, {span(layers)}",
+        )
+        self._checkpoints(index, key).clear()
+        hook.permllm_window_finished(
+            run=run, window=index, reports=window.reports, seconds=window.cost.seconds
+        )
+        return window
+
+    def catch_up(self, index: int) -> None:
+        """Have the streams reach a window."""
+        with self._room("the inputs", self.spans[index]):
+            self.streams.catch_up()
+
+    def apart(self, index: int, hook: Any) -> WindowLoop:
+        """The loop as this process has it by itself, for one window that sees dense inputs.
+
+        Args:
+            index: of the window, which the streams have reached or will by themselves.
+            hook: is told how that goes.
+        """
+        run = self.reporter.run
+        assert run is not None  # from :meth:`of`
+        reporter = Reporter(hook, run)
+        stages = attrs.evolve(
+            self.stages,
+            world=self.stages.world.apart(),
+            on_reuse=reporter.reused,
+            on_wait=lambda stage, over: reporter.progress(stage, over, 1),
+        )
+        own = WindowLoop.of(
+            self.decoder,
+            run,
+            self.sequences,
+            self.device,
+            hook,
+            directory=self.directory,
+            stages=stages,
+            constraints=self.learning.constraints,
+            settings=self.settings,
+        )
+        # Of windows with dense inputs, keys know how many come before, and no more.
+        own.keys.before.extend([None] * index)
+        own.streams.follow(self.streams)
+        return own
 
     def window(self, index: int, layers: range) -> Window:
         """The window over some layers as the learner sees it: inputs, statistics, scores."""
@@ -172,8 +205,7 @@ class WindowLoop:
         Args:
             needs: statistics beyond those of the metrics.
         """
-        spans = cut_windows(len(self.decoder.layers), self.pipeline.layers.window)
-        for index, layers in enumerate(spans):
+        for index, layers in enumerate(self.spans):
             if pruned_groups(self.decoder, self.settings, layers):
                 with self._room("the allocation", layers):
                     self.streams.catch_up()
@@ -181,7 +213,7 @@ class WindowLoop:
                     yield self._window(index, layers, needs)[0].window
             self.streams.later(layers, {})
 
-    def _warn_if_nothing_moves(self) -> None:
+    def warn_if_nothing_moves(self) -> None:
         """Say that all groups keep their order although a learner was asked for."""
         everywhere = range(len(self.decoder.layers))
         groups = pruned_groups(self.decoder, self.settings, everywhere)
@@ -262,8 +294,8 @@ class WindowLoop:
         return window if window.key == (key or "") else None
 
     def _prune_window(self, index: int, layers: range, key: str | None) -> PrunedWindow:
+        self.catch_up(index)
         with self._room("the inputs", layers):
-            self.streams.catch_up()
             self._place(layers)
         with self._room("the statistics", layers):
             needs = self.pipeline.layers.permutation.needs

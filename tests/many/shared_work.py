@@ -44,6 +44,7 @@ def found(world: World) -> dict[str, Any]:
         "gathered": world.gathered([str(piece) for piece in world.own(4)]),
         "shared out": sorted(world.gathered(world.fair([5.0, 1.0, 1.0, 9.0, 2.0]))),
         "within": nested,
+        "by itself": tensor_digest(total(world.apart())),
         "followed": seen,
         "nothing to follow": world.followed(lambda: None, len, str),
         **(failures(world) if world.size > 1 else FAILED),

@@ -34,6 +34,20 @@ def test_streams_are_the_models_hidden_states(loop_of, inputs: str) -> None:
     assert streams.pruned is before
 
 
+def test_those_who_follow_go_on_by_themselves(loop_of) -> None:
+    streams, own = (loop_of(inputs="dense").streams for _ in range(2))
+    streams.later(range(1), {})
+    own.follow(streams)
+    streams.catch_up()
+    assert own.dense is None
+    own.catch_up()
+    assert torch.equal(own.dense, streams.dense)
+    later = loop_of(inputs="dense").streams
+    later.follow(streams)
+    assert later.dense is later.pruned is streams.dense
+    assert later.passed == []
+
+
 def test_batches_begin_with_the_embedded_tokens(loop_of) -> None:
     loop = loop_of()
     rows = torch.arange(1, 5)

@@ -29,8 +29,9 @@ from permllm.runner.on_ray.connecting import (
     first_line,
     taken_by,
 )
-from permllm.runner.on_ray.messages import Answer, Event, Failure, Letter, Order
+from permllm.runner.on_ray.messages import Answer, Failure, Letter, Order
 from permllm.runner.on_ray.worker import work
+from permllm.runner.reporting import Event
 from permllm.runner.shared import Shared
 from permllm.runner.study import seen_by
 from permllm.runs.lock import OWNER

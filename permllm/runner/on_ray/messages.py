@@ -10,7 +10,7 @@ import attrs
 from permllm.errors import NoSpace, PermllmError, RunFailed, UserError
 from permllm.exhaustion import cannot_write
 from permllm.results import RunResult
-from permllm.runs.plan import Run
+from permllm.runner.reporting import Event
 
 
 @attrs.frozen
@@ -48,26 +48,6 @@ class Order:
     alike: Mapping[str, Any]
     dense: RunResult | None
     versions: Mapping[str, str]
-
-
-@attrs.frozen
-class Event:
-    """A call of a hook, without its run.
-
-    Attributes:
-        hook: its name.
-        facts: its arguments.
-        of_run: whether the run is one of them; None where it has no such argument.
-    """
-
-    hook: str
-    facts: dict[str, Any]
-    of_run: bool | None
-
-    def tell(self, hook: Any, run: Run) -> None:
-        """Call the hook, for this run."""
-        whose = {} if self.of_run is None else {"run": run if self.of_run else None}
-        getattr(hook, self.hook)(**whose, **self.facts)
 
 
 @attrs.frozen

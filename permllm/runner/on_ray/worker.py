@@ -21,9 +21,9 @@ from permllm.results import RunResult
 from permllm.runner.caching.object_store import ObjectStore
 from permllm.runner.caching.store import Cache
 from permllm.runner.determinism import deterministic
-from permllm.runner.on_ray.messages import Answer, Event, Failure, Letter, Order, Refused
+from permllm.runner.on_ray.messages import Answer, Failure, Letter, Order, Refused
 from permllm.runner.one_run import OneRun
-from permllm.runner.reporting import Reporter
+from permllm.runner.reporting import Event, Reporter
 from permllm.runner.shared import Shared
 from permllm.runner.study import done, seen_by
 from permllm.runs.folder import PIPELINE
@@ -72,8 +72,7 @@ class Forwarding:
         self.begun |= name == "permllm_run_started"
         if name == "permllm_stage_reused" and not self.begun:
             return []
-        of_run = facts.pop("run") is not None if "run" in facts else None
-        event = Event(name, facts, of_run)
+        event = Event.of(name, facts)
         if name == "permllm_progress":
             self.progress = event
         else:

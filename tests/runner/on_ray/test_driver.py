@@ -19,7 +19,8 @@ from permllm.files import listing
 from permllm.pipeline.reading import dump_yaml, resolved, study_of_text
 from permllm.registry import Registry
 from permllm.runner.on_ray.driver import Heard, RayCluster, pipeline_text
-from permllm.runner.on_ray.messages import Event, Letter
+from permllm.runner.on_ray.messages import Letter
+from permllm.runner.reporting import Event
 from permllm.runs.events import read_events
 from permllm.runs.plan import make_plan
 from permllm.world import ALONE, World

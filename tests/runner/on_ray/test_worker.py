@@ -17,8 +17,9 @@ from permllm.registry import Registry
 from permllm.runner.caching.keys import own_code
 from permllm.runner.caching.store import Cache
 from permllm.runner.on_ray.driver import pipeline_text
-from permllm.runner.on_ray.messages import Event, Letter, Order
+from permllm.runner.on_ray.messages import Letter, Order
 from permllm.runner.on_ray.worker import Forwarding, work
+from permllm.runner.reporting import Event
 from permllm.runs.lock import OWNER
 from permllm.runs.plan import make_plan
 

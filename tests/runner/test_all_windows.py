@@ -1,0 +1,163 @@
+"""Windows with dense inputs: each by a process of its own, with what one process comes to."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from torchrun import torchrun
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from permllm.files import read_sealed
+from permllm.runner.all_windows import WAITING
+from permllm.runs.events import read_events
+from permllm.runs.windows import read_window_record
+
+LAYERS = 5
+
+PIPELINE = """\
+permllm: 1
+name: dense
+model: {source: directory, path: model}
+calibration:
+  {dataset: {name: text, path: text.txt}, sequences: 12, length: 32, batch_size: 3, held_out: 5}
+pattern: "2:4"
+layers: {window: 1, inputs: dense}
+matrix:
+  include:
+    - {layers.permutation: cp, layers.pruner: sparsegpt}
+    - layers.permutation: {name: lcp, steps: 3, batch: 8, block: 16}
+      layers.pruner: {name: distil, steps: 2, batch: 6}
+evaluate:
+  - {name: perplexity, dataset: {name: text, path: text.txt}, length: 32, max_tokens: 900}
+export: [permuted]
+track: {}
+shards: 4
+"""
+
+LONG = """\
+permllm: 1
+name: long
+model: {source: directory, path: model}
+calibration: {dataset: {name: text, path: text.txt}, sequences: 8, length: 32, held_out: 2}
+pattern: "2:4"
+layers:
+  {window: 1, inputs: dense, permutation: {name: lcp, steps: 20, batch: 4, block: 16, start: none}}
+export: [permuted]
+track: {}
+shards: 2
+"""
+
+OF_WINDOWS = ("window_started", "training_step", "window_finished")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[..., Path]) -> Path:
+    """A folder with a tiny model of five layers, a text and pipeline files."""
+    folder = tiny_project(tmp_path_factory.mktemp("dense"), PIPELINE)
+    (folder / "long.yaml").write_text(LONG)
+    config = AutoConfig.from_pretrained(folder / "model")
+    config.num_hidden_layers, config.layer_types = LAYERS, None
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    return folder
+
+
+def exported(out: Path) -> dict[str, str]:
+    """The hash of every file of tensors that was exported."""
+    files = sorted(out.glob("runs/*/exports/**/*.safetensors"))
+    assert files
+    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def kept(out: Path) -> dict[str, Any]:
+    """The key of every window, by which others find it, and the hashes of its tensors."""
+    files = sorted(out.glob("runs/*/windows/*.safetensors"))
+    assert len(files) == 2 * LAYERS
+    records = {str(path.relative_to(out)): read_window_record(path) for path in files}
+    return {name: (record.key, record.tensors) for name, record in records.items()}
+
+
+def told(out: Path) -> list[dict[str, Any]]:
+    """What observers heard of windows, without times."""
+    return [
+        {name: fact for name, fact in event.items() if name not in ("time", "seconds")}
+        for event in read_events(out)
+        if event["event"] in OF_WINDOWS
+    ]
+
+
+def waits(out: Path) -> int:
+    """How often windows were done side by side."""
+    return sum(event.get("stage") == WAITING and event["done"] == 0 for event in read_events(out))
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    """The run's folder of one process."""
+    done = torchrun(1, "-m", "permllm", "run", "tiny.yaml", "--out", "alone", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "alone"
+
+
+@pytest.mark.parametrize(("count", "side_by_side"), [(2, 2), (4, 1)])
+def test_each_process_has_windows_and_all_is_as_by_one(
+    count: int, side_by_side: int, folder: Path, alone: Path
+) -> None:
+    done = torchrun(count, "-m", "permllm", "run", "tiny.yaml", "--out", f"by-{count}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    out = folder / f"by-{count}"
+    assert waits(alone) == 0
+    assert waits(out) == 2 * side_by_side
+    assert exported(out) == exported(alone)
+    assert told(out) == told(alone) != []
+    assert kept(out) == kept(alone)
+    for mine, other in zip(
+        read_sealed(out / "results.json")["runs"],
+        read_sealed(alone / "results.json")["runs"],
+        strict=True,
+    ):
+        assert mine["figures"] == other["figures"]
+        assert mine["layers"] == other["layers"]
+
+
+def test_a_killed_one_is_named_and_others_go_on_after_all_finished_windows(folder: Path) -> None:
+    whole = torchrun(1, "-m", "permllm", "run", "long.yaml", "--out", "whole", cwd=folder)
+    assert whole.returncode == 0, whole.stderr
+    words = ("--nproc-per-node=2", "--standalone", "-m", "permllm", "run", "long.yaml")
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *words, "--out", "killed"],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    second: list[int] = []
+    while time.monotonic() < deadline and not second:
+        if len(list(folder.glob("killed/runs/*/windows/*.safetensors"))) >= 2:
+            children = psutil.Process(begun.pid).children()
+            second = [one.pid for one in children if one.environ().get("RANK") == "1"]
+        time.sleep(0.02)
+    assert second, "no window was finished in time"
+    os.kill(second[0], signal.SIGKILL)
+    said = begun.communicate(timeout=120)[1]
+    assert begun.returncode != 0
+    assert re.search(r"process 1 of 2 on \S+ \(process id \d+\) has ended", said), said
+    assert not (folder / "killed" / "results.json").exists()
+    left = len(list(folder.glob("killed/runs/*/windows/*.safetensors")))
+    assert left < LAYERS
+    resumed = torchrun(
+        3, "-m", "permllm", "run", "long.yaml", "--out", "killed", "--resume", cwd=folder
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert exported(folder / "killed") == exported(folder / "whole")
