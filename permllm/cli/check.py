@@ -31,7 +31,8 @@ from permllm.printing import echo
     "--processes",
     type=click.IntRange(min=1),
     default=1,
-    help="Estimate for so many processes that share the work, each on such a machine.",
+    help="Estimate for so many processes that share the work on one machine, each with a device "
+    "of its own if that has some.",
 )
 @click.option(
     "--network",
@@ -58,18 +59,24 @@ def command(
 
     Everything is looked at that can be known without loading weights or starting a run.
     """
+    from permllm.models.devices import pick_device
     from permllm.runner.preflight.check import check_plan
-    from permllm.runner.preflight.machine import machine_named
+    from permllm.runner.preflight.machine import machine_named, this_machine
     from permllm.runs.plan import make_plan
 
-    machine = machine_named(on or "cpu") if on or processes > 1 else None
-    if machine is not None:
-        machine = attrs.evolve(machine, processes=processes, network=network)
+    machine = machine_named(on) if on else None
     registry = load_registry(no_plugin)
     plan = make_plan(file, registry, settings, out)
+    if processes > 1:
+        machine = attrs.evolve(
+            machine or this_machine(pick_device(plan.pipeline.device)),
+            processes=processes,
+            neighbours=processes,
+            network=network,
+        )
     for line in plugin_lines(plan.pipeline.plugins, registry):
         echo(line)
-    checked = check_plan(plan, file, elsewhere=elsewhere or machine is not None, on=machine)
+    checked = check_plan(plan, file, elsewhere=elsewhere or on is not None, on=machine)
     for line in checked.lines():
         echo(line)
     echo(f"{file} is fine")

@@ -180,7 +180,13 @@ def _checked(
     from permllm.runner.preflight.check import check_plan
 
     echo(f"checking {file}", err=True)
-    checked = check_plan(plan, file, elsewhere=dry_run or elsewhere, processes=world.size)
+    checked = check_plan(
+        plan,
+        file,
+        elsewhere=dry_run or elsewhere,
+        processes=world.size,
+        neighbours=world.neighbours,
+    )
     if dry_run:
         _print_plan(plan, checked)
         return None

@@ -91,3 +91,16 @@ def test_an_estimate_for_another_machine(permllm, project: Path) -> None:
     assert wrong.returncode == 2
     assert "no machine 'h10' is known" in wrong.stderr
     assert "did you mean 'h100'?" in wrong.stderr
+
+
+def test_an_estimate_for_several_processes_of_this_machine(permllm, project: Path) -> None:
+    done = permllm("check", "tiny.yaml", "--processes", "3", cwd=project)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("memory: ")]
+    assert line.startswith("memory: 3 processes on one machine: about ")
+    assert " of memory together, beside " in line
+    too_many = permllm("check", "tiny.yaml", "--processes", "100000", cwd=project)
+    assert too_many.returncode == 2
+    assert "not enough memory: " in too_many.stderr
+    assert "calibration text of 100000 processes" in too_many.stderr
+    assert "there is room for " in too_many.stderr

@@ -56,11 +56,13 @@ class Checked:
         runs = f"{cost.runs} pruned run{'s' * (cost.runs != 1)}"
         size = f"model: {cost.parameters / 1e6:,.1f} million parameters"
         where = f"estimate on {self.machine}" if self.machine else "estimate"
+        together = [f"memory: {cost.together()}"] if cost.neighbours > 1 else []
         how = "; layers are copied each time that they run" * cost.streamed
         dense = f"; {self.left_dense:.1%} of the decoder's weights are skipped"
         return [
             size + dense * (self.left_dense > 0),
             f"{where}: {cost.summary()} for {runs} and the dense model{how}",
+            *together,
             *(f"warning: {warning}" for warning in self.warnings),
         ]
 
@@ -72,6 +74,7 @@ def check_plan(
     elsewhere: bool = False,
     on: Machine | None = None,
     processes: int = 1,
+    neighbours: int = 1,
 ) -> Checked:
     """Look at everything that can be known without loading weights.
 
@@ -81,7 +84,7 @@ def check_plan(
         elsewhere: it is to be done on another machine: too little memory or disk on this
             one is no mistake.
         on: the machine that the estimate is for; this one if it is None.
-        processes: of this one, how many share the work.
+        processes, neighbours: of this one, how many share the work, and its memory.
 
     Raises:
         UserError: the model or a file is not there, the pattern does not fit, the
@@ -116,7 +119,7 @@ def check_plan(
     in_files = isinstance(pipeline.model, DirectorySource | HubSource)
     mapped = saved.itemsize if in_files and saved and saved.itemsize <= itemsize else None
     numbers = Numbers(itemsize, saved_itemsize, mapped)
-    machine = on or attrs.evolve(this_machine(device), processes=processes)
+    machine = on or attrs.evolve(this_machine(device), processes=processes, neighbours=neighbours)
     cost = estimate(plan, shape, numbers, machine)
     warnings: list[str] = []
     for look in (
@@ -311,24 +314,39 @@ def check_memory(cost: Estimate, machine: Machine, fits: Callable[[], str | None
     Raises:
         UserError: it cannot suffice.
     """
-    if machine.host is not None and cost.least_memory_bytes > machine.host:
+    several = f" of {cost.neighbours} processes" * (cost.neighbours > 1)
+    least = cost.neighbours * cost.least_memory_bytes
+    if machine.host is not None and least > machine.host:
         raise UserError(
-            f"not enough memory: at least {memory(cost.least_memory_bytes)} are needed for "
-            f"the weights and the calibration text, {memory(machine.host)} are available",
-            hint=fits() or SMALLER,
+            f"not enough memory: at least {memory(least)} are needed for the weights and the "
+            f"calibration text{several}, {memory(machine.host)} are available",
+            hint=fewer(cost, machine.host) or fits() or SMALLER,
         )
     warnings = []
-    for whose, needed, free in (
-        ("", cost.memory_bytes, machine.host),
-        (f" of {machine.name}", cost.device_bytes, machine.device),
+    for whose, needed, free, change in (
+        (several, cost.together_bytes, machine.host, fewer(cost, machine.host)),
+        (f" of {machine.name}", cost.device_bytes, machine.device, None),
     ):
         if free is not None and needed > free:
-            hint = fits() or SMALLER
+            hint = change or fits() or SMALLER
             warnings.append(
                 f"memory{whose} may not suffice: about {memory(needed)} are needed, "
                 f"{memory(free)} are available; {hint}"
             )
     return warnings
+
+
+def fewer(cost: Estimate, free: int | None) -> str | None:
+    """How many processes of a machine have room in its memory, if fewer than there are do.
+
+    Args:
+        cost: of the plan by so many.
+        free: bytes that they have in common; None where that is not known.
+    """
+    for count in range(cost.neighbours - 1, 0, -1):
+        if free is not None and attrs.evolve(cost, neighbours=count).together_bytes <= free:
+            return f"there is room for {count} process{'es' * (count > 1)}"
+    return None
 
 
 def fitting(plan: Plan, shape: ModelShape, numbers: Numbers, machine: Machine) -> str | None:
@@ -343,7 +361,7 @@ def fitting(plan: Plan, shape: ModelShape, numbers: Numbers, machine: Machine) -
             attrs.evolve(run, pipeline=_streamed(run.pipeline, window)) for run in plan.runs
         )
         cost = estimate(attrs.evolve(plan, runs=runs), shape, numbers, machine)
-        takes = ((cost.memory_bytes, machine.host), (cost.device_bytes, machine.device))
+        takes = ((cost.together_bytes, machine.host), (cost.device_bytes, machine.device))
         if all(free is None or needed <= free for needed, free in takes):
             change = (
                 "stream: always"

@@ -7,8 +7,6 @@ and are meant to tell minutes from hours and fits from does not fit.
 
 from __future__ import annotations
 
-import math
-
 import attrs
 
 from permllm.distinct import distinct
@@ -24,7 +22,7 @@ from permllm.runner.preflight.workload import (
     pruning_cost,
     statistics_of,
     training_cost,
-    window_layers,
+    windows_by_all,
     workload_of,
 )
 from permllm.runs.plan import Plan
@@ -49,7 +47,7 @@ class Estimate:
         parameters: of the model.
         runs: pruned runs.
         seconds: all runs, evaluation included.
-        memory_bytes: at the peak, of the machine's own memory.
+        memory_bytes: at the peak, of the machine's own memory, by the first process.
         least_memory_bytes: what it needs of that in any case: the weights, dense and pruned.
         disk_bytes: of the run's folder, with what exports want to be left on the disk.
         device_bytes: at the peak, of the device's memory; 0 where the machine itself computes.
@@ -57,6 +55,9 @@ class Estimate:
         streamed: whether layers visit the device to run, of any run.
         processes: that share the work.
         exchange_seconds: of the time, what processes take to add up gradients.
+        neighbours: how many of the processes have the machine's own memory in common.
+        other_memory_bytes: at the peak, of that memory, by each process but the first.
+        mapped_bytes: of files that they have in common, beside that.
     """
 
     parameters: int
@@ -70,6 +71,14 @@ class Estimate:
     streamed: bool = False
     processes: int = 1
     exchange_seconds: float = 0.0
+    neighbours: int = 1
+    other_memory_bytes: int = 0
+    mapped_bytes: int = 0
+
+    @property
+    def together_bytes(self) -> int:
+        """Of the machine's own memory, by all processes that have it in common."""
+        return self.memory_bytes + (self.neighbours - 1) * self.other_memory_bytes
 
     @property
     def time(self) -> str:
@@ -87,6 +96,15 @@ class Estimate:
         return (
             f"about {self.time}, {device}{memory(self.memory_bytes)} of memory{each} "
             f"and {memory(self.disk_bytes)} of disk{copied}{adding}"
+        )
+
+    def together(self) -> str:
+        """One line on the memory of several processes of a machine; empty where there is one."""
+        if self.neighbours == 1:
+            return ""
+        return (
+            f"{self.neighbours} processes on one machine: about {memory(self.together_bytes)} of "
+            f"memory together, beside {memory(self.mapped_bytes)} of files that they share"
         )
 
     def to_dict(self) -> dict[str, float]:
@@ -135,6 +153,9 @@ def estimate(plan: Plan, shape: ModelShape, numbers: Numbers, machine: Machine) 
         streamed=any(one.streamed for one in takes),
         processes=machine.processes,
         exchange_seconds=exchanging,
+        neighbours=machine.neighbours,
+        other_memory_bytes=max((one.host_of_others for one in takes), default=0),
+        mapped_bytes=max((one.mapped for one in takes), default=0),
     )
 
 
@@ -152,11 +173,11 @@ def search_seconds(plan: Plan, shape: ModelShape) -> float:
 
 
 def exchange_seconds(pipeline: Pipeline, shape: ModelShape, machine: Machine) -> float:
-    """What processes take to add up the gradients of all training steps of a run.
+    """What processes take to add up the gradients of all training steps that they share.
 
     Each sends and receives all of them but its own share, to be added up and then as their sums.
     """
-    windows = math.ceil(shape.layers / window_layers(pipeline, shape))
+    _, windows = windows_by_all(pipeline, shape, machine.processes)
     seconds = 0.0
     workload = workload_of(pipeline, shape)
     for cost in (pipeline.layers.permutation.cost(workload), pruning_cost(pipeline, shape)):
@@ -177,8 +198,10 @@ def run_operations(pipeline: Pipeline, shape: ModelShape, processes: int = 1) ->
         tokens += FORWARD * 2 * asked
     cost = training_cost(pipeline, shape)
     # Learning needs the dense model's outputs, once a sequence, and its own gradient.
-    # More processes than a step has sequences do not help.
+    # More processes than a step has sequences do not help, but where each has its own windows.
+    windows, by_all = windows_by_all(pipeline, shape, processes)
     alike = processes / min(processes, max(1, cost.batch))
+    alike = 1 + (alike - 1) * by_all / max(1, windows)
     tokens += (2 * FORWARD + BACKWARD) * cost.trained * calibration.length * alike
     if allocation := pipeline.layers.allocation:
         tokens += FORWARD * allocation.cost(workload_of(pipeline, shape)).tokens

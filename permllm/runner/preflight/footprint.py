@@ -17,6 +17,7 @@ from permllm.runner.preflight.workload import (
     statistics_of,
     training_cost,
     window_layers,
+    windows_by_all,
 )
 
 PROGRAM_BYTES = 350 * 2**20
@@ -98,7 +99,11 @@ class Footprint:
     @property
     def batch(self) -> int:
         """Sequences of a training step that a process has; 0 where nothing trains."""
-        return math.ceil(training_cost(self.pipeline, self.shape).batch / self.machine.processes)
+        processes = self.machine.processes
+        windows, by_all = windows_by_all(self.pipeline, self.shape, processes)
+        # Whoever has a window by itself has all sequences of its steps.
+        share = processes if by_all == windows else 1
+        return math.ceil(training_cost(self.pipeline, self.shape).batch / share)
 
     @property
     def streamed(self) -> bool:
@@ -117,10 +122,20 @@ class Footprint:
     @property
     def host(self) -> int:
         """Bytes of the machine's own memory at the peak."""
-        targets = self.target_bytes + (self.exported if self.pipeline.export else 0)
-        if self.machine.device is not None:
-            return self.least + targets + self.entering
-        return self.least + max(self.working + self.target_bytes, targets)
+        return self._host(self.exported if self.pipeline.export else 0)
+
+    @property
+    def host_of_others(self) -> int:
+        """The same of each process but the first, which alone exports."""
+        return self._host(0)
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of files that processes of a machine have in common: the model's, and windows.
+
+        They are no process's own: what of them is in memory makes room where others want some.
+        """
+        return self.shape.pruned * (self.numbers.computed + (self.numbers.mapped or 0))
 
     @property
     def device(self) -> int:
@@ -129,6 +144,12 @@ class Footprint:
             return 0
         around = self.shape.parameters - self.shape.pruned
         return self.numbers.computed * (around + self.held) + self.working
+
+    def _host(self, exported: int) -> int:
+        targets = self.target_bytes + exported
+        if self.machine.device is not None:
+            return self.least + targets + self.entering
+        return self.least + max(self.working + self.target_bytes, targets)
 
     @property
     def weights(self) -> int:

@@ -33,6 +33,7 @@ class Machine:
         link: bytes per second from its memory to the device.
         processes: how many of its like share the work, each with a device of its own.
         network: bytes per second between them.
+        neighbours: how many of them have their own memory in common, this one included.
     """
 
     name: str
@@ -43,12 +44,14 @@ class Machine:
     link: float = math.inf
     processes: int = 1
     network: float = math.inf
+    neighbours: int = 1
 
     @property
     def free(self) -> int:
-        """Bytes that are free where it computes, as far as is known."""
-        known = self.host if self.device is None else self.device
-        return 2**63 if known is None else known
+        """Bytes that are free for a process where it computes, as far as is known."""
+        if self.device is not None:
+            return self.device
+        return 2**63 if self.host is None else self.host // self.neighbours
 
 
 def gpu(name: str, flops: float, memory: float, link: float) -> Machine:

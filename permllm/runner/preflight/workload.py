@@ -14,6 +14,7 @@ from permllm.distinct import distinct
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.selection import LinearSettings, settings_of
+from permllm.runner.turns import turns
 
 GROUPS_PER_LINEAR = 0.6
 """Permutation groups for each linear: 4 for the 7 linears of a LLaMA layer, about."""
@@ -35,6 +36,13 @@ def window_layers(pipeline: Pipeline, shape: ModelShape) -> int:
     """How many layers a window has."""
     window = pipeline.layers.window
     return shape.layers if window == "all" else min(int(window), shape.layers)
+
+
+def windows_by_all(pipeline: Pipeline, shape: ModelShape, processes: int) -> tuple[int, int]:
+    """How many windows there are, and how many of them all processes work at together."""
+    windows = math.ceil(shape.layers / window_layers(pipeline, shape))
+    found = turns(windows, pipeline.layers.inputs, processes)
+    return windows, windows if processes == 1 else sum(len(turn) == 1 for turn in found)
 
 
 def training_cost(pipeline: Pipeline, shape: ModelShape) -> ComponentCost:

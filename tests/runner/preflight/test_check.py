@@ -70,6 +70,41 @@ def test_memory_of_a_device() -> None:
     assert len(memory_of(2 * 10**9, 5 * 10**9, cost)) == 2
 
 
+def test_memory_of_several_processes_is_added_up() -> None:
+    three = attrs.evolve(FOUND, neighbours=3, other_memory_bytes=2 * 10**9)
+    assert three.together_bytes == 7 * 10**9
+    assert memory_of(7 * 10**9, cost=three) == []
+    (warning,) = memory_of(7 * 10**9 - 1, cost=three)
+    assert warning == (
+        "memory of 3 processes may not suffice: about 6.5 GiB are needed, 6.5 GiB are available; "
+        "there is room for 2 processes"
+    )
+    (warning,) = memory_of(3 * 10**9, cost=three)
+    assert warning.endswith("; there is room for 1 process")
+    # What a single one lacks, fewer do not help.
+    least = attrs.evolve(three, least_memory_bytes=10**8)
+    (warning,) = memory_of(3 * 10**9 - 1, cost=least)
+    assert warning.endswith("; layers.window: 4 would need about 1.0 GiB")
+    with pytest.raises(UserError, match=r"at least 2.8 GiB .* text of 3 processes, 2.8 GiB"):
+        memory_of(3 * 10**9 - 1, cost=three)
+
+
+def test_processes_that_share_a_machine_are_checked_together(
+    write_pipeline: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pipeline()
+    plan = make_plan(path, Registry.load(), out=tmp_path / "out")
+    one = check.check_plan(plan, path).estimate
+    monkeypatch.setattr(machine, "available_memory", lambda: one.memory_bytes)
+    assert check.check_plan(plan, path).warnings == ()
+    apart = check.check_plan(plan, path, processes=2)
+    assert apart.warnings == ()
+    assert not any(line.startswith("memory:") for line in apart.lines())
+    with pytest.raises(UserError, match="of 2 processes") as caught:
+        check.check_plan(plan, path, processes=2, neighbours=2)
+    assert caught.value.hint == "there is room for 1 process"
+
+
 def test_disk(tmp_path: Path) -> None:
     assert check.check_disk(attrs.evolve(FOUND, disk_bytes=1), tmp_path / "a/b") == []
     message = r"not enough disk space: windows and exports of 3 pruned runs need about"

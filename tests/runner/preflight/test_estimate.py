@@ -72,6 +72,22 @@ def test_seconds_of_learning_are_operations_over_speed() -> None:
     assert five.seconds - four.seconds == pytest.approx(8 * 135e6 * 16 * 256 / 1e11)
 
 
+def test_processes_with_windows_of_their_own_add_up_no_gradients() -> None:
+    lcp = {"name": "lcp", "passes": 4, "batch": 2}
+    on = attrs.evolve(MACHINE, processes=4, network=1e9)
+
+    def by_four(inputs: str, window: int) -> costs.Estimate:
+        section = {"permutation": lcp, "window": window, "inputs": inputs}
+        return costs.estimate(plan(layers=section), SHAPE, NUMBERS, on)
+
+    pruned, dense = by_four("pruned", 1), by_four("dense", 1)
+    # Of 30 windows two are left over, in which four processes share steps of two sequences.
+    assert dense.exchange_seconds == pytest.approx(pruned.exchange_seconds * 2 / 30)
+    assert dense.seconds < 0.7 * pruned.seconds
+    whole = (by_four(inputs, 30) for inputs in ("pruned", "dense"))
+    assert len({one.seconds for one in whole}) == 1
+
+
 def test_runs_with_one_learner_search_once() -> None:
     shape = attrs.evolve(SHAPE, channels={f"linear{index}": 8 for index in range(10)})
     both = plan(layers={"permutation": {"name": "cp", "time_limit": 5.0}})

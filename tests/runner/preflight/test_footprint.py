@@ -76,6 +76,38 @@ def test_auto_streams_where_the_memory_is_small() -> None:
     assert footprint().device == footprint(stream="always").device
 
 
+DENSE = {"permutation": LCP | {"batch": 8}, "window": 1}
+
+
+def test_a_process_with_a_window_of_its_own_holds_a_whole_step() -> None:
+    two = attrs.evolve(GPU, processes=2)
+    for inputs, batch in (("pruned", 4), ("dense", 8)):
+        assert footprint(two, layers=DENSE | {"inputs": inputs}).batch == batch
+    # One window for two: they share its steps.
+    whole = DENSE | {"inputs": "dense", "window": "all"}
+    assert footprint(two, layers=whole).batch == 4
+
+
+def test_of_several_processes_the_first_alone_exports() -> None:
+    found = footprint(export=["permuted"])
+    assert found.host - found.host_of_others == found.exported > 0
+    plain = footprint()
+    assert plain.host == plain.host_of_others
+
+
+def test_processes_share_the_files_of_the_model_and_of_windows() -> None:
+    assert footprint().mapped == 2 * 2 * shape().pruned
+    assert footprint(mapped=None).mapped == 2 * shape().pruned
+
+
+def test_processes_of_a_machine_share_what_is_free_there() -> None:
+    free = 17 * shape().pruned
+    many = attrs.evolve(CPU, host=2 * free, neighbours=2)
+    assert many.free == free
+    assert attrs.evolve(many, device=5).free == 5
+    assert CPU.free == 2**63
+
+
 def test_a_device_takes_what_the_machine_else_would() -> None:
     host = footprint(CPU, stream="always")
     assert host.device == 0

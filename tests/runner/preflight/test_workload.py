@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
+
 from permllm.models.shape import ModelShape
 from permllm.pipeline.reading import read_mapping
 from permllm.registry import Registry
-from permllm.runner.preflight.workload import linears_of, pruned_linears, workload_of
+from permllm.runner.preflight.workload import (
+    linears_of,
+    pruned_linears,
+    windows_by_all,
+    workload_of,
+)
 
 SHAPE = ModelShape(
     parameters=10**6,
@@ -40,3 +47,17 @@ def test_experts_of_one_parameter_stand_under_its_name() -> None:
         channels={}, shapes={name: (4, 16, 8)}, matrices=matrices,
     )  # fmt: skip
     assert linears_of(shape) == {name: ((16, 8),) * 4}
+
+
+def test_windows_that_each_have_a_process_of_their_own_are_not_shared() -> None:
+    def found(inputs: str, window: int, processes: int) -> tuple[int, int]:
+        data = {"model": {"source": "directory", "path": "model"}, "pattern": "2:4"}
+        data |= {"layers": {"window": window, "inputs": inputs}, "track": {}}
+        pipeline = read_mapping(data, Registry.load())
+        return windows_by_all(pipeline, attrs.evolve(SHAPE, layers=7), processes)
+
+    assert found("pruned", 1, 3) == (7, 7)
+    assert found("dense", 1, 3) == (7, 1)
+    assert found("dense", 2, 3) == (4, 1)
+    assert found("dense", 7, 3) == (1, 1)
+    assert found("dense", 1, 1) == (7, 7)
