@@ -2,7 +2,8 @@
 
 ``torchrun`` starts them; without it there is one. Each holds the whole model and does the same
 steps in the same order. What takes long is dealt out: batches, groups, blocks, and the rows of a
-training step. Nothing of a model is ever cut between processes.
+training step; or whole windows, where these do not depend on each other, in which a process is by
+itself. Nothing of a model is ever cut between processes.
 
 **The same bits for any number of processes.** Sums are what rounding could tell apart. So work
 whose results are added up is cut into a fixed number of shards: each is summed by itself, by

@@ -257,7 +257,9 @@ def _resumable(stopped: StoppedError) -> Iterator[None]:
 def _idle(plan: Plan, world: World) -> Iterator[str]:
     """Say of processes that will have little to do."""
     shards = plan.pipeline.shards
-    if shards is not None and shards < world.size:
+    # Who has a window by itself has all of its text.
+    shared = any(run.pipeline.layers.inputs != "dense" for run in plan.runs)
+    if shared and shards is not None and shards < world.size:
         yield (
             f"of {world.size} processes, {world.size - shards} have no part of the calibration "
             f"text to themselves: shards: {shards}"

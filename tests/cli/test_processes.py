@@ -183,6 +183,11 @@ def test_more_processes_than_shards_are_said_to_be_idle(folder: Path) -> None:
     (said,) = _idle(plan, World(0, 6))
     assert said.startswith("of 6 processes, 2 have no part of the calibration text")
     assert list(_idle(plan, World(0, 4))) == []
+    # Those have windows of their own.
+    dense = make_plan(
+        folder / "tiny.yaml", Registry.load(), ["layers.inputs=dense"], out=folder / "never"
+    )
+    assert list(_idle(dense, World(0, 6))) == []
 
 
 def test_what_one_finds_wrong_before_all_begin_is_said_once(folder: Path) -> None:

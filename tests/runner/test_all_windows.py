@@ -161,3 +161,41 @@ def test_a_killed_one_is_named_and_others_go_on_after_all_finished_windows(folde
     )
     assert resumed.returncode == 0, resumed.stderr
     assert exported(folder / "killed") == exported(folder / "whole")
+
+
+FAILS = """\
+import attrs
+from permllm.components import PermutationLearner
+from permllm.hooks import hookimpl
+
+
+@attrs.frozen
+class Fails(PermutationLearner):
+    '''Knows nothing of the second window.'''
+
+    name = "fails"
+    only_scores = True
+
+    def learn(self, window):
+        import torch
+
+        assert not window.world.many
+        if window.index == 1:
+            raise ValueError("not this one")
+        return {name: torch.arange(group.channels) for name, group in window.groups.items()}
+
+
+@hookimpl
+def permllm_permutations():
+    return [Fails]
+"""
+
+
+def test_what_breaks_in_another_process_s_window_is_said_once(folder: Path) -> None:
+    (folder / "fails.py").write_text(FAILS)
+    text = LONG.replace("{name: lcp, steps: 20, batch: 4, block: 16, start: none}", "fails")
+    (folder / "fails.yaml").write_text(text + "plugins: [fails.py]\n")
+    done = torchrun(2, "-m", "permllm", "run", "fails.yaml", "--out", "fails", cwd=folder)
+    assert done.returncode != 0
+    assert done.stderr.count("not this one") == 1, done.stderr
+    assert re.search(r"process 1 of 2 on \S+ fails:", done.stderr)
