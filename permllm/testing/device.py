@@ -14,8 +14,11 @@ All arithmetic happens on the CPU, with its bits. What is simulated is where ten
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from threading import Thread
+from unittest.mock import patch
 
 from permllm.testing.simulation.functions import Functions
 from permllm.testing.simulation.ledger import DeviceFault, Ledger, SimulatedDevice
@@ -33,8 +36,10 @@ def simulated_device(limit: int | None = None) -> Iterator[SimulatedDevice]:
     ``device=`` or the operands that they were computed from put them. As with CUDA, operators
     refuse operands of both devices, numpy what is not on the host, and random numbers a
     generator of the other device; ``torch.cuda`` answers for this device, and ``autocast`` of
-    ``cuda`` rounds as that of the CPU. Streams, ``torch.compile``, sparse layouts and kernels of
-    one's own are not simulated.
+    ``cuda`` rounds as that of the CPU. Threads that start in the block see it, too. Streams do
+    their work at once; refused is what one of them uses that another made, unless that was waited
+    for and recorded (``record_stream``). ``torch.compile``, sparse layouts and kernels of one's
+    own are not simulated.
 
     Args:
         limit: bytes that tensors may take there at once; any number where it is None.
@@ -45,5 +50,17 @@ def simulated_device(limit: int | None = None) -> Iterator[SimulatedDevice]:
     """
     device = Ledger(limit)
     functions = Functions(device)
-    with stand_ins(device, functions), Operators(device), functions:
+    seeing = patch.object(Thread, "run", _seeing(device, Thread.run))
+    with stand_ins(device, functions), seeing, Operators(device), functions:
         yield device
+
+
+def _seeing(device: Ledger, run: Callable[[Thread], None]) -> Callable[[Thread], None]:
+    """What a thread runs, which sees the device by modes of its own."""
+
+    @wraps(run)
+    def seen(thread: Thread) -> None:
+        with Operators(device), Functions(device):
+            run(thread)
+
+    return seen

@@ -36,7 +36,7 @@ class Functions(TorchFunctionMode):
             Tensor.numpy: self._numpy,
             Tensor.__array__: self._array,
             Tensor.tolist: self._tolist,
-            Tensor.pin_memory: lambda tensor, device=None: tensor,
+            Tensor.pin_memory: self._pinned,
         }
 
     def __torch_function__(
@@ -132,6 +132,11 @@ class Functions(TorchFunctionMode):
     def _array(self, tensor: Tensor, *args: Any, **options: Any) -> Any:
         self._refuse_if_here(tensor)
         return tensor.__array__(*args, **options)
+
+    def _pinned(self, tensor: Tensor, device: Any = None) -> Tensor:
+        if self.simulated.holds(tensor):
+            self.simulated.refuse("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can")
+        return tensor
 
     def _refuse_if_here(self, tensor: Tensor) -> None:
         if self.simulated.holds(tensor):

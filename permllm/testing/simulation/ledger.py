@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock, local
 from typing import Any, NoReturn
 
 import attrs
@@ -45,6 +46,8 @@ class SimulatedDevice:
     recent_peak_bytes: int = attrs.field(default=0, init=False)
     _storages: dict[int, tuple[StorageWeakRef, int]] = attrs.field(factory=dict, init=False)
     _bytes: int = attrs.field(default=0, init=False)
+    # Threads share the device.
+    _lock: Any = attrs.field(factory=RLock, init=False, repr=False)
 
     @property
     def live_bytes(self) -> int:
@@ -60,23 +63,86 @@ class SimulatedDevice:
         return _has_storage(tensor) and _key(tensor) in self._storages
 
     def _forget_dead(self) -> None:
-        dead = [key for key, (storage, _) in self._storages.items() if storage.expired()]
-        self._bytes -= sum(self._storages.pop(key)[1] for key in dead)
+        with self._lock:
+            dead = [key for key, (storage, _) in self._storages.items() if storage.expired()]
+            self._bytes -= sum(self._storages.pop(key)[1] for key in dead)
+
+
+class _Call(local):
+    """What holds for the running call of a thread.
+
+    Attributes:
+        told: whether its new tensors are on the device, if anybody said; else they are where
+            its operands are.
+        operands: whether they are there where there are none.
+        stream: that does its work.
+    """
+
+    told: bool | None = None
+    operands: bool = False
+    stream: int = 0
 
 
 @attrs.define(eq=False)
 class Ledger(SimulatedDevice):
-    """What the modes write to: where tensors go, and what that takes."""
+    """What the modes write to: where tensors go, and what that takes.
 
-    # Where new tensors of the running call are: as it was told, else where its operands are.
-    _told: bool | None = attrs.field(default=None, init=False)
-    _operands: bool = attrs.field(default=False, init=False)
+    Attributes:
+        streams: how many were made beside the one that computes.
+    """
+
+    streams: int = attrs.field(default=0, init=False)
+    _call: _Call = attrs.field(factory=_Call, init=False)
+    # By storage that another stream than the first has made: those that may hold it, and
+    # whether it may not be there yet.
+    _shared: dict[int, set[int]] = attrs.field(factory=dict, init=False)
+    _unfinished: dict[int, int] = attrs.field(factory=dict, init=False)
+
+    @property
+    def lock(self) -> Any:
+        """Held by a thread while its operator runs."""
+        return self._lock
+
+    @property
+    def stream(self) -> int:
+        """The stream that does the work of this thread."""
+        return self._call.stream
+
+    @contextmanager
+    def streaming(self, stream: int) -> Iterator[None]:
+        """Have a stream do the work of this thread in the block."""
+        kept, self._call.stream = self._call.stream, stream
+        try:
+            yield
+        finally:
+            self._call.stream = kept
+
+    def finish(self, stream: int) -> None:
+        """Note that what a stream made is there for all."""
+        with self._lock:
+            self._unfinished = {key: by for key, by in self._unfinished.items() if by != stream}
+
+    def share(self, tensor: Tensor, stream: int) -> None:
+        """Note that a tensor's memory is not to be given away while a stream uses it."""
+        self._shared.get(_key(tensor), set()).add(stream)
+
+    def check_stream(self, operands: list[Tensor]) -> None:
+        """Refuse what another stream made and this one may not use yet, or not safely.
+
+        Raises:
+            DeviceFault: this stream has not waited, or is not recorded.
+        """
+        for key in storages_of(operands) & self._shared.keys():
+            if self._unfinished.get(key, self.stream) != self.stream:
+                self.refuse("a stream reads what another one may not have made yet")
+            if self.stream not in self._shared[key]:
+                self.refuse("a stream reads what another one's memory may be given away under")
 
     def makes_here(self, operands: list[Tensor]) -> bool:
         """Whether what an operator makes of operands is on the device."""
-        if self._told is not None:
-            return self._told
-        return any(map(self.holds, operands)) if operands else self._operands
+        if self._call.told is not None:
+            return self._call.told
+        return any(map(self.holds, operands)) if operands else self._call.operands
 
     def claim(self, results: Any, before: set[int]) -> None:
         """Put what an operator made on the device.
@@ -100,12 +166,13 @@ class Ledger(SimulatedDevice):
             told: whether on the device, if anybody said.
             operands: whether on the device where nobody did and there are none.
         """
-        kept = self._told, self._operands
-        self._told, self._operands = told, operands
+        call = self._call
+        kept = call.told, call.operands
+        call.told, call.operands = told, operands
         try:
             yield
         finally:
-            self._told, self._operands = kept
+            call.told, call.operands = kept
 
     def refuse(self, message: str) -> NoReturn:
         """Raise a fault and note it."""
@@ -114,11 +181,12 @@ class Ledger(SimulatedDevice):
 
     def note_copy(self, device_side: Tensor, *, to_device: bool) -> None:
         """Count a copy; one to the host is waited for."""
-        if to_device:
-            self.copied_to_device += device_side.nbytes
-        else:
-            self.copied_to_host += device_side.nbytes
-            self.synchronisations += 1
+        with self._lock:
+            if to_device:
+                self.copied_to_device += device_side.nbytes
+            else:
+                self.copied_to_host += device_side.nbytes
+                self.synchronisations += 1
 
     def described(self, tensors: list[Tensor]) -> str:
         """Tensors with their places, for a message."""
@@ -131,6 +199,8 @@ class Ledger(SimulatedDevice):
         key, size = storage._cdata, storage.nbytes()
         if key in self._storages:
             return
+        # Another storage may have had the key.
+        self._shared.pop(key, None), self._unfinished.pop(key, None)
         # The dead take time to find: only where it matters.
         if self._bytes + size > self.recent_peak_bytes:
             self._forget_dead()
@@ -138,6 +208,8 @@ class Ledger(SimulatedDevice):
             raise torch.OutOfMemoryError(_full(size, self.limit, self._bytes))
         # The weak reference keeps the key from being given to another storage.
         self._storages[key] = StorageWeakRef(storage), size
+        if self.stream:
+            self._shared[key], self._unfinished[key] = {self.stream}, self.stream
         self._bytes += size
         self.recent_peak_bytes = max(self.recent_peak_bytes, self._bytes)
         self.reserved_bytes = max(self.reserved_bytes, self._bytes)

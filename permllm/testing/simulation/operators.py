@@ -35,11 +35,12 @@ class Operators(TorchDispatchMode):
         kwargs = kwargs or {}
         device, name = self.simulated, func._schema.name
         # Inside, tensors are what they really are.
-        with torch._C.DisableTorchFunction():
+        with device.lock, torch._C.DisableTorchFunction():
             operands = list(tensors_in((args, kwargs)))
             device.operations += 1
             there = [one for one in operands if device.holds(one)]
             if there:
+                device.check_stream(there)
                 mixed = any(not one.is_meta for one in operands if not device.holds(one))
                 if mixed and not may_mix(name, args, operands, device.holds):
                     device.refuse(

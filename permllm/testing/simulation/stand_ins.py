@@ -14,6 +14,7 @@ from torch.utils.checkpoint import _allowed_determinism_checks_to_fns
 
 from permllm.core.precision import has_bfloat16
 from permllm.testing.simulation.ledger import Ledger
+from permllm.testing.simulation.streams import cuda_streams, record_stream
 
 _AUTOCAST = ("is_autocast_enabled", "get_autocast_dtype")
 
@@ -34,7 +35,8 @@ def stand_ins(device: Ledger, functions: AbstractContextManager[Any]) -> Iterato
     inside["Generator"] = _Generator
     backward = _within(functions, torch.autograd.graph._engine_run_backward)
     with (
-        patch.multiple(torch.cuda, **_cuda(device)),
+        patch.multiple(torch.cuda, **_cuda(device), **cuda_streams(device)),
+        patch.object(Tensor, "record_stream", record_stream),
         patch.multiple(torch, **inside),
         patch.object(torch.autocast, "__init__", _of_cpu(torch.autocast.__init__)),
         patch.object(torch.autograd, "_engine_run_backward", backward),
