@@ -503,7 +503,11 @@ class Window:
         # What enters the layers is little beside the layers, and much if it is of all of them.
         apart = self.streamed and self.device.type != "cpu"
         for layer in self.layers:
-            run = partial(self.decoder.run_layer, layer, calls=calls, weights=weights)
+            run: Callable[[Tensor], Tensor] = partial(
+                self.decoder.run_layer, layer, calls=calls, weights=weights
+            )
+            if apart:
+                run = self._visiting(layer, run)
             if recompute:
                 with save_on_cpu() if apart else nullcontext():
                     hidden = checkpoint(run, hidden, use_reentrant=False)
@@ -515,6 +519,20 @@ class Window:
                 if hidden.requires_grad:
                     hidden.register_hook(lambda gradient: limit_freed_memory())
             yield hidden
+
+    def _visiting(self, layer: int, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A layer's run, for which it visits the device while the next one is fetched.
+
+        That is the layer after it, and the one before it when it runs again for a backward pass.
+        """
+        neighbours = iter((layer + 1, layer - 1))
+
+        def visited(hidden: Tensor) -> Tensor:
+            then = next(neighbours, None)
+            with self.decoder.visiting([layer], then=then if then in self.layers else None):
+                return run(hidden)
+
+        return visited
 
 
 def _last(states: Iterator[Tensor]) -> Tensor:

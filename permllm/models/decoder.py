@@ -201,36 +201,51 @@ class Decoder:
 
     @contextmanager
     def streamed(self) -> Iterator[None]:
-        """Let the model itself be called in the block: layers visit the device as they run."""
+        """Let the model itself be called in the block: layers visit the device as they run.
+
+        The next one is fetched meanwhile.
+        """
 
         def make(index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
             def visited(*args: Any, **kwargs: Any) -> Any:
-                with self.residency.visiting(self.layers[index]):
+                with self.visiting([index], then=index + 1):
                     return forward(*args, **kwargs)
 
             return visited
 
         with replaced_forwards(self.layers, make):
-            yield
+            try:
+                yield
+            finally:
+                # Whoever called the model may have left it halfway.
+                self.residency.drop_ahead()
 
     @contextmanager
     def visiting(
-        self, layers: Collection[int], weights: Mapping[str, Tensor] | None = None
+        self,
+        layers: Collection[int],
+        weights: Mapping[str, Tensor] | None = None,
+        *,
+        then: int | None = None,
     ) -> Iterator[dict[str, Tensor]]:
         """Have some layers on the device for the block, in which they may run many times.
 
         Args:
             layers: their indices.
             weights: ``[C_out, C_in]`` by linear, those of other layers among them.
+            then: index of the layer that visits next, which is fetched meanwhile; where the
+                model has no such layer, none is.
 
         Yields:
             their own of the weights, on the device.
         """
         given = weights or {}
         own = [name for name in given if self.linears[name].layer in layers]
+        following = self.layers[then] if then is not None and then < len(self.layers) else None
         with ExitStack() as stack:
-            for index in layers:
-                stack.enter_context(self.residency.visiting(self.layers[index]))
+            for place, index in enumerate(layers, 1):
+                later = following if place == len(layers) else None
+                stack.enter_context(self.residency.visiting(self.layers[index], later))
             yield {name: given[name].to(self.residency.device) for name in own}
 
     # --- running -----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""Where to compute, in which precision, and what memory there is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from permllm.available_memory import available_memory
 from permllm.errors import UserError
 
 DTYPES = {
@@ -54,3 +55,16 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype | None:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else None
     return DTYPES[name]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken on a device; no limit is known of others than CUDA's.
+
+    What PyTorch keeps of CUDA's memory for its next tensors is free, too.
+    """
+    if device.type == "cpu":
+        return available_memory()
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return 2**63

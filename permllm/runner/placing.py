@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from permllm.models.decoder import Decoder
+from permllm.models.devices import free_memory
 from permllm.runner.preflight.footprint import SHARE, window_streams
-from permllm.runner.preflight.machine import free_memory
 from permllm.world import ALONE, World
 
 

@@ -140,7 +140,7 @@ class Gathering:
         pruned = self.streams.pruned
         entering = {place: None if pruned is None else pruned[parts[place]] for place in own}
         # A layer that visits the device does so once, for all batches, whose states are held
-        # meanwhile; where all stay there, those of one batch are.
+        # meanwhile, and the next is fetched; where all stay there, those of one batch are.
         visits = self.decoder.residency.visits(layers)
         turns = [range(layer, layer + 1) for layer in layers] if visits else [layers]
         total = len(own) * len(layers)
@@ -158,7 +158,8 @@ class Gathering:
             return _flat(sums)
 
         for turn in turns:
-            with self.decoder.visiting(turn):
+            then = turn.stop if turn.stop in layers else None
+            with self.decoder.visiting(turn, then=then):
                 sums |= _nested(self.stages.world.summed(len(shards), partial(share, turn)))
         self.reporter.progress(stage, total, total)
         return sums

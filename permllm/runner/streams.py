@@ -122,7 +122,8 @@ class Streams:
     ) -> Callable[[Tensor], Tensor]:
         """What gives the states of each of some batches after some layers.
 
-        Layers that visit the device do so once for all batches, and not with each.
+        Layers that visit the device do so once for all batches, and not with each, and the next
+        is fetched meanwhile.
         """
 
         def entering(rows: Tensor) -> Tensor | None:
@@ -135,7 +136,8 @@ class Streams:
         def of_all() -> dict[int, Tensor]:
             states = {int(rows[0]): entering(rows) for rows in batches}
             for layer in layers:
-                with self.decoder.visiting([layer], weights) as own:
+                then = layer + 1 if layer + 1 in layers else None
+                with self.decoder.visiting([layer], weights, then=then) as own:
                     for rows in batches:
                         hidden = states[int(rows[0])]
                         states[int(rows[0])] = self._run([layer], hidden, own, rows).cpu()

@@ -9,8 +9,10 @@ import attrs
 import pytest
 import torch
 
-from permllm.contexts.window import WholeTensors
+from permllm.contexts.window import WholeTensors, Window
 from permllm.errors import RunFailed
+from permllm.models.residency import Residency
+from permllm.testing.device import simulated_device
 from permllm.testing.windows import toy_window
 from permllm.training.loop import batches
 
@@ -124,3 +126,36 @@ def test_a_window_without_scores_says_so() -> None:
     linear = window.linears[0]
     with pytest.raises(RunFailed, match=f"the scores of {linear} were asked for before"):
         attrs.evolve(window, tensors=bare).scores(linear)
+
+
+def test_layers_of_a_streamed_window_are_fetched_in_the_order_of_either_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ahead: list[int] = []
+    begin = Residency._fetch
+
+    def noted(residency: Residency, layer: torch.nn.Module) -> None:
+        begin(residency, layer)
+        if residency._ahead is not None:
+            ahead.append(residency.layers.index(layer))
+
+    monkeypatch.setattr(Residency, "_fetch", noted)
+
+    def gradient(window: Window) -> torch.Tensor:
+        linear = window.linears[0]
+        weight = window.weight(linear).clone().requires_grad_()
+        window.outputs({linear: weight}, window.learning[:2]).square().sum().backward()
+        assert weight.grad is not None
+        return weight.grad.cpu()
+
+    expected = gradient(toy_window())
+    with simulated_device() as simulated:
+        window = attrs.evolve(toy_window(device=simulated.device), streamed=True)
+        window.decoder.place(simulated.device, ())
+        around = simulated.live_bytes
+        assert torch.equal(gradient(window), expected)
+        assert ahead == [1, 0]
+        assert simulated.faults == []
+        assert simulated.live_bytes == around
+        window.targets(window.learning[:2])
+        assert ahead == [1, 0, 1]

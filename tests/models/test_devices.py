@@ -9,7 +9,7 @@ import torch
 
 from permllm.errors import UserError
 from permllm.models import devices
-from permllm.models.devices import DTYPES, pick_device, pick_dtype
+from permllm.models.devices import DTYPES, free_memory, pick_device, pick_dtype
 from permllm.testing.device import simulated_device
 
 
@@ -64,3 +64,13 @@ def test_no_more_threads_than_the_process_was_given_cores(monkeypatch: pytest.Mo
 
 def test_given_cores_are_those_of_the_affinity() -> None:
     assert 1 <= devices.given_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_free_memory_is_known() -> None:
+    assert 10**7 < free_memory(torch.device("cpu")) < 10**14
+    assert free_memory(torch.device("meta")) > 10**15
+    with simulated_device(1000):
+        kept = torch.zeros(100, device="cuda")
+        torch.zeros(50, device="cuda")
+        # What PyTorch keeps for its next tensors is free.
+        assert free_memory(kept.device) == 600

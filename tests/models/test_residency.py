@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 import torch
 
 from permllm.models.decoder import Decoder
-from permllm.models.residency import Residency
+from permllm.models.residency import ROOM, Residency
+from permllm.testing.device import SimulatedDevice, simulated_device
 from permllm.testing.models import tiny_model
 
 CPU = torch.device("cpu")
@@ -130,3 +132,137 @@ def test_buffers_are_no_narrower_than_the_computation(model, residency) -> None:
         torch.float64,
         torch.int64,
     )
+
+
+@pytest.fixture
+def simulated() -> Iterator[SimulatedDevice]:
+    with simulated_device() as device:
+        yield device
+        assert device.faults == []
+
+
+def fetched(residency: Residency) -> None:
+    """Wait for what is on its way."""
+    assert residency._ahead is not None
+    residency._ahead[1].made.result()
+
+
+def wide_bytes(layer: torch.nn.Module) -> int:
+    return sum(4 * one.numel() for one in layer.parameters())
+
+
+def test_the_next_layer_is_copied_while_one_is_there(residency, simulated) -> None:
+    first, second = residency.layers
+    residency.place(simulated.device, [])
+    around, home = simulated.live_bytes, {one: one.data for one in second.parameters()}
+    with residency.visiting(first, second):
+        fetched(residency)
+        assert simulated.live_bytes - around == wide_bytes(first) + wide_bytes(second)
+        assert types(second) == {torch.bfloat16}
+    assert simulated.live_bytes - around == wide_bytes(second)
+    copied = simulated.copied_to_device
+    with residency.visiting(second):
+        assert simulated.copied_to_device == copied
+        for one in second.parameters():
+            assert one.is_cuda
+            assert torch.equal((one * 2).cpu(), home[one].float() * 2)
+    assert simulated.live_bytes == around
+
+
+def test_what_is_not_wanted_after_all_is_let_go(model, residency, simulated) -> None:
+    first, second = residency.layers
+    residency.place(simulated.device, [])
+    around = simulated.live_bytes
+
+    def fetch() -> None:
+        with residency.visiting(first, second):
+            fetched(residency)
+        assert simulated.live_bytes > around
+
+    fetch()
+    with residency.visiting(first):
+        assert simulated.live_bytes == around + wide_bytes(first)
+    fetch()
+    residency.drop_ahead()
+    assert simulated.live_bytes == around
+    fetch()
+    # Another home is taken at once.
+    weight = second.mlp.up_proj.weight
+    residency.replace(weight, torch.ones_like(weight.data))
+    with residency.visiting(second):
+        assert bool((weight == 1).all())
+    fetch()
+    residency.place(CPU, [])
+    assert simulated.live_bytes == 0
+
+
+def test_nothing_is_fetched_where_a_layer_stays_or_a_cpu_computes(residency) -> None:
+    first, second = residency.layers
+    residency.place(CPU, [])
+    with residency.visiting(first, second):
+        assert residency._ahead is None
+    with simulated_device() as simulated:
+        residency.place(simulated.device, [1])
+        with residency.visiting(first, second):
+            assert residency._ahead is None
+        with residency.visiting(first, first):
+            assert residency._ahead is None
+        residency.place(CPU, [])
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_nothing_is_fetched_where_the_device_has_no_room_for_many(model, short: bool) -> None:
+    residency = Residency(model, list(model.model.layers), torch.float32)
+    first, second = residency.layers
+    with simulated_device() as simulated:
+        residency.place(simulated.device, [])
+        simulated.limit = simulated.live_bytes + wide_bytes(first) + ROOM * wide_bytes(second)
+        simulated.limit -= short
+        torch.cuda.empty_cache()
+        with residency.visiting(first, second):
+            assert (residency._ahead is None) == short
+        residency.place(CPU, [])
+
+
+def test_what_the_thread_fails_at_is_met_where_the_layer_is_wanted(
+    residency, simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = residency.layers
+    residency.place(simulated.device, [])
+    around, visit = simulated.live_bytes, residency.visit
+
+    def fails(*tensors: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        if non_blocking:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return visit(*tensors)
+
+    monkeypatch.setattr(residency, "visit", fails)
+    with residency.visiting(first, second):
+        pass
+    with residency.visiting(second):
+        assert types(second) == {torch.float32}
+    with residency.visiting(first, second):
+        pass
+    simulated.limit = simulated.live_bytes + wide_bytes(second) // 2
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        residency.visiting(second).__enter__()
+    assert types(second) == {torch.bfloat16}
+    assert simulated.live_bytes == around
+
+
+def test_a_model_that_is_called_fetches_its_next_layer_and_keeps_none(model, simulated) -> None:
+    tokens = torch.arange(24).view(2, 12)
+    decoder = Decoder.trace(model, tokens, torch.float32)
+    expected = model.float()(tokens).logits
+    model.bfloat16()
+    decoder.place(simulated.device, ())
+    around, copied = simulated.live_bytes, simulated.copied_to_device
+    with torch.no_grad(), decoder.streamed():
+        assert torch.equal(model(tokens.to("cuda")).logits.cpu(), expected)
+        layers = sum(map(wide_bytes, decoder.layers)) // 2
+        assert simulated.copied_to_device - copied == layers + tokens.nbytes
+        hook = decoder.layers[0].register_forward_hook(lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(tokens.to("cuda"))
+        hook.remove()
+    assert simulated.live_bytes == around

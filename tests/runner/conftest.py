@@ -100,12 +100,27 @@ def brought(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
     counts: Counter[int] = Counter()
     bring = Residency._bring
 
-    def counted(residency: Residency, parameter: torch.nn.Parameter) -> None:
+    def counted(residency: Residency, parameter: torch.nn.Parameter, *copied: Any) -> None:
         counts[id(parameter)] += 1
-        bring(residency, parameter)
+        bring(residency, parameter, *copied)
 
     monkeypatch.setattr(Residency, "_bring", counted)
     return counts
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lists the layers that are fetched while another runs, as each begins to be."""
+    layers: list[int] = []
+    begin = Residency._fetch
+
+    def noted(residency: Residency, layer: torch.nn.Module) -> None:
+        begin(residency, layer)
+        if residency._ahead is not None:
+            layers.append(residency.layers.index(layer))
+
+    monkeypatch.setattr(Residency, "_fetch", noted)
+    return layers
 
 
 @pytest.fixture
@@ -113,7 +128,12 @@ def loop_of(registry: Registry) -> Callable[..., WindowLoop]:
     """The loop of a run on a tiny model in memory; keywords are the pipeline's ``layers``."""
 
     def make(
-        *, tokens: int = 0, stages: Any = None, decoder: Decoder | None = None, **layers: Any
+        *,
+        tokens: int = 0,
+        stages: Any = None,
+        decoder: Decoder | None = None,
+        device: str = "cpu",
+        **layers: Any,
     ) -> WindowLoop:
         section = {"model": {"source": "directory", "path": "."}, "pattern": "2:4"}
         chosen = {"permutation": "none", "window": 1} | layers
@@ -125,7 +145,7 @@ def loop_of(registry: Registry) -> Callable[..., WindowLoop]:
             decoder or Decoder.trace(tiny_model("llama")),
             Run("toy", pipeline, {}, Path()),
             sequences,
-            torch.device("cpu"),
+            torch.empty(0, device=device).device,
             registry.manager.hook,
             stages=stages,
         )

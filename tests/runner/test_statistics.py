@@ -12,6 +12,7 @@ from permllm.errors import RunFailed
 from permllm.models.decoder import Decoder
 from permllm.runner.caching.memo import Stages
 from permllm.runner.caching.store import Cache
+from permllm.testing.device import simulated_device
 from permllm.testing.models import tiny_model
 
 
@@ -61,3 +62,17 @@ def test_layers_that_visit_do_so_once_for_all_batches(loop_of, brought) -> None:
         layers = {id(one) for layer in decoder.layers for one in layer.parameters()}
         assert {brought[one] for one in layers} == {1 if stream == "always" else 0}
     torch.testing.assert_close(sums["always"], sums["never"], rtol=0, atol=0)
+
+
+def test_the_next_layer_is_fetched_while_one_runs(loop_of, ahead) -> None:
+    wanted = [SQUARE_SUM, TOKENS]
+    expected, _ = loop_of(window=2).gathering.of_window(range(2), wanted)
+    with simulated_device() as simulated:
+        loop = loop_of(window=2, device="cuda")
+        loop.decoder.place("cuda", ())
+        sums, _ = loop.gathering.of_window(range(2), wanted)
+        assert simulated.faults == []
+        assert ahead == [1]
+        for group, totals in expected.items():
+            for name, total in totals.items():
+                assert torch.equal(sums[group][name].cpu(), total)

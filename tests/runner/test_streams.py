@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from permllm.models.decoder import Decoder
+from permllm.testing.device import simulated_device
 from permllm.testing.models import tiny_model
 
 
@@ -76,3 +77,21 @@ def test_layers_that_visit_do_so_once_for_all_batches(loop_of, brought, inputs: 
     assert torch.equal(streams["always"].dense, streams["never"].dense)
     assert torch.equal(streams["always"].pruned, streams["never"].pruned)
     assert torch.equal(streams["always"].dense, streams["always"].pruned) == (inputs == "dense")
+
+
+def test_the_next_layer_is_fetched_while_one_runs(loop_of, ahead) -> None:
+    expected = loop_of(window=2)
+    expected.streams.later(range(2), {})
+    expected.streams.catch_up()
+    with simulated_device() as simulated:
+        loop = loop_of(window=2, device="cuda")
+        loop.streams.stream = "always"
+        loop.streams.later(range(2), {})
+        loop.streams.catch_up()
+        assert simulated.faults == []
+        assert torch.equal(loop.streams.dense, expected.streams.dense)
+        # One pass for the dense stream, one for the pruned one.
+        assert ahead == [1, 1]
+        loop.streams.later(range(1), {})
+        loop.streams.catch_up()
+        assert ahead == [1, 1], "a layer that runs in a later window is not fetched"

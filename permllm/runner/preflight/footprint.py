@@ -7,6 +7,7 @@ import math
 import attrs
 
 from permllm.formats.stored import COPIES_SHARE
+from permllm.models.residency import ROOM
 from permllm.models.shape import ModelShape
 from permllm.pipeline.schema import Pipeline
 from permllm.runner.calibration import wished_sequences
@@ -140,6 +141,11 @@ class Footprint:
     @property
     def device(self) -> int:
         """Bytes of the device's memory at the peak; 0 where there is none."""
+        return self.busy + self.numbers.computed * self.ahead
+
+    @property
+    def busy(self) -> int:
+        """Of the device's memory, the bytes of what computes."""
         if self.machine.device is None:
             return 0
         around = self.shape.parameters - self.shape.pruned
@@ -148,8 +154,20 @@ class Footprint:
     def _host(self, exported: int) -> int:
         targets = self.target_bytes + exported
         if self.machine.device is not None:
-            return self.least + targets + self.entering
+            # What is fetched ahead is pinned first, as narrow as it is saved.
+            pinned = self.ahead * (self.numbers.mapped or self.numbers.computed)
+            return self.least + targets + self.entering + pinned
         return self.least + max(self.working + self.target_bytes, targets)
+
+    @property
+    def ahead(self) -> int:
+        """Numbers of a layer that is fetched while another runs, where there is room for many."""
+        device, stream = self.machine.device, self.pipeline.stream
+        whole = self.numbers.computed * self.shape.pruned
+        if device is None or stream == "never" or (stream == "auto" and whole <= SHARE * device):
+            return 0
+        one = self.shape.pruned // max(1, self.shape.layers)
+        return one if ROOM * self.numbers.computed * one <= device - self.busy else 0
 
     @property
     def weights(self) -> int:

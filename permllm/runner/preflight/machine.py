@@ -12,6 +12,7 @@ import torch
 from permllm.available_memory import available_memory
 from permllm.core.precision import has_bfloat16
 from permllm.errors import UserError, nearest
+from permllm.models.devices import free_memory
 
 EFFICIENCY = 0.6
 """Share of a plain matrix product's speed that a whole model reaches, about."""
@@ -131,19 +132,6 @@ def this_machine(device: torch.device) -> Machine:
     return Machine(
         device.type, measured_speed(device), has_bfloat16(device), available_memory(), own
     )
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken on a device; no limit is known of others than CUDA's.
-
-    What PyTorch keeps of CUDA's memory for its next tensors is free, too.
-    """
-    if device.type == "cpu":
-        return available_memory()
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    return 2**63
 
 
 def measured_speed(device: torch.device, seconds: float = 0.3) -> float:

@@ -359,7 +359,9 @@ def test_what_fits_is_found_and_named() -> None:
     assert streamed.startswith("stream: always would need about")
     assert streamed.endswith("GiB there")
     always = attrs.evolve(run, pipeline=attrs.evolve(only, stream="always"))
-    whole = check.estimate(attrs.evolve(plan, runs=(always,)), LARGE, numbers, card)
+    # Where there is no room for it, no layer is fetched ahead.
+    tiny = attrs.evolve(card, device=1)
+    whole = check.estimate(attrs.evolve(plan, runs=(always,)), LARGE, numbers, tiny)
     small = attrs.evolve(card, device=whole.device_bytes - 1)
     smaller = check.fitting(plan, LARGE, numbers, small)
     assert smaller is not None

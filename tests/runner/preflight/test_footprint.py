@@ -108,6 +108,21 @@ def test_processes_of_a_machine_share_what_is_free_there() -> None:
     assert CPU.free == 2**63
 
 
+def test_the_next_layer_is_there_too_if_there_is_room_for_many() -> None:
+    """A device that has no more room than what computes needs is no less enough."""
+    layer = 202_375_168
+    roomy = footprint(stream="always")
+    full = footprint(attrs.evolve(GPU, device=roomy.busy + 8 * 2 * layer - 1), stream="always")
+    assert (roomy.ahead, full.ahead) == (layer, 0)
+    assert full.device == full.busy == roomy.busy
+    assert roomy.device - full.device == roomy.host - full.host == 2 * layer
+    just = footprint(attrs.evolve(GPU, device=roomy.busy + 8 * 2 * layer), stream="always")
+    assert just.ahead == layer
+    assert footprint(stream="auto").ahead == layer
+    for stays in (footprint(depth=8), footprint(stream="never"), footprint(CPU, stream="always")):
+        assert stays.ahead == 0
+
+
 def test_a_device_takes_what_the_machine_else_would() -> None:
     host = footprint(CPU, stream="always")
     assert host.device == 0
