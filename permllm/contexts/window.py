@@ -459,7 +459,7 @@ class Window:
         calls = [self.decoder.embed(self.tokens[part].to(self.device)) for part in parts]
         states = [part.to(self.device) for part in hidden.split(self.batch_size)]
         for layer in range(self.layers.stop, self.model_layers):
-            with self.decoder.visiting([layer]):
+            with self.decoder.visiting([layer], then=layer + 1):
                 states = list(map(partial(self.decoder.run_layer, layer), states, calls))
         return torch.cat(states)
 
