@@ -82,6 +82,24 @@ class Watch(Observer):
         self.live.append(self.device.live_bytes)
 
 
+@attrs.frozen
+class WatchExports(Observer):
+    """Notes what PyTorch keeps of the device, beyond what is in use, when an export begins."""
+
+    name: ClassVar[str] = "watch-exports"
+
+    device: Any
+    kept: list[int] = attrs.field(factory=list)
+
+    def watch(self, out: Path, warn: Any) -> object:
+        return self
+
+    @hookimpl
+    def permllm_progress(self, stage: str, done: int) -> None:
+        if stage.startswith("export (") and not done:
+            self.kept.append(self.device.reserved_bytes - self.device.live_bytes)
+
+
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take as long as the runs."""
@@ -229,6 +247,15 @@ def test_live_bytes_are_flat_from_window_to_window(
     # The buffers of positions are beside them.
     assert around <= watch.live[0] < around + 1000
     assert set(watch.live) == {watch.live[0]}
+
+
+def test_what_learning_left_is_given_back_before_exports(deep: Callable[..., Deep]) -> None:
+    layers = {"permutation": CP, "window": 1}
+    model = deep(2, 32, layers=layers, evaluate=[], export=["masked"])
+    with simulated_device() as device:
+        watch = WatchExports(device)
+        outcome(model.path, "cuda", (watch,))
+    assert watch.kept == [0]
 
 
 @pytest.mark.parametrize(
