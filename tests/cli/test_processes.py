@@ -31,7 +31,7 @@ model: {source: directory, path: model}
 calibration:
   {dataset: {name: text, path: text.txt}, sequences: 12, length: 32, batch_size: 3, held_out: 5}
 pattern: "2:4"
-layers: {window: 1}
+layers: {window: 1, allocation: {name: sensitivity, sequences: 2}}
 matrix:
   include:
     - {layers.permutation: cp, layers.pruner: sparsegpt}

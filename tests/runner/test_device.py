@@ -135,6 +135,8 @@ def test_every_architecture_gives_what_the_cpu_gives(
 ) -> None:
     learner, pruner, window, stream = WAYS[number % len(WAYS)]
     layers = {"permutation": learner, "pruner": pruner, "window": window}
+    if number % 3 == 0:
+        layers["allocation"] = {"name": "sensitivity", "sequences": 2}
     path = write_pipeline(
         ARCHITECTURES[number],
         layers=layers,
