@@ -10,12 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import psutil
 import pytest
-from torchrun import torchrun
+from torchrun import exported, torchrun
 
 from permllm.cli.processes import processes
 from permllm.cli.run import _idle
@@ -72,13 +71,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[...,
     lines = "".join(json.dumps(question) + "\n" for question in questions)
     (folder / "questions.jsonl").write_text(lines)
     return folder
-
-
-def exported(out: Path) -> dict[str, str]:
-    """The hash of every file of tensors that was exported."""
-    files = sorted(out.glob("runs/*/exports/**/*.safetensors"))
-    assert files
-    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def course(out: Path) -> list[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 WAIT = 240.0
@@ -25,3 +26,10 @@ def torchrun(
         timeout=WAIT,
         check=False,
     )
+
+
+def exported(out: Path) -> dict[str, str]:
+    """The hash of every file of tensors that was exported."""
+    files = sorted(out.glob("runs/*/exports/**/*.safetensors"))
+    assert files
+    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}

@@ -9,13 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from torchrun import torchrun
+from torchrun import exported, torchrun
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from permllm.files import read_sealed
@@ -70,13 +69,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_project: Callable[...,
     config.num_hidden_layers, config.layer_types = LAYERS, None
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     return folder
-
-
-def exported(out: Path) -> dict[str, str]:
-    """The hash of every file of tensors that was exported."""
-    files = sorted(out.glob("runs/*/exports/**/*.safetensors"))
-    assert files
-    return {str(path.relative_to(out)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def kept(out: Path) -> dict[str, Any]:
