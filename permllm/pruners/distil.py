@@ -37,7 +37,10 @@ class Distil(TrainingOptions, Pruner):
 
     mask: Pruner = option(factory=Mask, help="pruner that says what is kept")
     learning_rate: float = option(
-        5e-4, help="learning rate at the first step; large models want less", minimum=0
+        5e-4,
+        help="learning rate at the first step; large models want less, and patterns that cut "
+        "little, such as 1e-4 at 6:8",
+        minimum=0,
     )
     weight_decay: float = option(
         0.0, help="decoupled decay of the kept weights towards zero", minimum=0
