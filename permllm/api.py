@@ -160,7 +160,7 @@ def prune(
         device, hook = pick_device(pipeline.device), registry.manager.hook
         chain = decoder, run, sequences, device, hook
         stages = Stages(world=World(shards=pipeline.shards or 1))
-        settings = allocated(*chain, stages=stages)
+        settings = allocated(*chain, constraints=constraints, stages=stages)
         loop = WindowLoop.of(*chain, stages=stages, constraints=constraints, settings=settings)
         return all_pruned(loop)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from permllm.components import Allocation
 from permllm.core.allocation import whole_shares
 from permllm.core.patterns import Pattern
+from permllm.errors import UserError
 from permllm.option import option
 
 if TYPE_CHECKING:
@@ -51,7 +52,18 @@ class Owl(Allocation):
     def allocate(
         self, figures: Mapping[str, float], linears: Mapping[str, PrunedLinear]
     ) -> dict[str, Pattern]:
-        """One N for all linears of a layer."""
+        """One N for all linears of a layer.
+
+        Raises:
+            UserError: layers share a permutation, and so need one pattern.
+        """
+        first = {linear.group: linear.layer for linear in linears.values()}
+        if any(first[linear.group] != linear.layer for linear in linears.values()):
+            raise UserError(
+                "owl gives each layer a pattern of its own, but with 'residual: shared' layers "
+                "share one permutation, which needs one pattern",
+                hint="leave one of the two out, or take the allocation 'sensitivity'",
+            )
         layers = sorted({linear.layer for linear in linears.values()})
         sizes, outliers = dict.fromkeys(layers, 0), dict.fromkeys(layers, 0.0)
         for name, linear in linears.items():

@@ -56,7 +56,7 @@ class Sensitivity(Allocation):
     def figures(self, window: Window) -> dict[str, float]:
         """The KL divergence in nats, by linear and N as in ``model.layers.0.mlp.down_proj 2``.
 
-        Linears that are pruned together have the same.
+        Of linears that are pruned together each has its share.
         """
         rows = window.learning[: min(self.sequences, window.calibration)]
         trials = [
@@ -65,12 +65,10 @@ class Sensitivity(Allocation):
             for n in self.near(window.pattern(groups[0]))
         ]
         own = [trials[place] for place in window.world.own(len(trials))]
-        found = [
-            (f"{linear} {n}", damage)
-            for (groups, n), damage in zip(own, damages(window, own, rows), strict=True)
-            for group in groups
-            for linear in window.groups[group].linears
-        ]
+        found = []
+        for (groups, n), damage in zip(own, damages(window, own, rows), strict=True):
+            linears = [linear for group in groups for linear in window.groups[group].linears]
+            found += [(f"{linear} {n}", damage / len(linears)) for linear in linears]
         return dict(window.world.gathered(found))
 
     def allocate(
@@ -84,7 +82,10 @@ class Sensitivity(Allocation):
         every = self.near(pattern)
         sizes = [sum(linears[name].weights for name in names) for names in groups.values()]
         chosen = cheapest_choices(
-            [[figures[f"{names[0]} {n}"] for n in every] for names in groups.values()],
+            [
+                [sum(figures[f"{name} {n}"] for name in names) for n in every]
+                for names in groups.values()
+            ],
             [[n * size // pattern.m for n in every] for size in sizes],
             pattern.n * sum(sizes) // pattern.m,
         )
@@ -112,8 +113,7 @@ def damages(window: Window, trials: Sequence[tuple[list[str], int]], rows: Tenso
 
     Args:
         window: of one layer.
-        trials: groups, and the N of the pattern's M that they keep; damage of several counts
-            for each as its share.
+        trials: groups, and the N of the pattern's M that they keep.
         rows: ``LongTensor[r]``, the sequences.
     """
     if not trials:
@@ -124,7 +124,7 @@ def damages(window: Window, trials: Sequence[tuple[list[str], int]], rows: Tenso
         together = torch.cat([window.targets(rows), *states])
         ends = window.through_the_rest(together, rows.repeat(len(trials) + 1)).split(len(rows))
         # Logits of one sequence at a time: they are larger than anything else here.
-        for (groups, _), end in zip(trials, ends[1:], strict=True):
+        for end in ends[1:]:
             kl = [
                 float(
                     mean_kl(
@@ -133,7 +133,7 @@ def damages(window: Window, trials: Sequence[tuple[list[str], int]], rows: Tenso
                 )
                 for at, row in enumerate(rows.split(1))
             ]
-            found.append(sum(kl) / len(kl) / len(groups))
+            found.append(sum(kl) / len(kl))
     return found
 
 

@@ -15,7 +15,8 @@ class PrunedLinear:
 
     Attributes:
         layer: its decoder layer, from 0.
-        group: the permutation group that it belongs to; linears of one need one pattern.
+        group: the permutation group that it belongs to, or what several share one permutation by,
+            such as the experts of a layer; linears of one need one pattern.
         shape: ``(C_out, C_in)``.
         pattern: the N:M that the pipeline gives it. M has to divide ``C_in``.
     """

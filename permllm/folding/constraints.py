@@ -30,6 +30,10 @@ class Constraints:
     def __bool__(self) -> bool:
         return bool(self.folds or self.shared or self.kept)
 
+    def order_of(self, group: str) -> str:
+        """Whose permutation a group gets: its own, or that of what it shares one with others by."""
+        return next((what for what, groups in self.shared.items() if group in groups), group)
+
     def leaves_free(self, group: str) -> bool:
         """Whether a group may get any permutation."""
         shares = any(group in groups for groups in self.shared.values())

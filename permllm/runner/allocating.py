@@ -12,6 +12,7 @@ from permllm.components import Allocation
 from permllm.contexts.allocation import PrunedLinear, flaw_of
 from permllm.contexts.sequences import Sequences
 from permllm.contexts.window import Window
+from permllm.folding.constraints import Constraints
 from permllm.given import Giver, by_name, plain_figures
 from permllm.models.decoder import Decoder
 from permllm.models.unchanged import unchanged
@@ -30,12 +31,13 @@ def allocated(
     device: torch.device,
     hook: Any,
     *,
+    constraints: Constraints,
     stages: Stages | None = None,
 ) -> dict[str, LinearSettings]:
     """Pattern, metric and pruner of every linear that a run prunes, as its allocation says.
 
     Args:
-        decoder, run, sequences, device, hook, stages: as for
+        decoder, run, sequences, device, hook, constraints, stages: as for
             :meth:`permllm.runner.window_loop.WindowLoop.of`.
 
     Raises:
@@ -44,7 +46,7 @@ def allocated(
     """
     settings = settle(decoder, run.pipeline)
     allocation = run.pipeline.layers.allocation
-    linears = pruned_linears(decoder, settings, run.pipeline)
+    linears = pruned_linears(decoder, settings, run.pipeline, constraints)
     if allocation is None or not linears:
         return settings
     # Nothing is pruned while it looks: a pruner that trains would do so in vain.
@@ -96,13 +98,16 @@ def figures_of(allocation: Allocation, windows: Iterable[Window]) -> dict[str, f
 
 
 def pruned_linears(
-    decoder: Decoder, settings: Mapping[str, LinearSettings], pipeline: Pipeline
+    decoder: Decoder,
+    settings: Mapping[str, LinearSettings],
+    pipeline: Pipeline,
+    constraints: Constraints,
 ) -> dict[str, PrunedLinear]:
     """The linears that get the pipeline's pattern, since no override gives them another."""
     return {
         linear: PrunedLinear(
             layer=group.layer,
-            group=group.name,
+            group=constraints.order_of(group.name),
             shape=decoder.linears[linear].shape,
             pattern=pipeline.pattern,
         )

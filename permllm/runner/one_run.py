@@ -91,7 +91,7 @@ class OneRun:
             # Before anything is learned.
             shared.layout.check_storable(filter(constraints.leaves_free, self._pruned_groups()))
         chain = shared.decoder, run, sequences, shared.device, shared.reporter.hook
-        settings = allocated(*chain, stages=shared.stages)
+        settings = allocated(*chain, constraints=constraints, stages=shared.stages)
         loop = WindowLoop.of(
             *chain,
             directory=windows,

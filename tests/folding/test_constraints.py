@@ -24,3 +24,8 @@ def test_each_kind_binds_the_groups_that_it_names() -> None:
         assert constraints
         assert not constraints.leaves_free("a")
         assert constraints.leaves_free("b")
+
+
+def test_groups_that_share_a_permutation_are_told_by_what_they_share() -> None:
+    constraints = Constraints(shared={"x": frozenset({"a", "b"}), "y": frozenset({"c"})})
+    assert [constraints.order_of(group) for group in "abcd"] == ["x", "x", "y", "d"]

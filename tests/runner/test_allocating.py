@@ -15,7 +15,7 @@ from permllm.contexts.allocation import PrunedLinear
 from permllm.contexts.window import Window
 from permllm.core.patterns import Pattern
 from permllm.core.statistics import GRAM, Statistic
-from permllm.errors import RunFailed
+from permllm.errors import RunFailed, UserError
 from permllm.formats.loading import load
 from permllm.formats.manifest import read_manifest
 from permllm.hookspecs import hookimpl
@@ -62,6 +62,32 @@ def test_figures_of_one_pattern_are_not_taken_for_another(
         kept = set().union(*by_layer(result).values())
         assert {one.partition(":")[2] for one in kept} == {str(m)}
         assert len(kept) > 1, "groups differ"
+
+
+@pytest.mark.parametrize("name", ["jamba", "mixtral", "qwen2-moe", "gpt-oss"])
+def test_experts_that_share_a_permutation_get_one_pattern(
+    name: str, write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {"permutation": "cp", "allocation": {"name": "sensitivity", "sequences": 2}}
+    path = write_pipeline(name, layers=layers, evaluate=[], export=[])
+    assert run(path, out=tmp_path / "run").runs[1].error is None
+
+
+def test_what_reads_a_residual_stream_in_one_order_gets_one_pattern(
+    write_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    layers = {"permutation": "cp", "window": "all", "residual": "shared", "foldable": True}
+    path = write_pipeline(
+        layers=layers | {"allocation": {"name": "sensitivity", "sequences": 2}}, evaluate=[]
+    )
+    kept: dict[str, set[str]] = {}
+    for report in run(path, out=tmp_path / "run").runs[1].layers:
+        kept.setdefault(report.linear.rpartition(".")[2], set()).add(report.pattern)
+    assert kept["q_proj"] == kept["gate_proj"]
+    assert len(kept["q_proj"]) == 1
+    path = write_pipeline(pattern="4:8", layers=layers | {"allocation": OWL}, evaluate=[])
+    with pytest.raises(UserError, match="owl gives each layer a pattern of its own"):
+        run(path, out=tmp_path / "owl")
 
 
 def test_an_override_keeps_its_own_pattern(
