@@ -118,23 +118,18 @@ def damages(window: Window, trials: Sequence[tuple[list[str], int]], rows: Tenso
     """
     if not trials:
         return []
-    found = []
+    totals = [0.0] * len(trials)
     with torch.autocast(window.device.type, torch.bfloat16, enabled=has_bfloat16(window.device)):
         states = [window.outputs(pruned(window, groups, n), rows) for groups, n in trials]
         together = torch.cat([window.targets(rows), *states])
         ends = window.through_the_rest(together, rows.repeat(len(trials) + 1)).split(len(rows))
         # Logits of one sequence at a time: they are larger than anything else here.
-        for end in ends[1:]:
-            kl = [
-                float(
-                    mean_kl(
-                        *(window.logits(state[at : at + 1], row)[0] for state in (end, ends[0]))
-                    )
-                )
-                for at, row in enumerate(rows.split(1))
-            ]
-            found.append(sum(kl) / len(kl))
-    return found
+        for at, row in enumerate(rows.split(1)):
+            logits = (window.logits(end[at : at + 1], row)[0] for end in ends)
+            dense = next(logits)
+            for place, pruned_there in enumerate(logits):
+                totals[place] += float(mean_kl(pruned_there, dense))
+    return [total / len(rows) for total in totals]
 
 
 def pruned(window: Window, groups: Iterable[str], n: int) -> dict[str, Tensor]:
