@@ -41,6 +41,11 @@ def world_of_processes(
     import torch
     import torch.distributed as dist
 
+    # Its functions take the group that there is when they are defined as a default, and keep it
+    # for good. Threads of that group then outlive `destroy_process_group`, and one that drops a
+    # tensor while Python ends aborts the process. Much of PyTorch imports it when first used.
+    import torch.distributed.nn.functional
+
     address = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
         if os.environ["RANK"] != "0":

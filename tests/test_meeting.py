@@ -86,3 +86,26 @@ def test_one_that_does_not_answer_in_time_is_not_waited_for(tmp_path: Path) -> N
     assert done.returncode != 0
     assert "another process than process 0 of 2 on" in done.stdout
     assert "has ended, or does not answer" in done.stdout
+
+
+ENDING = """\
+from pathlib import Path
+
+from permllm.meeting import world_of_processes
+
+with world_of_processes() as world:
+    import torch._dynamo  # as models do when they are first called
+
+    world.gathered([world.rank])
+print([thread for thread in Path("/proc/self/task").glob("*/comm") if "gloo" in thread.read_text()])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed in /proc")
+def test_no_thread_of_the_connection_outlives_it(tmp_path: Path) -> None:
+    # One that holds a tensor while Python ends aborts the process.
+    script = tmp_path / "ending.py"
+    script.write_text(ENDING)
+    done = torchrun(2, script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["[]", "[]"]
