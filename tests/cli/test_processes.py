@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
-from torchrun import exported, torchrun
+from torchrun import exported, second_killed, torchrun
 
 from permllm.cli.processes import processes
 from permllm.cli.run import _idle
@@ -115,26 +109,11 @@ def test_one_that_is_killed_ends_all_and_is_named_and_one_goes_on_to_the_same_bi
 ) -> None:
     whole = permllm("run", "long.yaml", "--out", "whole", cwd=folder)
     assert whole.returncode == 0, whole.stderr
-    words = ("--nproc-per-node=2", "--standalone", "-m", "permllm", "run", "long.yaml")
-    begun = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *words, "--out", "killed"],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 200
-    second: list[int] = []
-    while time.monotonic() < deadline:
-        if list(folder.glob("killed/runs/*/windows/000.safetensors")):
-            children = psutil.Process(begun.pid).children()
-            second = [one.pid for one in children if one.environ().get("RANK") == "1"]
-            break
-        time.sleep(0.05)
-    assert second, "no window was finished in time"
-    os.kill(second[0], signal.SIGKILL)
-    said = begun.communicate(timeout=120)[1]
-    assert begun.returncode != 0
+    words = ("permllm", "run", "long.yaml", "--out", "killed")
+    first = "killed/runs/*/windows/000.safetensors"
+    killed = second_killed(*words, cwd=folder, when=lambda: any(folder.glob(first)))
+    assert killed.returncode != 0
+    said = killed.stderr
     assert re.search(r"process 1 of 2 on \S+ \(process id \d+\) has ended", said), said
     assert "--out killed --resume" in said
     assert not (folder / "killed" / "results.json").exists()

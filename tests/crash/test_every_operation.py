@@ -17,7 +17,7 @@ from permllm.files import listing
 
 SHARE = os.environ.get("PERMLLM_CRASH")
 
-RUN_SHARE = 1 if SHARE == "full" else int(SHARE or 19)
+RUN_SHARE = 1 if SHARE == "full" else int(SHARE or 29)
 EXPORT_SHARE = 1 if SHARE == "full" else int(SHARE or 7)
 """Every so-manieth operation is tried."""
 
