@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +23,9 @@ from permllm.training.options import TrainingOptions
 if TYPE_CHECKING:
     from permllm.contexts.window import Window
 
+RATE = 0.007
+"""The learning rate over the root mean square of what was cut."""
+
 
 @attrs.frozen
 class Distil(TrainingOptions, Pruner):
@@ -36,10 +40,11 @@ class Distil(TrainingOptions, Pruner):
     name: ClassVar[str] = "distil"
 
     mask: Pruner = option(factory=Mask, help="pruner that says what is kept")
-    learning_rate: float = option(
-        5e-4,
-        help="learning rate at the first step; large models want less, and patterns that cut "
-        "little, such as 1e-4 at 6:8",
+    batch: int = option(2, help="sequences per training step", minimum=1, maximum=4096)
+    learning_rate: float | None = option(  # type: ignore[assignment]
+        None,
+        help="learning rate at the first step; by default a share of the root mean square of what "
+        "was cut, so that it suits large weights and small, and patterns that cut little",
         minimum=0,
     )
     weight_decay: float = option(
@@ -87,7 +92,28 @@ class Distil(TrainingOptions, Pruner):
         Raises:
             RunFailed: the loss is not finite.
         """
-        return self.train(KeptWeights(self, window, weights), window)
+        rate = self.learning_rate
+        if rate is None:
+            rate = RATE * size_of_cut(window, weights, window.linears_of(self))
+        options = attrs.evolve(self, learning_rate=rate)
+        return options.train(KeptWeights(self, window, weights), window)
+
+
+def size_of_cut(window: Window, weights: Mapping[str, Tensor], linears: Iterable[str]) -> float:
+    """The root mean square of what pruning has changed of the dense weights.
+
+    Args:
+        window: has the dense weights.
+        weights: ``[C_out, C_in]`` of every pruned linear.
+        linears: those that count.
+    """
+    squares, count = 0.0, 0
+    for linear in linears:
+        dense = window.weight(linear)
+        cut = dense.float() - weights[linear].to(dense.device).float()
+        squares += cut.pow(2).sum().item()
+        count += cut.numel()
+    return math.sqrt(squares / max(1, count))
 
 
 class KeptWeights(Trainee[dict[str, Tensor]]):
@@ -113,8 +139,8 @@ class KeptWeights(Trainee[dict[str, Tensor]]):
             weight.register_hook(partial(kept, mask=weight.detach() != 0))
         self.optimiser = torch.optim.AdamW(
             self.trained.values(),
-            lr=options.learning_rate,
-            betas=(0.9, 0.95),
+            # Budgets are short: what was averaged over the last ten steps lags behind.
+            betas=(0.6, 0.95),
             weight_decay=options.weight_decay,
             fused=True,
         )

@@ -13,7 +13,7 @@ from permllm.components import Pruner
 from permllm.contexts.window import Window
 from permllm.core.patterns import nm_mask
 from permllm.core.statistics import GRAM
-from permllm.pruners.distil import Distil, KeptWeights
+from permllm.pruners.distil import RATE, Distil, KeptWeights
 from permllm.pruners.learned_mask import LearnedMask
 from permllm.pruners.mask import Mask
 from permllm.pruners.sparsegpt import SparseGpt
@@ -72,6 +72,31 @@ def test_nothing_changes_where_training_does_not_help() -> None:
     assert all(torch.equal(weight, start[linear]) for linear, weight in updated.items())
 
 
+def rates(pruner: Distil, window: Window, start: dict[str, Tensor]) -> list[float]:
+    """The learning rates of a training."""
+    found: list[float] = []
+    window.on_step = lambda step, total, figures: found.append(figures["learning_rate"])
+    pruner.update(window, start)
+    return found
+
+
+def test_the_rate_is_a_share_of_what_was_cut() -> None:
+    window = toy_window()
+    start = pruned(window)
+    cuts = torch.cat([(window.weight(name) - one).flatten() for name, one in start.items()])
+    (rate,) = rates(Distil(steps=1, batch=2), window, start)
+    assert rate == pytest.approx(RATE * cuts.double().square().mean().sqrt().item(), rel=1e-5)
+    (given,) = rates(Distil(steps=1, batch=2, learning_rate=0.25), window, start)
+    assert given == 0.25
+    # What other pruners prune does not count.
+    pruner = Distil(steps=1, batch=2)
+    own = window.linears[0]
+    window.pruners = {name: pruner if name == own else Mask() for name in window.linears}
+    (rate,) = rates(pruner, window, start)
+    cut = (window.weight(own) - start[own]).double()
+    assert rate == pytest.approx(RATE * cut.square().mean().sqrt().item(), rel=1e-5)
+
+
 @attrs.frozen
 class Recorder(Pruner):
     """Gives each argument back, so that it can be seen what it was."""
@@ -127,9 +152,9 @@ def adamw(start: Tensor, gradients: list[Tensor], rates: list[float], decay: flo
     x, mean, square = start.double(), torch.zeros(()), torch.zeros(())
     for t, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
         g = gradient.double() * (start != 0)
-        mean, square = 0.9 * mean + 0.1 * g, 0.95 * square + 0.05 * g * g
+        mean, square = 0.6 * mean + 0.4 * g, 0.95 * square + 0.05 * g * g
         root = (square / (1 - 0.95**t)).sqrt() + 1e-8
-        x = x * (1 - rate * decay) - rate * mean / (1 - 0.9**t) / root
+        x = x * (1 - rate * decay) - rate * mean / (1 - 0.6**t) / root
     return x
 
 
@@ -137,8 +162,7 @@ def adamw(start: Tensor, gradients: list[Tensor], rates: list[float], decay: flo
 def test_kept_weights_take_the_steps_of_adamw(decay: float) -> None:
     window = toy_window()
     start = pruned(window)
-    trainee = KeptWeights(Distil(learning_rate=0.25, weight_decay=decay), window, start)
-    assert [group["lr"] for group in trainee.optimiser.param_groups] == [0.25]
+    trainee = KeptWeights(Distil(weight_decay=decay), window, start)
     rng = torch.Generator().manual_seed(0)
     directions = [
         {name: torch.randn(weight.shape, generator=rng) for name, weight in start.items()}
